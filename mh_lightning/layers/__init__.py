@@ -1,0 +1,5 @@
+"""Layers, usable in plain PyTorch without Lightning."""
+
+from mh_lightning.layers.memory_head import MHLinear
+
+__all__ = ["MHLinear"]

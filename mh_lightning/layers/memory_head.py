@@ -1,0 +1,408 @@
+"""The Memory Head layer."""
+
+import itertools
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mh_lightning import functional as MF
+from mh_lightning.distributed import gather_rows
+from mh_lightning.errors import UserError
+from mh_lightning.layers.psi import PSI_NAMES, psi, resized_shape
+
+DISTANCES = ("cosine", "dot_scaled", "euclidean")
+MEMORY_UPDATES = ("WTA", "vanilla")
+KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
+COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
+
+_forward_order = itertools.count()
+
+
+class _Matched(NamedTuple):
+    """What a training forward leaves behind for the update of the keys."""
+
+    order: int
+    z: Tensor  # (b, d)
+    winners: Tensor  # (b, q)
+    responses: Tensor  # (b, q), of the winners
+
+
+class MHLinear(nn.Module):
+    r"""Linear layer whose weights are blended, for each sample, from key-addressed memory units.
+
+    A sample x is mapped to key space, :math:`z = \psi(x)`, and matched with the keys of m memory units; the best
+    `delta` are blended into its weights:
+
+    .. math:: y = \sum_j \alpha_j M_j x + \mathrm{bias}, \qquad \alpha = \mathrm{softmax}(\gamma\,r(z, K))
+
+    Memories learn by gradient. Keys learn by gradient or, with ``upd_k="ad_hoc_WTA"``, by online k-means; with
+    `scramble`, units that are old and little used are recycled for samples that no key knows. Keys and counters change
+    once for each training forward that is back-propagated, at the end of the backward pass: the training loop is that
+    of `nn.Linear`. Evaluation and ``torch.no_grad()`` forwards change nothing.
+
+    Args:
+        in_features: n.
+        out_features: o.
+        bias: whether each unit holds a bias.
+        shared_keys: one key set for all outputs; otherwise each output has its own keys and units.
+        key_mem_units: memory units m a key set.
+        psi_fn: "identity", "sign", "resize1d", "resize2d" or "resize2d_sign"; see `mh_lightning.layers.psi.psi`.
+        key_size: d, by default n.
+        layer_norm: normalise the input, with a gain and an offset of its own for each unit.
+        delta: units blended for a sample; more than `key_mem_units` is clamped, with a warning.
+        gamma_alpha: inverse temperature of the attention.
+        tau_alpha: winner's response below which a sample may scramble a unit.
+        tau_mu: usage, in samples, below which a unit may be scrambled.
+        tau_eta: age, in samples, from which a unit may be scrambled; also the age at the start.
+        upd_m: "WTA" (only the winner's memory learns) or "vanilla" (all selected ones; also None).
+        upd_k: "ad_hoc_WTA", "grad_WTA" or "grad_not_WTA" (also None).
+        beta_k: step of the ad-hoc key update.
+        scramble: recycle weak units.
+        random_memories: a recycled unit starts from fresh random weights instead of the winner's.
+        detach_gradients: no gradient reaches x through the match (it always does with cosine and gradient keys).
+        distance: "cosine", "dot_scaled" or "euclidean".
+        sigma_eu: width of the euclidean response, in units of squared distance over sqrt(d).
+
+    Attributes:
+        K: keys, (q, m, d) with q = 1 for shared keys, else o: a buffer with ad-hoc keys, else a parameter.
+        M: memory units, (q, m, u). Shared: o rows of n weights and a bias, then with `layer_norm` n gains and n
+            offsets; private: one such row.
+        mu, eta: usage and age of each unit, in samples, (q, m), integer; they move only with `scramble`.
+        key_counter: training samples won by each unit, (q, m), integer.
+        scrambling_count: units recycled, (q,), integer.
+        defer_key_updates: collect the updates until `apply_key_updates` is called; off by default.
+
+    Shape:
+        Input (*, n), or (b, ...) with n numbers a sample, or (b, channels, height, width) for resize2d.
+        Output (*, o) or (b, o).
+
+    Raises:
+        UserError: on contradictory options or an input of the wrong width.
+
+    Source: Tiezzi et al., CoLLAs 2024, section 3.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), MHLinear(8, 3, key_mem_units=5, delta=2))
+        >>> net(torch.randn(16, 4)).shape
+        torch.Size([16, 3])
+    """
+
+    K: Tensor
+    M: nn.Parameter
+    mu: Tensor
+    eta: Tensor
+    key_counter: Tensor
+    scrambling_count: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        shared_keys: bool = True,
+        key_mem_units: int = 2,
+        psi_fn: str = "identity",
+        key_size: int | None = None,
+        layer_norm: bool = False,
+        delta: int = 3,
+        gamma_alpha: float = 0.1,
+        tau_alpha: float = 0.5,
+        tau_mu: int = 100,
+        tau_eta: int = 100,
+        upd_m: str | None = None,
+        upd_k: str | None = None,
+        beta_k: float = 0.001,
+        scramble: bool = False,
+        random_memories: bool = False,
+        detach_gradients: bool = True,
+        distance: str = "cosine",
+        sigma_eu: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = in_features, out_features, bias
+        self.shared_keys, self.key_mem_units = shared_keys, key_mem_units
+        self.psi_fn, self.key_size = psi_fn, in_features if key_size is None else key_size
+        self.layer_norm, self.delta, self.gamma_alpha = layer_norm, delta, gamma_alpha
+        self.tau_alpha, self.tau_mu, self.tau_eta = tau_alpha, tau_mu, tau_eta
+        self.upd_m = "vanilla" if upd_m is None else upd_m
+        self.upd_k = "grad_not_WTA" if upd_k is None else upd_k
+        self.beta_k, self.scramble, self.random_memories = beta_k, scramble, random_memories
+        self.detach_gradients, self.distance, self.sigma_eu = detach_gradients, distance, sigma_eu
+        self._check_options()
+        if delta > key_mem_units:
+            warnings.warn(
+                f"MHLinear: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.", stacklevel=2
+            )
+            self.delta = key_mem_units
+
+        key_sets = 1 if shared_keys else out_features
+        self.unit_outputs = out_features if shared_keys else 1
+        unit_size = self.unit_outputs * (in_features + bias) + 2 * in_features * layer_norm
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.M = nn.Parameter(torch.empty(key_sets, key_mem_units, unit_size, **factory))
+        keys = torch.empty(key_sets, key_mem_units, self.key_size, **factory)
+        if self.upd_k == "ad_hoc_WTA":
+            self.register_buffer("K", keys)
+        else:
+            self.K = nn.Parameter(keys)
+        for name in COUNTERS[:3]:
+            self.register_buffer(name, torch.zeros(key_sets, key_mem_units, dtype=torch.long, device=device))
+        self.register_buffer("scrambling_count", torch.zeros(key_sets, dtype=torch.long, device=device))
+        self.defer_key_updates = False
+        self._pending: list[_Matched] = []
+        self.reset_parameters()
+
+    def _check_options(self) -> None:
+        for name in ("in_features", "out_features", "key_mem_units", "key_size", "delta", "sigma_eu"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"MHLinear: {name} must be positive, got {getattr(self, name)}.")
+        for name, choices in (
+            ("psi_fn", PSI_NAMES),
+            ("distance", DISTANCES),
+            ("upd_m", MEMORY_UPDATES),
+            ("upd_k", KEY_UPDATES),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(f"MHLinear: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        if self.upd_m == "WTA" and self.upd_k == "grad_not_WTA":
+            raise UserError(
+                "MHLinear: upd_m='WTA' needs upd_k='ad_hoc_WTA' or 'grad_WTA', got 'grad_not_WTA' (the default)."
+            )
+        if self.psi_fn in ("identity", "sign") and self.key_size != self.in_features:
+            raise UserError(
+                f"MHLinear: psi_fn={self.psi_fn!r} needs key_size={self.in_features} (in_features), got "
+                f"{self.key_size}; psi_fn='resize1d' can change the size."
+            )
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw memories and keys anew and forget the counters."""
+        self._fill_with_random_memories(self.M)
+        bound = 1 / math.sqrt(self.key_size)
+        nn.init.uniform_(self.K, -bound, bound)
+        if self.distance == "cosine":
+            self.K.copy_(F.normalize(self.K, dim=2))
+        self._reset_counters()
+
+    def _fill_with_random_memories(self, memories: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        bound = 1 / math.sqrt(self.M.shape[2])
+        return nn.init.uniform_(memories, -bound, bound, generator=generator)
+
+    def _reset_counters(self) -> None:
+        for name in COUNTERS:
+            getattr(self, name).fill_(self.tau_eta if name == "eta" else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*, n) to (*, o); see the class."""
+        images, rows, batch_shape = self._arrange(x)
+        device = x.device.type
+        lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.autocast(device, enabled=False):
+            attention, z = self._attend(images)
+            y = self._blend(rows, attention, lower)
+        if self.training and torch.is_grad_enabled() and y.requires_grad:
+            matched = _Matched(
+                next(_forward_order), z.detach(), attention.units[..., 0], attention.responses[..., 0].detach()
+            )
+            self._update_after_backward(y, matched)
+        return y.view(*batch_shape, self.out_features)
+
+    def _arrange(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+        """The input of psi, the input of the units (b, n), and the shape of the batch."""
+        n = self.in_features
+        if self.psi_fn.startswith("resize2d"):
+            if x.dim() != 4 or math.prod(x.shape[1:]) != n:
+                raise UserError(
+                    f"MHLinear: psi_fn={self.psi_fn!r} needs images (b, channels, height, width) of "
+                    f"in_features={n} numbers, got {tuple(x.shape)}."
+                )
+            if min(resized_shape(x.shape[1], x.shape[2], x.shape[3], self.key_size)) < 1:
+                raise UserError(
+                    f"MHLinear: key_size={self.key_size} is too small to resize images of shape "
+                    f"{tuple(x.shape[1:])}; take at least 4 numbers a channel."
+                )
+            return x, x.flatten(1), x.shape[:1]
+        if x.dim() > 0 and x.shape[-1] == n:
+            rows = x.reshape(-1, n)
+            return rows, rows, x.shape[:-1]
+        if x.dim() > 2 and math.prod(x.shape[1:]) == n:
+            rows = x.flatten(1)
+            return rows, rows, x.shape[:1]
+        raise UserError(
+            f"MHLinear: in_features={n} numbers a sample are needed, got an input of shape {tuple(x.shape)}."
+        )
+
+    def _attend(self, x: Tensor) -> tuple[MF.Attention, Tensor]:
+        keys_by_gradient = self.upd_k != "ad_hoc_WTA"
+        if self.detach_gradients and not (self.distance == "cosine" and keys_by_gradient):
+            x = x.detach()
+        # half-precision keys cannot tell close responses apart
+        wide = torch.promote_types(self.K.dtype, torch.float32)
+        z, keys = psi(x.to(wide), self.psi_fn, self.key_size), self.K.to(wide)
+        if self.distance == "cosine":
+            z = F.normalize(z, dim=1)
+            if keys_by_gradient:
+                keys = _Normalised.apply(keys)
+        attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)
+        return attention, z
+
+    def _blend(self, x: Tensor, attention: MF.Attention, lower: torch.dtype | None) -> Tensor:
+        n, (q, m, _) = self.in_features, self.M.shape
+        winner_only = self.upd_m == "WTA"
+        if winner_only and self.upd_k == "grad_WTA":
+            alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
+            attention = attention._replace(alphas=alphas)
+        x = x.to(self.M.dtype)
+        memories: Tensor = self.M
+        if self.layer_norm:
+            # (g W) x + b + (g W) f = W (g (x + f)) + b, so the blended gain and offset move to the input
+            x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5)
+            gain, offset = (
+                self._blend_vectors(part, attention, winner_only) for part in memories[..., -2 * n :].chunk(2, dim=2)
+            )
+            x = gain * (x.unsqueeze(1) + offset)
+            x = x.squeeze(1) if q == 1 else x
+            memories = memories[..., : -2 * n]
+        if self.bias:
+            x = F.pad(x, (0, 1), value=1.0)
+        memories = memories.reshape(q, m, self.unit_outputs, n + self.bias)
+        if lower is not None:
+            x, memories = x.to(lower), memories.to(lower)
+        return MF.blend(x, memories, attention, winner_only).flatten(1)
+
+    @staticmethod
+    def _blend_vectors(vectors: Tensor, attention: MF.Attention, winner_only: bool) -> Tensor:
+        """(q, m, n) vectors of the units, blended for each sample: (b, q, n)."""
+        ones = vectors.new_ones(attention.alphas.shape[0], 1)
+        return MF.blend(ones, vectors.unsqueeze(3), attention, winner_only)
+
+    def _update_after_backward(self, y: Tensor, matched: _Matched) -> None:
+        seen = False  # a graph that is kept may be back-propagated again
+
+        def collect(_: Tensor) -> None:
+            nonlocal seen
+            if seen:
+                return
+            seen = True
+            if not self.defer_key_updates and not self._pending:
+                # memories and keys may only change once the whole backward pass has used them
+                torch.autograd.Variable._execution_engine.queue_callback(self._apply_each)
+            self._pending.append(matched)
+
+        y.register_hook(collect)  # type: ignore[no-untyped-call]
+
+    def _apply_each(self) -> None:
+        for matched in sorted(self._take_pending(), key=lambda one: one.order):
+            self._update(matched.z, matched.winners, matched.responses)
+
+    def _take_pending(self) -> list[_Matched]:
+        pending, self._pending = self._pending, []
+        return pending
+
+    def apply_key_updates(self) -> None:
+        """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
+        been one batch. To be called before each optimizer step, on all ranks.
+        """
+        pending = sorted(self._take_pending(), key=lambda one: one.order)
+        empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
+        zero_sets = empty.new_zeros(0, self.K.shape[0])
+        self._update(
+            torch.cat([empty, *(one.z for one in pending)]),
+            torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
+            torch.cat([zero_sets, *(one.responses for one in pending)]),
+        )
+
+    @torch.no_grad()
+    def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
+        """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q)."""
+        # every rank draws, so that the ranks' generators stay in step; the first row's draw is used
+        seed = torch.randint(2**31, (1,)).to(z.device) if self.random_memories else winners.new_zeros(1)
+        z, winners, responses, seeds = gather_rows(z, winners, responses, seed.expand(z.shape[0]))
+        batch = z.shape[0]
+        if batch == 0:
+            return
+        keys = self.K.to(z.dtype)
+        ad_hoc = self.upd_k == "ad_hoc_WTA"
+        if self.distance == "cosine" and not ad_hoc:
+            keys = F.normalize(keys, dim=2)
+        self.key_counter += _count(winners, self.key_mem_units)
+        if self.scramble:
+            plan = MF.plan_scramble(
+                responses,
+                winners,
+                self.mu,
+                self.eta,
+                tau_alpha=self.tau_alpha,
+                tau_mu=self.tau_mu,
+                tau_eta=self.tau_eta,
+            )
+            keys = MF.replace_rows(keys, plan, z[plan.sample])
+            self.M.copy_(MF.replace_rows(self.M, plan, self._memories_for(plan, int(seeds[0]))))
+            self.mu.copy_(MF.replace_rows(self.mu, plan, torch.zeros_like(plan.unit)))
+            self.scrambling_count += plan.active
+        if ad_hoc:
+            keys = MF.plan_update(
+                keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu
+            )
+            if batch > 1:
+                # the same selection as in the forward, so that ties fall alike
+                winners = MF.match(z, keys, self.distance, self.sigma_eu).topk(self.delta, dim=2).indices[..., 0]
+        self.K.copy_(keys)
+        if self.scramble:
+            wins = _count(winners, self.key_mem_units)
+            self.eta.masked_fill_(wins > 0, 0)
+            self.mu += wins
+            self.eta += batch
+
+    def _memories_for(self, plan: MF.ScramblePlan, seed: int) -> Tensor:
+        if self.random_memories:
+            generator = torch.Generator().manual_seed(seed)
+            return self._fill_with_random_memories(torch.empty(self.M[:, 0].shape), generator).to(self.M)
+        return self.M[torch.arange(self.M.shape[0], device=self.M.device), plan.source]
+
+    def reference_state_dict(self) -> dict[str, Tensor]:
+        """The state in the form of the published code: counters only with `scramble`, and mostly as floats."""
+        state = {"K": self.K.detach().clone(), "M": self.M.detach().clone()}
+        if self.scramble:
+            state |= {name: getattr(self, name).float() for name in COUNTERS[:3]}
+            state["scrambling_count"] = self.scrambling_count.clone()
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not self.scramble and f"{prefix}K" in state_dict:
+            # the published code saves no counters without scrambling
+            for name in COUNTERS:
+                state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """The options that shape the layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias}, "
+            f"key_mem_units={self.key_mem_units}, delta={self.delta}, shared_keys={self.shared_keys}, "
+            f"distance={self.distance}, upd_m={self.upd_m}, upd_k={self.upd_k}, scramble={self.scramble}"
+        )
+
+
+class _Normalised(torch.autograd.Function):
+    """L2-normalised keys whose gradient is that of the normalised keys themselves, as if they had been a leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor) -> Tensor:
+        return F.normalize(keys, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _count(winners: Tensor, units: int) -> Tensor:
+    """How often each unit won: (b, q) to (q, m), integer."""
+    return F.one_hot(winners, units).sum(dim=0)
