@@ -1,0 +1,17 @@
+"""Callbacks: what happens around the training of a method on a stream."""
+
+from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO, TaskCheckpoints
+from mh_lightning.callbacks.continual_metrics import ContinualMetrics
+from mh_lightning.callbacks.memory_heads import MemoryHeadMonitor
+from mh_lightning.callbacks.predictions import PredictionWriter
+from mh_lightning.callbacks.tasks import TaskBoundaries, TaskProgressBar
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "ContinualMetrics",
+    "MemoryHeadMonitor",
+    "PredictionWriter",
+    "TaskBoundaries",
+    "TaskCheckpoints",
+    "TaskProgressBar",
+]

@@ -1,0 +1,256 @@
+"""After each task: the accuracy matrix and all that follows from it, in the logs, on the screen and in files."""
+
+import json
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from mh_lightning.callbacks.plots import accuracy_matrix_figure
+from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, stream_of
+from mh_lightning.distributed import sum_over_ranks
+from mh_lightning.metrics import AccuracyMatrix, continual_metrics
+
+
+class ContinualMetrics(Callback):
+    """Evaluates the whole stream after each task, in one pass over the evaluation data.
+
+    Writes each metric to the loggers, the matrix as a heat map to TensorBoard, and at the end of the fit
+    ``results.json`` and ``accuracy_matrix.png`` into the run folder. Its state is part of every checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, MetricCollection] = {}
+        self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
+        self._counts: dict[str, dict[str, Tensor]] = {}  # (T, T) for each split: correct and total, over all ranks
+        self._seconds_before = 0.0
+        self._started = 0.0
+
+    # --- evaluation
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and the counts, or take them up again."""
+        self._started = time.monotonic()
+        self._prepare(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return  # ranks are summed, so one of them takes up the counts of the checkpoint
+        for split in self._counts.keys() & self._metrics.keys():
+            for metric in self._metrics[split].values(copy_state=False):
+                for name, count in self._counts[split].items():
+                    setattr(metric, name, count.to(pl_module.device))
+                metric._update_count = 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Without a fit, as in `trainer.validate`, the counts start here."""
+        if not is_fitting(trainer):
+            self._prepare(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the counts."""
+        self._prepare(trainer, pl_module)
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stream = stream_of(trainer)
+        splits = ["test"] if trainer.testing else stream.evaluation_splits
+        self._metrics = {split: continual_metrics(stream.num_tasks).to(pl_module.device) for split in splits}
+        self._losses = {split: torch.zeros(2, stream.num_tasks, device=pl_module.device) for split in splits}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch."""
+        if not trainer.sanity_checking:
+            self._count(trainer, outputs, list(self._metrics)[dataloader_idx])
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch."""
+        self._count(trainer, outputs, "test")
+
+    def _count(self, trainer: Trainer, outputs: Any, split: str) -> None:
+        tasks = outputs["tasks"]
+        self._metrics[split].update(outputs["logits"].argmax(dim=1), outputs["targets"], tasks, _row(trainer))
+        losses = torch.stack([outputs["losses"], torch.ones_like(outputs["losses"])])
+        self._losses[split].index_add_(1, tasks, losses)
+
+    # --- reports
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the evaluation found."""
+        if trainer.sanity_checking:
+            return
+        for split in self._metrics:
+            if is_fitting(trainer):
+                self._log_task(trainer, pl_module, split)
+            else:
+                self._report_evaluation(trainer, pl_module, split)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the accuracy of each task."""
+        self._report_evaluation(trainer, pl_module, "test")
+
+    def _log_task(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        task = _row(trainer)
+        results = self._metrics[split].compute()
+        matrix = results.pop("accuracy_matrix")[: task + 1]
+        loss_sums, loss_counts = sum_over_ranks(self._losses[split])
+        self._losses[split].zero_()
+        losses = loss_sums / loss_counts
+        counts = self._accuracy_matrix(split)
+        self._counts[split] = {name: sum_over_ranks(getattr(counts, name)).cpu() for name in ("correct", "total")}
+        scalars = {f"{split}/{name}": float(value) for name, value in results.items()}
+        for other in range(matrix.shape[1]):
+            scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[task, other])
+            scalars[f"{split}_loss_by_task/task_{other + 1}"] = float(losses[other])
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, TensorBoardLogger):
+                # tasks are the axis that matters here, not optimizer steps
+                for name, value in scalars.items():
+                    logger.experiment.add_scalar(name, value, task + 1)
+                figure = accuracy_matrix_figure(_array(matrix), f"{split} accuracy after task {task + 1}")
+                logger.experiment.add_figure(f"{split}/accuracy_matrix", figure, task + 1)
+            else:
+                logger.log_metrics({"task": task + 1, **scalars}, trainer.global_step)
+        pl_module.print(
+            f"After task {task + 1}: {split} average accuracy {results['average_accuracy']:.3f}, "
+            f"forgetting {results['forgetting']:.3f}"
+        )
+
+    def _report_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        correct, total = (
+            sum_over_ranks(getattr(self._accuracy_matrix(split), name)[0]) for name in ("correct", "total")
+        )
+        by_task, overall = correct / total, float(correct.sum() / total.sum())
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            logger.log_metrics({f"{split}/accuracy": overall}, trainer.global_step)
+        pl_module.print(
+            "\n".join(
+                [
+                    f"Accuracy on the {split} samples of all classes: {100 * overall:.1f} %",
+                    *(f"  task {task + 1}: {100 * float(value):5.1f} %" for task, value in enumerate(by_task)),
+                ]
+            )
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write results.json and the figure, and print the table."""
+        summaries = {split: self._summary(split) for split in self._metrics}
+        if any(summary is None for summary in summaries.values()):
+            rank_zero_warn(
+                "No task was evaluated, so there is no results.json; leave trainer.limit_val_batches and "
+                "trainer.max_steps at their defaults to get one."
+            )
+            return
+        if is_trial(trainer):
+            return
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        parameters = list(pl_module.parameters())
+        results = {
+            **(summaries["test"] or {}),
+            "num_tasks": stream_of(trainer).num_tasks,
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "seconds": round(self._seconds(), 3),
+            "parameters": {
+                "total": sum(parameter.numel() for parameter in parameters),
+                "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            },
+        }
+        results |= {split: summary for split, summary in summaries.items() if split != "test"}
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / ".results.json.tmp"
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+        partial.replace(folder / "results.json")
+        matrix = np.array(results["accuracy_matrix"])
+        accuracy_matrix_figure(matrix, "test accuracy").savefig(folder / "accuracy_matrix.png", dpi=150)
+        print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
+
+    def _summary(self, split: str) -> dict[str, Any] | None:
+        if split not in self._counts:
+            return None
+        trained = int((self._counts[split]["total"].sum(dim=1) > 0).sum())
+        values = self._metrics[split].compute()
+        matrix = values.pop("accuracy_matrix")[:trained]
+        return {"accuracy_matrix": matrix.tolist(), **{name: float(value) for name, value in values.items()}}
+
+    def _accuracy_matrix(self, split: str) -> AccuracyMatrix:
+        metric = self._metrics[split]["accuracy_matrix"]
+        assert isinstance(metric, AccuracyMatrix)
+        return metric
+
+    # --- state
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts of all evaluations so far, summed over ranks, and the seconds spent."""
+        return {"counts": self._counts, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the counts until the fit starts."""
+        self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """A readable summary of results.json.
+
+    Example:
+        >>> print(results_table({"accuracy_matrix": [[1.0, 0.0], [0.5, 0.9]], "average_accuracy": 0.7}))
+        <BLANKLINE>
+        Accuracy (%)  task 1 task 2
+        after task 1   100.0    0.0
+        after task 2    50.0   90.0
+        <BLANKLINE>
+        average accuracy           0.700
+    """
+    matrix = results["accuracy_matrix"]
+    shown = range(min(len(matrix[0]), 12))
+    lines = ["", "Accuracy (%) " + "".join(f" {f'task {task + 1}':>6}" for task in shown)]
+    lines += [
+        f"{f'after task {row + 1}':<13}" + "".join(f" {100 * values[task]:6.1f}" for task in shown)
+        for row, values in enumerate(matrix)
+    ]
+    names = [
+        "average_accuracy",
+        "forgetting",
+        "backward_transfer",
+        "forward_transfer",
+        "last_accuracy",
+        "incremental_accuracy",
+        "seconds",
+    ]
+    lines.append("")
+    lines += [f"{name.replace('_', ' '):<22} {results[name]:9.3f}" for name in names if name in results]
+    return "\n".join(lines)
+
+
+def _row(trainer: Trainer) -> int:
+    """The task trained last; outside a fit there is only one row."""
+    return current_task(trainer) if is_fitting(trainer) else 0
+
+
+def _array(matrix: Tensor) -> NDArray[np.float64]:
+    return matrix.to(torch.float64).cpu().numpy()

@@ -1,0 +1,52 @@
+"""Predictions in a file."""
+
+import csv
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from mh_lightning.callbacks.run import run_folder, stream_of
+from mh_lightning.distributed import gather_rows
+
+
+class PredictionWriter(Callback):
+    """``predict`` writes ``predictions.csv`` into the run folder: for each test sample its class, the predicted class
+    and that one's probability.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier predictions."""
+        self._parts = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what will be written."""
+        probabilities, predicted = outputs.max(dim=1)
+        self._parts.append((batch[1].cpu(), predicted.cpu(), probabilities.cpu()))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        columns = gather_rows(*(torch.cat(part).to(pl_module.device) for part in zip(*self._parts, strict=True)))
+        path = run_folder(trainer) / "predictions.csv"
+        if not trainer.is_global_zero:
+            return
+        names = stream_of(trainer).class_names
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "predicted_class", "probability"])
+            for target, predicted, probability in zip(*(column.tolist() for column in columns), strict=True):
+                writer.writerow([names[target], names[predicted], f"{probability:.6f}"])
+        pl_module.print(f"predictions in {path}")

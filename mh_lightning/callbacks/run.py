@@ -1,0 +1,45 @@
+"""What callbacks ask of a trainer: its stream, where in the stream it is, and its run folder."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+def stream_of(trainer: Trainer) -> Any:
+    """The `StreamDataModule` of the run."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def current_task(trainer: Trainer) -> int:
+    """The task of the current epoch, from 0."""
+    task: int = stream_of(trainer).task_of_epoch(trainer.current_epoch)
+    return task
+
+
+def starts_task(trainer: Trainer) -> bool:
+    """Whether the current epoch is the first of its task."""
+    epochs: int = stream_of(trainer).epochs_per_task
+    return trainer.current_epoch % epochs == 0
+
+
+def ends_task(trainer: Trainer) -> bool:
+    """Whether the current epoch is the last of its task."""
+    epochs: int = stream_of(trainer).epochs_per_task
+    return (trainer.current_epoch + 1) % epochs == 0
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether a fit is under way, the evaluations inside it included, the sanity check before it not."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which leaves no files."""
+    trial: bool | int = trainer.fast_dev_run  # type: ignore[attr-defined]
+    return bool(trial)
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where the run keeps its files. All ranks must ask, since rank 0 tells the others."""
+    return Path(trainer.log_dir or trainer.default_root_dir)

@@ -1,0 +1,199 @@
+"""What every method shares: a backbone, a head for all classes, and one optimizer step after another over a stream."""
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.errors import UserError
+from mh_lightning.layers import MHLinear
+
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
+
+
+class Evaluation(TypedDict):
+    """What an evaluation step hands to the callbacks."""
+
+    logits: Tensor  # (b, C)
+    targets: Tensor  # (b,)
+    tasks: Tensor  # (b,)
+    losses: Tensor  # (b,)
+
+
+class ContinualMethod(LightningModule):
+    """A backbone and a head that learn a stream of tasks. Methods override what they do differently.
+
+    The head is made once the data module knows the number of classes, before the fit, and covers all of them. Keys of
+    Memory Heads move once for each optimizer step, whatever the number of micro-batches accumulated for it.
+
+    Args:
+        backbone: maps inputs to features.
+        head: makes the head from the numbers of features and of classes.
+        optimizer: makes the optimizer from the trainable parameters.
+        lr_scheduler: makes the learning-rate scheduler, stepped once an epoch, from the optimizer.
+        reset_optimizer: start each task with a new optimizer and scheduler.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[int, int], nn.Module],
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        reset_optimizer: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head: nn.Module | None = None
+        self._make_head = head
+        self._make_optimizer = optimizer
+        self._make_lr_scheduler = lr_scheduler
+        self.reset_optimizer = reset_optimizer
+
+    # --- the parts that methods override
+
+    def on_task_start(self, task: int) -> None:
+        """Called before the first epoch of a task, counted from 0."""
+
+    def on_task_end(self, task: int) -> None:
+        """Called after the last batch of a task, before it is evaluated."""
+
+    def loss(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
+        """Mean loss of a training batch, from logits (b, C), classes (b,) and tasks (b,)."""
+        return F.cross_entropy(logits, targets)
+
+    # --- the frame
+
+    def configure_model(self) -> None:
+        """Make the head, once."""
+        if self.head is None:
+            num_classes: int = self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
+            self.head = self._make_head(self.backbone.num_features, num_classes)
+
+    def memory_heads(self) -> dict[str, MHLinear]:
+        """All Memory Head layers, by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, MHLinear)}
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features (b, num_features) of a batch of inputs."""
+        features: Tensor = self.backbone(x)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (b, C) of a batch of inputs."""
+        assert self.head is not None, "the head is made when a trainer runs the method"
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all trainable parameters, and the scheduler if there is one."""
+        optimizer = self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self._make_lr_scheduler is None:
+            return optimizer
+        scheduler = self._make_lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "train/loss")},
+            }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """One micro-batch: forward, loss, training curves."""
+        x, targets, tasks = batch
+        logits = self(x)
+        loss = self.loss(logits, targets, tasks)
+        self.log_training(loss, logits, targets)
+        return loss
+
+    def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Training curves: refuses logits that are not finite."""
+        if not bool(loss.detach().isfinite()):
+            raise UserError(
+                f"The training loss became {loss.item()} at step {self.global_step}: the features hold NaN "
+                "or infinite values, or the learning rate (model.init_args.optimizer) is too large."
+            )
+        accuracy = (logits.argmax(dim=1) == targets).float().mean()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/accuracy", accuracy, prog_bar=True)
+
+    def _evaluate(self, batch: Batch) -> Evaluation:
+        x, targets, tasks = batch
+        logits = self(x)
+        if not bool(logits.isfinite().all()):
+            raise UserError(
+                "The model's outputs hold NaN or infinite values; check backbone.checkpoint_path and the "
+                "learning rate (model.init_args.optimizer)."
+            )
+        return Evaluation(
+            logits=logits,
+            targets=targets,
+            tasks=tasks,
+            losses=F.cross_entropy(logits.float(), targets, reduction="none"),
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Evaluate a batch; callbacks make the metrics."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Evaluate a batch; callbacks make the metrics."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class probabilities (b, C)."""
+        return torch.softmax(self(batch[0]).float(), dim=1)
+
+    def on_fit_start(self) -> None:
+        """Let Memory Heads collect their updates until the optimizer steps."""
+        for layer in self.memory_heads().values():
+            layer.defer_key_updates = True
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Update keys and counters from all micro-batches of this step, as if they had been one batch."""
+        for layer in self.memory_heads().values():
+            layer.apply_key_updates()
+
+    def on_fit_end(self) -> None:
+        """Hand Memory Heads back as plain layers."""
+        for layer in self.memory_heads().values():
+            layer.defer_key_updates = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which method, backbone and head the weights belong to."""
+        checkpoint["architecture"] = self._architecture()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint's shapes with this model's.
+
+        Raises:
+            UserError: if the checkpoint belongs to another configuration.
+        """
+        saved, own = checkpoint.get("architecture"), self._architecture()
+        if saved != own:
+            raise UserError(
+                f"ckpt_path: the checkpoint holds {saved or 'no model of mh_lightning'}, but the "
+                f"configuration describes {own}; use the configuration it was trained with."
+            )
+        weights, mine = checkpoint["state_dict"], self.state_dict()
+        for name in sorted(weights.keys() | mine.keys()):
+            if name not in weights or name not in mine or weights[name].shape != mine[name].shape:
+                shapes = [tuple(state[name].shape) if name in state else "nothing" for state in (weights, mine)]
+                raise UserError(
+                    f"ckpt_path: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
+                    f"{shapes[1]}; use the configuration it was trained with."
+                )
+
+    def _architecture(self) -> str:
+        parts = [type(self).__name__, type(self.backbone).__name__]
+        if hasattr(self.backbone, "name"):
+            parts.append(str(self.backbone.name))
+        return "/".join([*parts, type(self.head).__name__])

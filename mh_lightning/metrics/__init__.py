@@ -1,0 +1,23 @@
+"""Continual metrics: classes here, the pure functions in `mh_lightning.metrics.functional`."""
+
+from mh_lightning.metrics.continual import (
+    AccuracyMatrix,
+    AverageAccuracy,
+    BackwardTransfer,
+    Forgetting,
+    ForwardTransfer,
+    IncrementalAccuracy,
+    LastAccuracy,
+    continual_metrics,
+)
+
+__all__ = [
+    "AccuracyMatrix",
+    "AverageAccuracy",
+    "BackwardTransfer",
+    "Forgetting",
+    "ForwardTransfer",
+    "IncrementalAccuracy",
+    "LastAccuracy",
+    "continual_metrics",
+]

@@ -1,0 +1,150 @@
+"""Continual metrics as torchmetrics classes over predictions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from mh_lightning.errors import UserError
+from mh_lightning.metrics import functional as MF
+
+
+class AccuracyMatrix(Metric):
+    """Accuracy on every task after every task.
+
+    `update` counts the predictions of an evaluation that took place after `after_task`; states are sums, so batches
+    may come in any order and from any rank. Tasks are counted from 0.
+
+    Args:
+        num_tasks: T.
+
+    Attributes:
+        correct: (T, T) integer counts, row: after which task, column: of which task.
+        total: (T, T) integer counts.
+
+    Example:
+        >>> metric = AccuracyMatrix(num_tasks=2)
+        >>> metric.update(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1]), after_task=0)
+        >>> metric.compute()
+        tensor([[0.5000, 1.0000],
+                [   nan,    nan]])
+    """
+
+    full_state_update = False
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, num_tasks: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_tasks = num_tasks
+        for name in ("correct", "total"):
+            self.add_state(name, torch.zeros(num_tasks, num_tasks, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor, tasks: Tensor, after_task: int) -> None:
+        """Count a batch.
+
+        Args:
+            predictions: predicted classes, (samples,).
+            targets: classes, (samples,).
+            tasks: task of each sample, (samples,).
+            after_task: the task trained last.
+        """
+        right = predictions == targets
+        self.correct[after_task] += torch.bincount(tasks[right], minlength=self.num_tasks)
+        self.total[after_task] += torch.bincount(tasks, minlength=self.num_tasks)
+
+    def compute(self) -> Tensor:
+        """(T, T) accuracies in [0, 1]; NaN where nothing was evaluated yet."""
+        return self.correct.double() / self.total
+
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        """The accuracies (t, t) and the test samples (t,) of the t tasks trained so far."""
+        trained = int((self.total.sum(dim=1) > 0).sum())
+        if trained == 0 or not (self.total[:trained, :trained] > 0).all():
+            raise UserError(f"{type(self).__name__}: evaluations must cover all tasks seen, after each task in turn.")
+        return AccuracyMatrix.compute(self)[:trained, :trained], self.total[trained - 1, :trained]
+
+
+class AverageAccuracy(AccuracyMatrix):
+    """Mean accuracy over the tasks seen; see `functional.average_accuracy`.
+
+    Example:
+        >>> metric = AverageAccuracy(num_tasks=2)
+        >>> metric.update(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0, 0]), after_task=0)
+        >>> metric.compute().item()
+        0.5
+    """
+
+    def compute(self) -> Tensor:
+        """A fraction in [0, 1]."""
+        return MF.average_accuracy(self._seen()[0])
+
+
+class Forgetting(AccuracyMatrix):
+    """Accuracy lost since each task's best; see `functional.forgetting`."""
+
+    def compute(self) -> Tensor:
+        """A fraction in [-1, 1]."""
+        return MF.forgetting(self._seen()[0])
+
+
+class BackwardTransfer(AccuracyMatrix):
+    """Change of each task's accuracy since it was learnt; see `functional.backward_transfer`.
+
+    Args:
+        num_tasks: T.
+        clip: report at least 0.
+    """
+
+    def __init__(self, num_tasks: int, clip: bool = False, **kwargs: Any) -> None:
+        super().__init__(num_tasks, **kwargs)
+        self.clip = clip
+
+    def compute(self) -> Tensor:
+        """A fraction in [-1, 1]."""
+        return MF.backward_transfer(self._seen()[0], self.clip)
+
+
+class ForwardTransfer(AccuracyMatrix):
+    """Accuracy on tasks before they are learnt; see `functional.forward_transfer`."""
+
+    def compute(self) -> Tensor:
+        """A fraction in [0, 1]."""
+        return MF.forward_transfer(self._seen()[0])
+
+
+class LastAccuracy(AccuracyMatrix):
+    """Accuracy over the test samples of all classes seen; see `functional.last_accuracy`."""
+
+    def compute(self) -> Tensor:
+        """A fraction in [0, 1]."""
+        return MF.last_accuracy(*self._seen())
+
+
+class IncrementalAccuracy(AccuracyMatrix):
+    """Mean of the last accuracy over tasks; see `functional.incremental_accuracy`."""
+
+    def compute(self) -> Tensor:
+        """A fraction in [0, 1]."""
+        return MF.incremental_accuracy(*self._seen())
+
+
+def continual_metrics(num_tasks: int) -> MetricCollection:
+    """All of them, under the names of results.json, sharing one state.
+
+    Example:
+        >>> sorted(continual_metrics(2))[:3]
+        ['accuracy_matrix', 'average_accuracy', 'backward_transfer']
+    """
+    members: dict[str, Metric | MetricCollection] = {
+        "accuracy_matrix": AccuracyMatrix(num_tasks),
+        "average_accuracy": AverageAccuracy(num_tasks),
+        "forgetting": Forgetting(num_tasks),
+        "backward_transfer": BackwardTransfer(num_tasks),
+        "backward_transfer_clipped": BackwardTransfer(num_tasks, clip=True),
+        "forward_transfer": ForwardTransfer(num_tasks),
+        "last_accuracy": LastAccuracy(num_tasks),
+        "incremental_accuracy": IncrementalAccuracy(num_tasks),
+    }
+    return MetricCollection(members, compute_groups=[list(members)])

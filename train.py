@@ -1,0 +1,6 @@
+"""Entry point: ``python train.py fit --config configs/quickstart.yaml``."""
+
+from mh_lightning.cli import main
+
+if __name__ == "__main__":
+    main()
