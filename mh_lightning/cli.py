@@ -1,15 +1,19 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
-import os
+import pickle
+import re
 import sys
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mh_lightning import callbacks
 from mh_lightning.data import StreamDataModule
@@ -28,10 +32,8 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "reload_dataloaders_every_n_epochs": 1,
     "use_distributed_sampler": False,
-    "log_every_n_steps": 5,
+    "log_every_n_steps": 1,
 }
-# the processes that Lightning starts for further devices find rank 0's run folder here
-RUN_FOLDER_VARIABLE = "MH_LIGHTNING_RUN_FOLDER"
 
 
 # each is expected here: the run folder is made before its loggers, and a frozen backbone stays in evaluation mode
@@ -41,6 +43,19 @@ EXPECTED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "The '.*_dataloader' does not have many workers",
     "The `srun` command is available",
+    "You are using a custom batch sampler `StreamBatchSampler`",
+)
+
+
+# the frame that jsonargparse puts around the reason why it refuses a value
+PARSER_NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Problem with given class_path",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
 )
 
 
@@ -68,6 +83,7 @@ class StreamCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
             auto_configure_optimizers=False,
             args=args,
         )
@@ -93,11 +109,14 @@ class StreamCLI(LightningCLI):
         return {name: skip | {"weights_only"} for name, skip in LightningCLI.subcommands().items()}
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        checkpoint = kwargs.get("ckpt_path")
-        if checkpoint is not None and not Path(checkpoint).is_file():
-            raise UserError(f"ckpt_path={str(checkpoint)!r} is no file; give one of a run folder's checkpoints/.")
-        return {**kwargs, "weights_only": True}
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and look at the checkpoint before anything is built."""
+        super().parse_arguments(parser, args)
+        checkpoint = self.config[self.config.subcommand].get("ckpt_path")
+        if checkpoint is not None:
+            _check_checkpoint(Path(checkpoint))
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
@@ -105,11 +124,11 @@ class StreamCLI(LightningCLI):
         if config.experiment is None:
             files = config.get("config") or []
             config.experiment = Path(str(files[-1])).stem if files else "experiment"
-        if "LOCAL_RANK" in os.environ and RUN_FOLDER_VARIABLE in os.environ:
-            self.run_folder = Path(os.environ[RUN_FOLDER_VARIABLE])
+        experiment = Path(config.run_dir) / config.experiment
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.run_folder = _next_version(experiment)
         else:
-            self.run_folder = _next_version(Path(config.run_dir) / config.experiment)
-            os.environ[RUN_FOLDER_VARIABLE] = str(self.run_folder)
+            self.run_folder = experiment / "version_of_rank_0"  # only named here: rank 0 tells the real one
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the loggers, callbacks and the checkpoint writer that the configuration does not replace."""
@@ -131,7 +150,27 @@ class StreamCLI(LightningCLI):
         kwargs["plugins"] = [*plugins, callbacks.AtomicCheckpointIO()]
         kwargs["callbacks"] = [*given, *added]
         kwargs["default_root_dir"] = config.get("default_root_dir") or str(self.run_folder)
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
+
+
+def _check_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"ckpt_path={str(path)!r} is no file; give one of a run folder's checkpoints/.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        complete = "architecture" in content and "state_dict" in content
+    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"ckpt_path={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
+            "which is never loaded."
+        ) from error
+    if not complete:
+        raise UserError(
+            f"ckpt_path={str(path)!r} is no checkpoint of mh_lightning; give one of a run folder's checkpoints/."
+        )
 
 
 def _next_version(folder: Path) -> Path:
@@ -157,6 +196,34 @@ def main(args: ArgsType = None) -> None:
         warnings.filterwarnings("ignore", message)
     try:
         StreamCLI(args)
-    except (UserError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, ArgumentError) as error:
+        sentence = _user_mistake(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _user_mistake(error: BaseException) -> str | None:
+    """What the user did wrong, in one sentence, or None if the error is not of their making."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            # a data loader's worker sends its traceback along
+            return str(cause).rpartition("UserError: ")[2].strip()
+        cause = cause.__cause__ or cause.__context__
+    return _parser_sentence(str(error)) if isinstance(error, ArgumentError) else None
+
+
+def _parser_sentence(message: str) -> str:
+    r"""The one informative line of jsonargparse's report, with the option in front.
+
+    Example:
+        >>> _parser_sentence('Parser key "data":\n  Errors:\n    - Option \'x\' is not accepted\n  Given value: 1')
+        "--data: Option 'x' is not accepted (--help lists what is)."
+    """
+    option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
+    told = [line for line in lines if line and not line.startswith(PARSER_NOISE)] or [" ".join(lines)]
+    reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
+    return f"--{option}: {reason} (--help lists what is)." if option else f"{reason}."

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -53,6 +52,10 @@ def match(z: Tensor, keys: Tensor, distance: str = "cosine", sigma_eu: float = 1
         tensor([[[1.0000, 0.2431]]])
     """
     q, m, d = keys.shape
+    if distance == "euclidean":
+        # distances do not feel a common shift, but the expanded square loses digits to it
+        centre = keys.detach().mean(dim=(0, 1))
+        z, keys = z - centre, keys - centre
     products = F.linear(z, keys.reshape(q * m, d)).view(-1, q, m)
     if distance != "euclidean":
         return products / math.sqrt(d)
@@ -92,8 +95,9 @@ class _Blend(torch.autograd.Function):
         return torch.einsum("bqm,bqmp->bqp", mixing, unit_outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("MHLinear has no second derivatives: create_graph=True cannot pass through it.")
         inputs, memories, mixing, learning, unit_outputs = ctx.saved_tensors
         grad_inputs = grad_memories = grad_mixing = None
         equation = ("bqmp,qmpn->bn", "bqmp,bn->qmpn") if inputs.dim() == 2 else ("bqmp,qmpn->bqn", "bqmp,bqn->qmpn")
@@ -132,6 +136,30 @@ def blend(inputs: Tensor, memories: Tensor, attention: Attention, winner_only: b
         learning = torch.zeros_like(learning).scatter(2, attention.units[..., :1], 1.0) * learning
     blended: Tensor = _Blend.apply(inputs, memories, mixing, learning)
     return blended
+
+
+def blend_vectors(vectors: Tensor, attention: Attention, winner_only: bool = False) -> Tensor:
+    r"""Blend vectors of the units for each sample: :math:`\sum_j \alpha_j v_j`.
+
+    Args:
+        vectors: (q, m, n).
+        attention: from `attend`.
+        winner_only: as in `blend`.
+
+    Returns:
+        (b, q, n).
+
+    Example:
+        >>> equal = attend(torch.zeros(1, 1, 2), delta=2, gamma_alpha=1.0)
+        >>> blend_vectors(torch.tensor([[[1.0], [3.0]]]), equal)
+        tensor([[[2.]]])
+    """
+    mixing = spread(attention, vectors.shape[1]).to(vectors.dtype)
+    if not winner_only:
+        return torch.einsum("bqm,qmn->bqn", mixing, vectors)
+    winners = torch.zeros_like(mixing).scatter(2, attention.units[..., :1], 1.0) * mixing
+    constant = torch.einsum("bqm,qmn->bqn", mixing - winners, vectors.detach())
+    return constant + torch.einsum("bqm,qmn->bqn", winners, vectors)
 
 
 def spread(attention: Attention, units: int) -> Tensor:
@@ -176,14 +204,6 @@ def plan_scramble(
     unit = eta.masked_fill(~weak, -1).argmax(dim=1)
     source = winners.gather(0, sample.unsqueeze(0)).squeeze(0)
     return ScramblePlan((weakest < tau_alpha) & weak.any(dim=1), unit, sample, source)
-
-
-def replace_rows(table: Tensor, plan: ScramblePlan, rows: Tensor) -> Tensor:
-    """Copy of `table` (q, m, ...) in which each active key set's recycled unit holds `rows` (q, ...)."""
-    sets = torch.arange(table.shape[0], device=table.device)
-    kept = table[sets, plan.unit]
-    active = plan.active.view(-1, *[1] * (rows.dim() - 1))
-    return table.index_put((sets, plan.unit), torch.where(active, rows.to(table.dtype), kept))
 
 
 def plan_update(

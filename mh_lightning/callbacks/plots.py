@@ -22,7 +22,7 @@ def accuracy_matrix_figure(matrix: NDArray[np.float64], title: str) -> Figure:
 
 
 def draw_accuracy_matrix(axes: Axes, matrix: NDArray[np.float64], title: str) -> None:
-    """The heat map on given axes. Entries above the diagonal, tasks not learnt yet, are hatched.
+    """The heat map on given axes.
 
     Args:
         axes: where to draw.

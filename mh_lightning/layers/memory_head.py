@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mh_lightning import functional as MF
 from mh_lightning.distributed import gather_rows
 from mh_lightning.errors import UserError
+from mh_lightning.layers.after_backward import after_backward
 from mh_lightning.layers.psi import PSI_NAMES, psi, resized_shape
 
 DISTANCES = ("cosine", "dot_scaled", "euclidean")
@@ -42,7 +43,8 @@ class MHLinear(nn.Module):
     Memories learn by gradient. Keys learn by gradient or, with ``upd_k="ad_hoc_WTA"``, by online k-means; with
     `scramble`, units that are old and little used are recycled for samples that no key knows. Keys and counters change
     once for each training forward that is back-propagated, at the end of the backward pass: the training loop is that
-    of `nn.Linear`. Evaluation and ``torch.no_grad()`` forwards change nothing.
+    of `nn.Linear`. Evaluation and ``torch.no_grad()`` forwards change nothing, and neither do those of a layer whose
+    memories are frozen (``layer.M.requires_grad_(False)``).
 
     Args:
         in_features: n.
@@ -207,12 +209,15 @@ class MHLinear(nn.Module):
         with torch.autocast(device, enabled=False):
             attention, z = self._attend(images)
             y = self._blend(rows, attention, lower)
-        if self.training and torch.is_grad_enabled() and y.requires_grad:
+        y = y.view(*batch_shape, self.out_features)
+        if y.requires_grad:
+            y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
+        if self.training and y.requires_grad and self.M.requires_grad:
             matched = _Matched(
                 next(_forward_order), z.detach(), attention.units[..., 0], attention.responses[..., 0].detach()
             )
-            self._update_after_backward(y, matched)
-        return y.view(*batch_shape, self.out_features)
+            after_backward(y, self, matched, self._end_of_backward)
+        return y
 
     def _arrange(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
         """The input of psi, the input of the units (b, n), and the shape of the batch."""
@@ -259,13 +264,14 @@ class MHLinear(nn.Module):
         if winner_only and self.upd_k == "grad_WTA":
             alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
             attention = attention._replace(alphas=alphas)
-        x = x.to(self.M.dtype)
         memories: Tensor = self.M
+        if lower is not None:
+            x = x.to(memories.dtype)
         if self.layer_norm:
             # (g W) x + b + (g W) f = W (g (x + f)) + b, so the blended gain and offset move to the input
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5)
             gain, offset = (
-                self._blend_vectors(part, attention, winner_only) for part in memories[..., -2 * n :].chunk(2, dim=2)
+                MF.blend_vectors(part, attention, winner_only) for part in memories[..., -2 * n :].chunk(2, dim=2)
             )
             x = gain * (x.unsqueeze(1) + offset)
             x = x.squeeze(1) if q == 1 else x
@@ -277,47 +283,28 @@ class MHLinear(nn.Module):
             x, memories = x.to(lower), memories.to(lower)
         return MF.blend(x, memories, attention, winner_only).flatten(1)
 
-    @staticmethod
-    def _blend_vectors(vectors: Tensor, attention: MF.Attention, winner_only: bool) -> Tensor:
-        """(q, m, n) vectors of the units, blended for each sample: (b, q, n)."""
-        ones = vectors.new_ones(attention.alphas.shape[0], 1)
-        return MF.blend(ones, vectors.unsqueeze(3), attention, winner_only)
-
-    def _update_after_backward(self, y: Tensor, matched: _Matched) -> None:
-        seen = False  # a graph that is kept may be back-propagated again
-
-        def collect(_: Tensor) -> None:
-            nonlocal seen
-            if seen:
-                return
-            seen = True
-            if not self.defer_key_updates and not self._pending:
-                # memories and keys may only change once the whole backward pass has used them
-                torch.autograd.Variable._execution_engine.queue_callback(self._apply_each)
-            self._pending.append(matched)
-
-        y.register_hook(collect)  # type: ignore[no-untyped-call]
-
-    def _apply_each(self) -> None:
-        for matched in sorted(self._take_pending(), key=lambda one: one.order):
-            self._update(matched.z, matched.winners, matched.responses)
-
-    def _take_pending(self) -> list[_Matched]:
-        pending, self._pending = self._pending, []
-        return pending
+    def _end_of_backward(self, collected: list[_Matched]) -> None:
+        collected.sort(key=lambda one: one.order)
+        if self.defer_key_updates:
+            self._pending += collected
+            return
+        with torch.autocast(self.K.device.type, enabled=False):
+            for matched in collected:
+                self._update(matched.z, matched.winners, matched.responses)
 
     def apply_key_updates(self) -> None:
         """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
         been one batch. To be called before each optimizer step, on all ranks.
         """
-        pending = sorted(self._take_pending(), key=lambda one: one.order)
+        pending, self._pending = self._pending, []
         empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
         zero_sets = empty.new_zeros(0, self.K.shape[0])
-        self._update(
-            torch.cat([empty, *(one.z for one in pending)]),
-            torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
-            torch.cat([zero_sets, *(one.responses for one in pending)]),
-        )
+        with torch.autocast(self.K.device.type, enabled=False):
+            self._update(
+                torch.cat([empty, *(one.z for one in pending)]),
+                torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
+                torch.cat([zero_sets, *(one.responses for one in pending)]),
+            )
 
     @torch.no_grad()
     def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
@@ -329,8 +316,7 @@ class MHLinear(nn.Module):
         if batch == 0:
             return
         keys = self.K.to(z.dtype)
-        ad_hoc = self.upd_k == "ad_hoc_WTA"
-        if self.distance == "cosine" and not ad_hoc:
+        if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
         self.key_counter += _count(winners, self.key_mem_units)
         if self.scramble:
@@ -343,29 +329,36 @@ class MHLinear(nn.Module):
                 tau_mu=self.tau_mu,
                 tau_eta=self.tau_eta,
             )
-            keys = MF.replace_rows(keys, plan, z[plan.sample])
-            self.M.copy_(MF.replace_rows(self.M, plan, self._memories_for(plan, int(seeds[0]))))
-            self.mu.copy_(MF.replace_rows(self.mu, plan, torch.zeros_like(plan.unit)))
-            self.scrambling_count += plan.active
-        if ad_hoc:
+            if plan.active.any():
+                keys = self._recycle(keys, z, plan, int(seeds[0]))
+        if self.upd_k == "ad_hoc_WTA":
             keys = MF.plan_update(
                 keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu
             )
             if batch > 1:
                 # the same selection as in the forward, so that ties fall alike
                 winners = MF.match(z, keys, self.distance, self.sigma_eu).topk(self.delta, dim=2).indices[..., 0]
-        self.K.copy_(keys)
+        if keys is not self.K:
+            self.K.copy_(keys)
         if self.scramble:
             wins = _count(winners, self.key_mem_units)
             self.eta.masked_fill_(wins > 0, 0)
             self.mu += wins
             self.eta += batch
 
-    def _memories_for(self, plan: MF.ScramblePlan, seed: int) -> Tensor:
+    def _recycle(self, keys: Tensor, z: Tensor, plan: MF.ScramblePlan, seed: int) -> Tensor:
+        """Overwrite the memories of recycled units and forget their usage; return the keys with theirs replaced."""
+        sets = plan.active.nonzero().squeeze(1)
+        units = plan.unit[sets]
         if self.random_memories:
             generator = torch.Generator().manual_seed(seed)
-            return self._fill_with_random_memories(torch.empty(self.M[:, 0].shape), generator).to(self.M)
-        return self.M[torch.arange(self.M.shape[0], device=self.M.device), plan.source]
+            fresh = self._fill_with_random_memories(torch.empty(self.M[:, 0].shape), generator).to(self.M)
+            self.M[sets, units] = fresh[sets]
+        else:
+            self.M[sets, units] = self.M[sets, plan.source[sets]]
+        self.mu[sets, units] = 0
+        self.scrambling_count[sets] += 1
+        return keys.index_put((sets, units), z[plan.sample[sets]])
 
     def reference_state_dict(self) -> dict[str, Tensor]:
         """The state in the form of the published code: counters only with `scramble`, and mostly as floats."""
@@ -380,6 +373,9 @@ class MHLinear(nn.Module):
             # the published code saves no counters without scrambling
             for name in COUNTERS:
                 state_dict.setdefault(prefix + name, getattr(self, name))
+        for name in COUNTERS:
+            if prefix + name in state_dict:  # the published code counts in floats
+                state_dict[prefix + name] = state_dict[prefix + name].long()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

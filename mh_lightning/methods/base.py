@@ -1,6 +1,7 @@
 """What every method shares: a backbone, a head for all classes, and one optimizer step after another over a stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypedDict
 
 import torch
@@ -76,7 +77,8 @@ class ContinualMethod(LightningModule):
         """Make the head, once."""
         if self.head is None:
             num_classes: int = self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
-            self.head = self._make_head(self.backbone.num_features, num_classes)
+            with _blame("model.init_args.head"):
+                self.head = self._make_head(self.backbone.num_features, num_classes)
 
     def memory_heads(self) -> dict[str, MHLinear]:
         """All Memory Head layers, by name."""
@@ -95,10 +97,12 @@ class ContinualMethod(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
-        optimizer = self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        with _blame("model.init_args.optimizer"):
+            optimizer = self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         if self._make_lr_scheduler is None:
             return optimizer
-        scheduler = self._make_lr_scheduler(optimizer)
+        with _blame("model.init_args.lr_scheduler"):
+            scheduler = self._make_lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {
                 "optimizer": optimizer,
@@ -197,3 +201,12 @@ class ContinualMethod(LightningModule):
         if hasattr(self.backbone, "name"):
             parts.append(str(self.backbone.name))
         return "/".join([*parts, type(self.head).__name__])
+
+
+@contextmanager
+def _blame(option: str) -> Iterator[None]:
+    """Tell the option whose object cannot be made."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option}: {str(error).rstrip('.')}.") from error

@@ -26,9 +26,8 @@ class AccuracyMatrix(Metric):
     Example:
         >>> metric = AccuracyMatrix(num_tasks=2)
         >>> metric.update(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1]), after_task=0)
-        >>> metric.compute()
-        tensor([[0.5000, 1.0000],
-                [   nan,    nan]])
+        >>> metric.compute().tolist()
+        [[0.5, 1.0], [nan, nan]]
     """
 
     full_state_update = False

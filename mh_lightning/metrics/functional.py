@@ -19,6 +19,7 @@ def average_accuracy(matrix: Tensor) -> Tensor:
         matrix: (t, t).
 
     Example:
+        >>> import torch
         >>> average_accuracy(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
         tensor(0.7000)
     """
@@ -32,6 +33,7 @@ def forgetting(matrix: Tensor) -> Tensor:
         matrix: (t, t).
 
     Example:
+        >>> import torch
         >>> forgetting(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
         tensor(0.5000)
     """
@@ -48,6 +50,7 @@ def backward_transfer(matrix: Tensor, clip: bool = False) -> Tensor:
         clip: report at least 0, as the code published with the Memory Head does.
 
     Example:
+        >>> import torch
         >>> backward_transfer(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
         tensor(-0.5000)
     """
@@ -65,6 +68,7 @@ def forward_transfer(matrix: Tensor) -> Tensor:
         matrix: (t, t).
 
     Example:
+        >>> import torch
         >>> forward_transfer(torch.tensor([[1.0, 0.2], [0.5, 0.9]]))
         tensor(0.2000)
     """
@@ -82,6 +86,7 @@ def last_accuracy(matrix: Tensor, samples: Tensor) -> Tensor:
         samples: test samples :math:`n_j` of each task, (t,).
 
     Example:
+        >>> import torch
         >>> last_accuracy(torch.tensor([[1.0, 0.0], [0.5, 0.9]]), torch.tensor([10, 30]))
         tensor(0.8000)
     """
@@ -96,6 +101,7 @@ def incremental_accuracy(matrix: Tensor, samples: Tensor) -> Tensor:
         samples: test samples of each task, (t,).
 
     Example:
+        >>> import torch
         >>> incremental_accuracy(torch.tensor([[1.0, 0.0], [0.5, 0.9]]), torch.tensor([10, 30]))
         tensor(0.9000)
     """
