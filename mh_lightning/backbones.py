@@ -100,7 +100,7 @@ class TimmBackbone(Backbone):
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
         if image_size is not None and image_size < 1:
             raise UserError(f"backbone.image_size must be positive, got {image_size}.")
-        self.frozen, self.normalize_features = frozen, normalize_features
+        self.name, self.frozen, self.normalize_features = name, frozen, normalize_features
         model = _create_model(name, pretrained, checkpoint_path, map_by_order, image_size)
         self.model: nn.Module = model
         self.num_features = int(getattr(model, "head_hidden_size", model.num_features))

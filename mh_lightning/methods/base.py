@@ -58,6 +58,8 @@ class ContinualMethod(LightningModule):
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
         self.reset_optimizer = reset_optimizer
+        self._optimizer_settings: dict[str, str] = {}
+        self._settings_of_checkpoint: dict[str, str] | None = None
 
     # --- the parts that methods override
 
@@ -99,10 +101,16 @@ class ContinualMethod(LightningModule):
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
         with _blame("model.init_args.optimizer"):
             optimizer = self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        self._optimizer_settings = {name: str(value) for name, value in optimizer.defaults.items()}
         if self._make_lr_scheduler is None:
             return optimizer
         with _blame("model.init_args.lr_scheduler"):
             scheduler = self._make_lr_scheduler(optimizer)
+        self._optimizer_settings |= {
+            f"lr_scheduler.{name}": str(value)
+            for name, value in scheduler.state_dict().items()
+            if not name.startswith("_")
+        }
         if isinstance(scheduler, ReduceLROnPlateau):
             return {
                 "optimizer": optimizer,
@@ -157,7 +165,19 @@ class ContinualMethod(LightningModule):
         return torch.softmax(self(batch[0]).float(), dim=1)
 
     def on_fit_start(self) -> None:
-        """Let Memory Heads collect their updates until the optimizer steps."""
+        """Let Memory Heads collect their updates until the optimizer steps.
+
+        Raises:
+            UserError: on resuming with other settings of the optimizer, which the checkpoint's would silently replace.
+        """
+        saved, own = self._settings_of_checkpoint, self._optimizer_settings
+        changed = [] if saved is None else [name for name in sorted(saved | own) if saved.get(name) != own.get(name)]
+        if saved is not None and changed:
+            name = changed[0]
+            raise UserError(
+                f"ckpt_path: the checkpoint's optimizer has {name}={saved.get(name)}, the configuration says "
+                f"{own.get(name)}; a resumed run keeps its optimizer, so use the settings it was trained with."
+            )
         for layer in self.memory_heads().values():
             layer.defer_key_updates = True
 
@@ -172,8 +192,9 @@ class ContinualMethod(LightningModule):
             layer.defer_key_updates = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which method, backbone and head the weights belong to."""
+        """Note which method, backbone, head and optimizer the state belongs to."""
         checkpoint["architecture"] = self._architecture()
+        checkpoint["optimizer_settings"] = self._optimizer_settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint's shapes with this model's.
@@ -181,6 +202,7 @@ class ContinualMethod(LightningModule):
         Raises:
             UserError: if the checkpoint belongs to another configuration.
         """
+        self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
         saved, own = checkpoint.get("architecture"), self._architecture()
         if saved != own:
             raise UserError(

@@ -1,0 +1,130 @@
+"""The frame that all methods share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from mh_lightning import MHLinear
+from mh_lightning.backbones import Identity, TimmBackbone
+from mh_lightning.callbacks import ContinualMetrics, TaskBoundaries
+from mh_lightning.data import Tensors
+from mh_lightning.errors import UserError
+from mh_lightning.methods import FineTuning
+
+
+class Diary(FineTuning):
+    """Writes down what happens when."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Identity(4), nn.Linear, **options)
+        self.diary: list[str] = []
+        self.optimizers_seen: list[int] = []
+
+    def on_task_start(self, task: int) -> None:
+        self.diary.append(f"start {task}")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        self.diary.append("step")
+        optimizer = self.trainer.optimizers[0]
+        if id(optimizer) not in self.optimizers_seen:
+            self.optimizers_seen.append(id(optimizer))
+            self.kept = [*getattr(self, "kept", []), optimizer]  # so that no id is given out again
+        return super().training_step(batch, batch_idx)
+
+    def on_task_end(self, task: int) -> None:
+        self.diary.append(f"end {task}")
+
+    def on_validation_start(self) -> None:
+        self.diary.append("evaluate")
+
+
+@pytest.fixture
+def stream() -> Callable[..., Tensors]:
+    def make(**options: Any) -> Tensors:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(4).repeat(6)
+        inputs = nn.functional.one_hot(labels).float() + 0.1 * torch.randn(24, 4, generator=generator)
+        return Tensors(inputs, labels, inputs, labels, **{"increment": 2, "batch_size": 6, **options})
+
+    return make
+
+
+def fit(method: FineTuning, stream: Tensors, folder: Path, **options: Any) -> Trainer:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False, max_epochs=-1, reload_dataloaders_every_n_epochs=1,
+                      num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=folder,
+                      callbacks=[TaskBoundaries(), ContinualMetrics()], **options)  # fmt: skip
+    trainer.fit(method, datamodule=stream)
+    return trainer
+
+
+def test_tasks_start_train_end_and_are_evaluated(stream: Callable[..., Tensors], tmp_path: Path) -> None:
+    method = Diary()
+    trainer = fit(method, stream(epochs_per_task=2), tmp_path)
+    steps = ["step"] * 4
+    assert method.diary == ["start 0", *steps, "end 0", "evaluate", "start 1", *steps, "end 1", "evaluate"]
+    assert trainer.current_epoch == 4
+    assert (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_optimizer_is_made_anew_when_asked(stream: Callable[..., Tensors], tmp_path: Path, reset: bool) -> None:
+    method = Diary(reset_optimizer=reset)
+    fit(method, stream(), tmp_path)
+    assert len(method.optimizers_seen) == (2 if reset else 1)
+
+
+def test_optimizer_without_reset_keeps_its_moments(stream: Callable[..., Tensors], tmp_path: Path) -> None:
+    for reset, steps in ((False, 4), (True, 2)):
+        method = Diary(reset_optimizer=reset, optimizer=torch.optim.Adam)
+        trainer = fit(method, stream(), tmp_path)
+        (state, *_) = trainer.optimizers[0].state.values()
+        assert state["step"] == steps
+
+
+def test_frozen_backbone_is_out_of_the_optimizer_and_the_graph(stream: Callable[..., Tensors], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 3] * 2)
+    method = FineTuning(TimmBackbone("test_resnet", image_size=32), nn.Linear)
+    before = {name: value.clone() for name, value in method.backbone.state_dict().items()}
+    trainer = fit(method, Tensors(images, labels, images, labels, increment=2, batch_size=4), tmp_path)
+    assert sum(len(group["params"]) for group in trainer.optimizers[0].param_groups) == 2
+    assert not any(module.training for module in method.backbone.modules())
+    assert all(torch.equal(value, before[name]) for name, value in method.backbone.state_dict().items())
+    assert not method.features(torch.zeros(1, 3, 32, 32)).requires_grad
+
+
+def test_keys_move_once_a_step_inside_lightning_and_at_once_outside(
+    stream: Callable[..., Tensors], tmp_path: Path
+) -> None:
+    def head(features: int, classes: int) -> MHLinear:
+        return MHLinear(features, classes, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+
+    method = FineTuning(Identity(4), head)
+    fit(method, stream(), tmp_path, accumulate_grad_batches=2)
+    layer = method.head
+    assert isinstance(layer, MHLinear)
+    assert layer.key_counter.sum() == 24
+    layer.train()
+    layer(torch.randn(5, 4)).sum().backward()
+    assert layer.key_counter.sum() == 29
+
+
+def test_the_head_is_told_when_it_cannot_be_made(stream: Callable[..., Tensors], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.init_args\.head"):
+        fit(FineTuning(Identity(4), nn.Bilinear), stream(), tmp_path)
+
+
+def test_outputs_that_are_not_finite_are_refused(stream: Callable[..., Tensors], tmp_path: Path) -> None:
+    class Broken(Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 0
+
+    with pytest.raises(UserError, match="NaN"):
+        fit(FineTuning(Broken(4), nn.Linear), stream(), tmp_path)

@@ -1,0 +1,253 @@
+"""The command line as a user runs it, on a tiny stream."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mh_lightning.cli import main
+from tests.conftest import results_of, weights_of
+
+Run = Callable[..., Path]
+Refuses = Callable[..., str]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert results_of(one) == results_of(other)
+    ours, theirs = weights_of(one), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_run_folder_holds_everything(run: Run, tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("fit", tiny_config)
+    assert folder.parts[-2:] == ("tiny", "version_0")
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "accuracy_matrix.png",
+        "checkpoints/last.ckpt",
+        "checkpoints/task_1.ckpt",
+        "checkpoints/task_2.ckpt",
+        "checkpoints/task_3.ckpt",
+    } <= files
+    results = json.loads((folder / "results.json").read_text())
+    fractions = ("average_accuracy", "forward_transfer", "last_accuracy", "incremental_accuracy")
+    assert all(0 <= results[name] <= 1 for name in fractions)
+    assert -1 <= results["backward_transfer"] <= results["backward_transfer_clipped"] <= 1
+    matrix = torch.tensor(results["accuracy_matrix"])
+    assert matrix.shape == (3, 3)
+    assert results["average_accuracy"] == pytest.approx(matrix[-1].mean().item())
+    assert matrix[0, 0] > 0.9  # the first task is learnt
+    assert (results["num_tasks"], results["seed"]) == (3, 3)
+    assert results["seconds"] > 0
+    units = 8 * 6 * (16 + 1)
+    assert results["parameters"] == {"total": units, "trainable": units}
+    assert set(results["validation"]) >= {"accuracy_matrix", "average_accuracy"}
+    printed = capsys.readouterr().out
+    assert "Task 3 of 3: classes 4, 5" in printed
+    assert "average accuracy" in printed
+
+
+def test_tensorboard_shows_tasks_and_the_inside_of_the_head(run: Run, tiny_config: Path) -> None:
+    events = EventAccumulator(str(run("fit", tiny_config)))
+    events.Reload()
+    tags = events.Tags()
+    assert {
+        "train/loss",
+        "train/accuracy",
+        "test/average_accuracy",
+        "test/forgetting",
+        "validation/last_accuracy",
+        "test_accuracy_by_task/task_3",
+        "test_loss_by_task/task_1",
+        "memory_head/head/scrambles",
+        "memory_head/head/dead_units",
+    } <= set(tags["scalars"])
+    assert {"memory_head/head/usage", "memory_head/head/age"} <= set(tags["histograms"])
+    assert "test/accuracy_matrix" in tags["images"]
+    assert [event.step for event in events.Scalars("test/average_accuracy")] == [1, 2, 3]
+
+
+def test_saved_and_printed_configurations_run_again(
+    run: Run, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run("fit", tiny_config)
+    again = run("fit", first / "config.yaml", "--experiment", "again")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        main(["fit", "--config", str(tiny_config), "--print_config"])
+    assert exit_info.value.code == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert_same_run(first, again)
+    assert_same_run(first, run("fit", printed))
+
+
+def test_another_seed_gives_another_run(run: Run, tiny_config: Path) -> None:
+    one, other = weights_of(run("fit", tiny_config)), weights_of(run("fit", tiny_config, "--seed_everything", "4"))
+    assert not torch.equal(one["head.M"], other["head.M"])
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_killed_and_resumed_equals_uninterrupted(run: Run, tiny_config: Path, tmp_path: Path, epoch: int) -> None:
+    killer = tmp_path / "killer.py"
+    killer.write_text(
+        "import os, signal\n"
+        "from lightning.pytorch import Callback\n"
+        "class Killer(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *rest):\n"
+        f"        if trainer.current_epoch == {epoch}:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[1]
+    killed = subprocess.run(
+        [sys.executable, "train.py", "fit", "--config", str(tiny_config), "--run_dir", str(tmp_path / "killed"),
+         "--trainer.callbacks+=killer.Killer"],
+        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    last = tmp_path / "killed" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] == epoch - 1
+    assert_same_run(run("fit", tiny_config), run("fit", tiny_config, "--ckpt_path", str(last)))
+
+
+def test_resumed_after_a_task_equals_uninterrupted(run: Run, tiny_config: Path) -> None:
+    whole = run("fit", tiny_config)
+    resumed = run("fit", tiny_config, "--ckpt_path", str(whole / "checkpoints" / "task_2.ckpt"))
+    assert_same_run(whole, resumed)
+
+
+def test_accumulated_micro_batches_equal_one_batch(run: Run, tiny_config: Path) -> None:
+    exact = ("--trainer.precision", "64-true")
+    whole = run("fit", tiny_config, *exact)
+    halves = run("fit", tiny_config, *exact, "--data.init_args.batch_size", "8", "--trainer.accumulate_grad_batches",
+                 "2")  # fmt: skip
+    for name, value in weights_of(whole).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(weights_of(halves)[name], value, rtol=0, atol=1e-6)
+        else:
+            assert torch.equal(weights_of(halves)[name], value)
+
+
+def test_validate_test_and_predict(run: Run, tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = run("fit", tiny_config)
+    checkpoint = ("--ckpt_path", str(fitted / "checkpoints" / "last.ckpt"))
+    last_accuracy = results_of(fitted)["last_accuracy"]
+    capsys.readouterr()
+    run("test", tiny_config, *checkpoint)
+    assert f"test samples of all classes: {100 * last_accuracy:.1f} %" in capsys.readouterr().out
+    run("validate", tiny_config, *checkpoint)
+    assert "validation samples of all classes" in capsys.readouterr().out
+    rows = (run("predict", tiny_config, *checkpoint) / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "class,predicted_class,probability"
+    columns = [row.split(",") for row in rows[1:]]
+    assert len(columns) == 30
+    assert sum(row[0] == row[1] for row in columns) / 30 == pytest.approx(last_accuracy)
+
+
+def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path) -> None:
+    exact = ("--trainer.precision", "64-true")
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "train.py", "fit", "--config", str(tiny_config), "--run_dir", str(tmp_path / "two"),
+               "--trainer.devices", "2", "--trainer.strategy", "ddp", *exact]  # fmt: skip
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    one, two = run("fit", tiny_config, *exact), tmp_path / "two" / "tiny" / "version_0"
+    assert [path.name for path in two.parent.iterdir()] == ["version_0"]
+    for name, value in weights_of(one).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(weights_of(two)[name], value, rtol=0, atol=1e-6)
+        else:
+            assert torch.equal(weights_of(two)[name], value)
+    ours, theirs = results_of(one), results_of(two)
+    assert torch.allclose(torch.tensor(ours["accuracy_matrix"]), torch.tensor(theirs["accuracy_matrix"]))
+    assert ours["average_accuracy"] == pytest.approx(theirs["average_accuracy"])
+
+
+def test_nothing_is_written_by_a_trial_run(run: Run, tiny_config: Path) -> None:
+    folder = run("fit", tiny_config, "--trainer.fast_dev_run", "true")
+    assert not list(folder.rglob("*.ckpt"))
+    assert not (folder / "results.json").exists()
+
+
+def test_the_sanity_check_changes_nothing(run: Run, tiny_config: Path) -> None:
+    assert_same_run(run("fit", tiny_config), run("fit", tiny_config, "--trainer.num_sanity_val_steps", "2"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.init_args.head.init_args.upd_k", "grad_not_WTA"], ["model.init_args.head", "upd_m", "upd_k"]),
+        (["--model.init_args.head.init_args.distance", "manhattan"], ["distance", "manhattan", "euclidean"]),
+        (["--model.init_args.head.class_path", "torch.nn.Linearr"], ["model.head", "Linearr"]),
+        (["--model.init_args.head.init_args.unit", "3"], ["model.head", "unit"]),
+        (["--model.init_args.backbone.init_args.num_features", "5"], ["num_features", "5", "16"]),
+        (["--model.init_args.backbone.class_path", "mh_lightning.backbones.Nothing"], ["backbone", "Nothing"]),
+        (["--model.init_args.optimizer.init_args.lr", "-1"], ["model.init_args.optimizer", "-1"]),
+        (["--model.init_args.optimizer.init_args.lr", "1e37"], ["learning rate"]),
+        (["--data", "mh_lightning.data.Nothing"], ["data", "Nothing"]),
+        (["--data.init_args.path", "/nowhere.npz"], ["data.path", "/nowhere.npz"]),
+        (["--data.init_args.increment", "4"], ["data.increment", "4", "6 classes"]),
+        (["--data.init_args.increment", "two"], ["data.increment", "two"]),
+        (["--data.init_args.class_order", "[0, 1]"], ["data.class_order", "[0, 1]"]),
+        (["--data.init_args.epochs_per_task", "0"], ["data.epochs_per_task", "0"]),
+        (["--data.init_args.nonsense", "1"], ["data", "nonsense"]),
+        (["--trainer.max_epochs", "5"], ["trainer.max_epochs", "5", "3 tasks"]),
+        (["--trainer.reload_dataloaders_every_n_epochs", "2"], ["reload_dataloaders_every_n_epochs", "2"]),
+        (["--trainer.devices", "many"], ["trainer", "devices"]),
+        (["--trainer.nonsense", "1"], ["trainer.nonsense"]),
+        (["--config", "/nowhere.yaml"], ["config", "/nowhere.yaml"]),
+        (["--ckpt_path", "/nowhere.ckpt"], ["ckpt_path", "/nowhere.ckpt"]),
+        (["--run_dir", "/proc/nowhere"], ["run_dir", "/proc/nowhere"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_get_one_sentence(refuses: Refuses, tiny_config: Path, options: list[str], words: list[str]) -> None:
+    sentence = refuses("fit", tiny_config, *options)
+    assert all(word in sentence for word in words), sentence
+    assert len(sentence) < 400
+
+
+def test_delta_above_the_units_is_clamped_with_a_warning(run: Run, tiny_config: Path) -> None:
+    with pytest.warns(UserWarning, match="delta=99 is more than key_mem_units=8"):
+        run("fit", tiny_config, "--model.init_args.head.init_args.delta", "99")
+
+
+def test_wrong_checkpoints_are_refused(run: Run, refuses: Refuses, tiny_config: Path, tmp_path: Path) -> None:
+    checkpoint = run("fit", tiny_config) / "checkpoints" / "task_1.ckpt"
+    damaged, foreign, evil = (tmp_path / name for name in ("damaged.ckpt", "foreign.ckpt", "evil.ckpt"))
+    damaged.write_bytes(checkpoint.read_bytes()[:3000])
+    torch.save({"state_dict": {}}, foreign)
+    torch.save({"state_dict": {}, "architecture": RunsCode(tmp_path / "executed")}, evil)
+    for path, options, words in (
+        (damaged, [], ["ckpt_path", "damaged"]),
+        (foreign, [], ["ckpt_path", "no checkpoint of mh_lightning"]),
+        (evil, [], ["ckpt_path", "never loaded"]),
+        (checkpoint, ["--model.init_args.head.init_args.key_mem_units", "9"], ["head.K", "(1, 8, 16)", "(1, 9, 16)"]),
+        (checkpoint, ["--model.init_args.head", "torch.nn.Linear"], ["MHLinear", "Linear"]),
+        (checkpoint, ["--data.init_args.increment", "3"], ["class_groups"]),
+        (checkpoint, ["--model.init_args.optimizer.init_args.lr", "0.5"], ["lr=0.01", "0.5"]),
+    ):
+        sentence = refuses("fit", tiny_config, "--ckpt_path", str(path), *options)
+        assert all(word in sentence for word in words), sentence
+    assert not (tmp_path / "executed").exists()
+
+
+class RunsCode:
+    """Unpickling this makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.marker),)

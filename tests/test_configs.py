@@ -1,0 +1,54 @@
+"""Every shipped configuration runs, on a few tiny samples."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMALL = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator",
+         "cpu", "--model.init_args.backbone.init_args.image_size", "32")  # fmt: skip
+FEW = ("--data.init_args.max_train_samples", "40", "--data.init_args.max_test_samples", "20")
+
+
+def write_fashion_mnist(root: Path) -> None:
+    """The four idx files, with 8 training and 4 test images of each class."""
+    generator = np.random.default_rng(0)
+    for name, samples in (("train", 80), ("t10k", 40)):
+        images = generator.integers(0, 256, (samples, 28, 28), dtype=np.uint8)
+        labels = np.arange(samples, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = np.array([8 * 256 + array.ndim, *array.shape], dtype=">i4").tobytes()
+            (root / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+def write_images(root: Path) -> None:
+    """Three classes of noise."""
+    generator = np.random.default_rng(0)
+    for split, samples in (("train", 6), ("test", 3)):
+        for name in ("apple", "pear", "plum"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(samples):
+                pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
+    options = list(SMALL)
+    if config.stem == "fashion_mnist":
+        write_fashion_mnist(tmp_path)
+        options += ["--data.init_args.root", str(tmp_path)]
+    if config.stem == "image_folder":
+        write_images(tmp_path / "images")
+        options += ["--data.init_args.root", str(tmp_path / "images")]
+    else:
+        options += FEW
+    folder = run("fit", config, *options)
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)
+    assert folder.parent.name == config.stem
