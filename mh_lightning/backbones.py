@@ -1,9 +1,8 @@
 """Backbones: modules that turn inputs into feature vectors, with the transforms that their inputs need."""
 
+import difflib
 import importlib.util
 import logging
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ import numpy as np
 import timm
 import timm.data
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UNREADABLE, UserError, reason_of
+
+# above the values that models start from, and exact in float32 with some thousand tensors
+FIRST_MARK = 1000
 
 
 class Backbone(nn.Module):
@@ -92,10 +93,7 @@ class TimmBackbone(Backbone):
         normalize_features: bool = False,
     ) -> None:
         super().__init__()
-        if not timm.is_model(name.split(".")[0]) and not name.startswith("hf-hub:"):
-            close = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
-            hint = f" Close names: {', '.join(close)}." if close else " timm.list_models() lists the names."
-            raise UserError(f"backbone.name={name!r} is no model that timm knows.{hint}")
+        _check_name(name)
         if pretrained and checkpoint_path is not None:
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
         if image_size is not None and image_size < 1:
@@ -110,6 +108,19 @@ class TimmBackbone(Backbone):
         if frozen:
             self.requires_grad_(False)
             self.train(False)
+        if image_size is not None:
+            self._try(image_size)
+
+    def _try(self, image_size: int) -> None:
+        training = self.training
+        try:
+            with torch.no_grad():
+                self.eval()(torch.zeros(1, *self._data_config["input_size"]))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"backbone.image_size={image_size} does not suit {self.name!r}: {reason_of(error)}."
+            ) from error
+        self.train(training)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Set the training mode; a frozen backbone stays in evaluation mode."""
@@ -127,41 +138,69 @@ class TimmBackbone(Backbone):
         return transform
 
 
+def _check_name(name: str) -> None:
+    architecture = name.partition(".")[0]
+    if name.startswith("hf-hub:"):
+        return
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), 3) or ["timm.list_models() lists them"]
+        raise UserError(f"backbone.name={name!r} is no model that timm knows; close names: {', '.join(close)}.")
+    if name != architecture and name not in timm.list_pretrained(f"{architecture}.*"):
+        raise UserError(f"backbone.name={name!r}: timm knows the model {architecture!r}, but no such weights of it.")
+
+
 def _create_model(
     name: str, pretrained: bool, checkpoint_path: str | None, map_by_order: bool, image_size: int | None
 ) -> Any:
     options: dict[str, Any] = {"num_classes": 0}
     if image_size is not None and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = image_size
-    if checkpoint_path is None:
-        try:
-            return timm.create_model(name, pretrained=pretrained, **options)
-        except Exception as error:
-            if not pretrained:
-                raise
-            raise UserError(
-                f"backbone.pretrained=true: timm could not get the weights of {name!r} "
-                f"({_first_line(error)}); without a network, give checkpoint_path."
-            ) from error
-    path = _resolve(checkpoint_path)
-    overlay = _weights_overlay(name, path, map_by_order)
+    if checkpoint_path is not None:
+        return _load_model(name, _resolve(checkpoint_path), map_by_order, options)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"backbone.pretrained=true: timm could not get the weights of {name!r} "
+            f"({reason_of(error)}); without a network, give checkpoint_path."
+        ) from error
+
+
+def _load_model(name: str, path: Path, map_by_order: bool, options: dict[str, Any]) -> Any:
+    whole = timm.create_model(name, pretrained=False).state_dict()
+    weights = _read_weights(path)
     unfit = f"backbone.checkpoint_path={str(path)!r} does not fit {name!r}"
     advice = "give the file of this model, or map_by_order=true if only the names differ"
-    models = []
-    # timm names every tensor that it does not use; the sentence below is enough
+
+    def load(**source: Any) -> Any:
+        try:
+            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
+        except (RuntimeError, LookupError, ValueError, AttributeError) as error:
+            raise UserError(f"{unfit}: {reason_of(error)}; {advice}.") from error
+
+    if map_by_order:
+        weights = _map_by_order(weights, whole, path, name)
+    elif path.suffix == ".npz" and not whole.keys() & weights.keys():
+        return load(file=str(path), custom_load=True)  # the model family's own layout, read without pickle
+    # timm names each tensor that it does not use; one sentence is enough
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
-    with torch.random.fork_rng(devices=[]):
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            try:
-                models.append(timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options))
-            except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-                raise UserError(f"{unfit}: {_first_line(error)}; {advice}.") from error
-    # without its classifier timm loads what it finds: what still depends on the seed was not in the file
-    model, other = models
-    missing = [key for key, value in model.state_dict().items() if not torch.equal(value, other.state_dict()[key])]
+    # without its classifier timm loads what it finds: numbers in place of the weights tell what went where
+    marks = {key: torch.full_like(value, FIRST_MARK + place, dtype=torch.promote_types(value.dtype, torch.int32))
+             for place, (key, value) in enumerate(weights.items())}  # fmt: skip
+    marked = load(state_dict=marks, custom_load=False).state_dict()
+    found = {key: int(value.flatten()[0].round()) - FIRST_MARK for key, value in marked.items() if value.numel()}
+    missing = [key for key, place in found.items()
+               if place not in range(len(weights)) and not key.endswith("num_batches_tracked")]  # fmt: skip
     if missing:
         raise UserError(f"{unfit}: it lacks {len(missing)} of the model's tensors, {missing[0]!r} first; {advice}.")
+    classifier = whole.keys() - marked.keys()
+    unused = [key for place, key in enumerate(weights) if place not in found.values() and key not in classifier]
+    if len(unused) > len(weights) / 10:  # timm drops a few on purpose, but not a larger model's
+        raise UserError(f"{unfit}: the model has no place for {len(unused)} of its tensors, {unused[0]!r} first; "
+                        f"{advice}.")  # fmt: skip
+    model = load(state_dict=weights, custom_load=False)
     model.pretrained_cfg.pop("state_dict", None)
     return model
 
@@ -170,7 +209,10 @@ def _resolve(checkpoint_path: str) -> Path:
     path = Path(checkpoint_path).expanduser()
     if checkpoint_path.startswith("package://"):
         package, _, file = checkpoint_path.removeprefix("package://").partition("/")
-        spec = importlib.util.find_spec(package) if package else None
+        try:
+            spec = importlib.util.find_spec(package) if package else None
+        except (ImportError, ValueError):
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
                 f"backbone.checkpoint_path={checkpoint_path!r} needs the Python package {package!r}, which "
@@ -184,58 +226,37 @@ def _resolve(checkpoint_path: str) -> Path:
     return path
 
 
-def _weights_overlay(name: str, path: Path, map_by_order: bool) -> dict[str, Any]:
-    """What timm is to load: a state dict, or the path of a file in the model family's own .npz layout."""
-    expected = timm.create_model(name, pretrained=False).state_dict()
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                if not map_by_order and not expected.keys() & set(arrays.files):
-                    return {"file": str(path), "custom_load": True}
-                state = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+                weights = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         else:
-            state = timm.models.load_state_dict(str(path), weights_only=True)
-        tensors_only = all(isinstance(value, Tensor) for value in state.values())
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        AttributeError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        SafetensorError,
-    ) as error:
+            weights = timm.models.load_state_dict(str(path), weights_only=True)
+        tensors_only = all(isinstance(value, Tensor) for value in weights.values())
+    except UNREADABLE as error:
         raise UserError(
-            f"backbone.checkpoint_path={str(path)!r} is no readable weights file ({_first_line(error)}); "
+            f"backbone.checkpoint_path={str(path)!r} is no readable weights file ({reason_of(error)}); "
             "it may be damaged, or hold more than tensors."
         ) from error
-    if not tensors_only or not state:
+    if not tensors_only or not weights:
         raise UserError(f"backbone.checkpoint_path={str(path)!r} holds something other than named tensors.")
-    if map_by_order:
-        state = _map_by_order(state, expected, path)
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise UserError(f"backbone.checkpoint_path={str(path)!r} holds NaN or infinite values, in {broken[0]!r} first.")
-    return {"state_dict": state, "custom_load": False}
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"backbone.checkpoint_path={str(path)!r} holds NaN or infinite values, in {key!r} first.")
+    return weights
 
 
-def _map_by_order(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _map_by_order(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
     if len(state) != len(expected):
         raise UserError(
-            f"backbone.map_by_order: {str(path)!r} holds {len(state)} tensors, the model "
-            f"{len(expected)}; they must be as many."
+            f"backbone.map_by_order: {str(path)!r} holds {len(state)} tensors, "
+            f"{name!r} {len(expected)}; they must be as many."
         )
     for (key, wanted), (given_key, given) in zip(expected.items(), state.items(), strict=True):
         if wanted.shape != given.shape:
             raise UserError(
                 f"backbone.map_by_order: tensor {given_key!r} of {str(path)!r} has shape "
-                f"{tuple(given.shape)}, but {key!r} of the model, at its place, {tuple(wanted.shape)}."
+                f"{tuple(given.shape)}, but {key!r} of {name!r}, at its place, {tuple(wanted.shape)}."
             )
     return dict(zip(expected, state.values(), strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".:")

@@ -1,6 +1,5 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
-import pickle
 import re
 import sys
 import warnings
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mh_lightning import callbacks
 from mh_lightning.data import StreamDataModule
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UNREADABLE, UserError
 from mh_lightning.methods import ContinualMethod
 
 DEFAULT_CALLBACKS = (
@@ -162,7 +161,7 @@ def _check_checkpoint(path: Path) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         complete = "architecture" in content and "state_dict" in content
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"ckpt_path={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
             "which is never loaded."
@@ -209,8 +208,7 @@ def _user_mistake(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
-            # a data loader's worker sends its traceback along
-            return str(cause).rpartition("UserError: ")[2].strip()
+            return str(cause)
         cause = cause.__cause__ or cause.__context__
     return _parser_sentence(str(error)) if isinstance(error, ArgumentError) else None
 

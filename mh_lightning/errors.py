@@ -1,4 +1,11 @@
-"""The one exception for mistakes that a user can make and mend."""
+"""Mistakes that a user can make and mend."""
+
+import pickle
+import struct
+import zipfile
+import zlib
+
+from safetensors import SafetensorError
 
 
 class UserError(ValueError):
@@ -7,3 +14,35 @@ class UserError(ValueError):
     The message is one sentence that names the option, what it got and what would do. The command line prints it and
     exits with code 2; in Python it is an ordinary `ValueError`.
     """
+
+    def __init__(self, message: str) -> None:
+        # a data loader's worker wraps the sentence into its traceback
+        super().__init__(message.rpartition("mh_lightning.errors.UserError: ")[2].strip())
+
+
+# what libraries raise on files that are damaged or hold something else
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    LookupError,
+    struct.error,
+    zlib.error,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+)
+
+
+def reason_of(error: Exception) -> str:
+    r"""The first sentence of an error's message, to be put into one's own.
+
+    Example:
+        >>> reason_of(ValueError("It is too long. Try less.\nSee above."))
+        'It is too long'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".:")

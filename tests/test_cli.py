@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mh_lightning.cli import main
 from tests.conftest import results_of, weights_of
+from tests.test_configs import SMALL, write_images
 
 Run = Callable[..., Path]
 Refuses = Callable[..., str]
@@ -216,6 +218,47 @@ def test_mistakes_get_one_sentence(refuses: Refuses, tiny_config: Path, options:
     sentence = refuses("fit", tiny_config, *options)
     assert all(word in sentence for word in words), sentence
     assert len(sentence) < 400
+
+
+def test_broken_images_and_weights_are_named_before_training(refuses: Refuses, tmp_path: Path) -> None:
+    config = Path(__file__).parents[1] / "configs" / "image_folder.yaml"
+    images, weights = tmp_path / "images", tmp_path / "weights.pth"
+    write_images(images)
+    weights.write_bytes(b"no weights")
+    here = ("--data.init_args.root", str(images), *SMALL)
+    backbone = "--model.init_args.backbone.init_args."
+    assert "resnet999" in refuses("fit", config, *here, f"{backbone}name", "resnet999")
+    assert "weights.pth" in refuses("fit", config, *here, f"{backbone}checkpoint_path", str(weights))
+    assert "missing.pth" in refuses("fit", config, *here, f"{backbone}checkpoint_path", str(tmp_path / "missing.pth"))
+    assert "resnet18" in refuses("fit", config, *here, f"{backbone}name", "resnet18")
+    broken = images / "train" / "pear" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert str(broken) in refuses("fit", config, *here)
+    broken.unlink()
+    for image in (images / "test" / "plum").iterdir():
+        image.unlink()
+    assert "plum" in refuses("fit", config, *here)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("y_test", 7, ["test labels", "0 to 5", "7"]), ("x_train", float("nan"), ["train inputs", "NaN", "sample 4"])],
+)
+def test_broken_tensors_are_named_before_training(
+    refuses: Refuses, tiny_config: Path, tiny_stream: Path, tmp_path: Path, name: str, value: float, words: list[str]
+) -> None:
+    entries = load_file(tiny_stream)
+    entries[name][4] = value
+    path = tmp_path / "broken.safetensors"
+    save_file(entries, path)
+    sentence = refuses("fit", tiny_config, "--data.init_args.path", str(path))
+    assert all(word in sentence for word in words), sentence
+
+
+def test_the_progress_bar_tells_the_task(run: Run, tiny_config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run("fit", tiny_config, "--trainer.enable_progress_bar", "true")
+    captured = capfd.readouterr()
+    assert "Task 2 of 3, epoch 1 of 2" in captured.out + captured.err
 
 
 def test_delta_above_the_units_is_clamped_with_a_warning(run: Run, tiny_config: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.stream import Splits, StreamDataModule
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 FILES = ("train", "t10k")
 # the fourth byte of an idx file says how many dimensions follow; the third, 8, that values are unsigned bytes
@@ -57,6 +57,12 @@ class FashionMNIST(StreamDataModule):
             )
             for name in FILES
         )
+        for name, part in zip(FILES, (train, test), strict=True):
+            if len(part.inputs) != len(part.labels):
+                raise UserError(
+                    f"data.root={str(folder)!r}: {name} holds {len(part.inputs)} images, but {len(part.labels)} "
+                    "labels; fetch the files again."
+                )
         return Splits(train, test, torchvision.datasets.FashionMNIST.classes)
 
     def _folder(self) -> Path | None:
@@ -81,5 +87,5 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
         if header[0] != UNSIGNED_BYTES * 256 + dimensions:
             raise ValueError("wrong header")
         return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:]).copy()
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"data.root: {str(path)!r} is a damaged idx file ({error}); fetch it again.") from error
+    except UNREADABLE as error:
+        raise UserError(f"data.root: {str(path)!r} is a damaged idx file ({reason_of(error)}).") from error

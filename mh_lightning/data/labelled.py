@@ -86,7 +86,7 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, split: str) -> Non
 def check_finite(inputs: Sequence[str] | Tensor, split: str) -> None:
     """Refuse NaN and infinite values in tensors."""
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
-        broken = (~inputs.flatten(1).isfinite().all(dim=1)).nonzero()
+        broken = (~inputs.reshape(len(inputs), -1).isfinite().all(dim=1)).nonzero()
         if len(broken):
             raise UserError(
                 f"data: {split} inputs hold NaN or infinite features, in sample {int(broken[0])} first; "

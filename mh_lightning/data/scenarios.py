@@ -41,6 +41,8 @@ def class_groups(
         )
     if class_order is not None and class_order_seed is not None:
         raise UserError("data.class_order and data.class_order_seed exclude each other; give one.")
+    if class_order_seed is not None and not 0 <= class_order_seed < 2**32:
+        raise UserError(f"data.class_order_seed must lie in [0, 2**32), got {class_order_seed}.")
     order = list(range(num_classes)) if class_order is None else list(class_order)
     if class_order_seed is not None:
         order = np.random.RandomState(class_order_seed).permutation(num_classes).tolist()

@@ -16,7 +16,7 @@ from mh_lightning.backbones import Backbone
 from mh_lightning.data.labelled import Labelled, StreamDataset, check_finite, check_labels
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import class_groups, class_incremental
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, reason_of
 
 
 class Splits(NamedTuple):
@@ -79,6 +79,13 @@ class StreamDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}.")
+        for name, limit in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
+            if limit is not None and limit < 1:
+                raise UserError(f"data.{name} must be at least 1, got {limit}.")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers must not be negative, got {num_workers}.")
+        if not 0 <= split_seed < 2**32:
+            raise UserError(f"data.split_seed must lie in [0, 2**32), got {split_seed}.")
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction must lie in [0, 1), got {validation_fraction}.")
         self.increment, self.first_task_size = increment, first_task_size
@@ -155,8 +162,8 @@ class StreamDataModule(LightningDataModule):
             )
         except ValueError as error:
             raise UserError(
-                f"data.{option}={size} leaves some class of the {len(samples.labels)} samples without any: "
-                f"{str(error).rstrip('.')}."
+                f"data.{option}={size} cannot be drawn from the {len(samples.labels)} samples with each class on both "
+                f"sides: {reason_of(error)}."
             ) from error
         return [np.sort(part) for part in parts]
 

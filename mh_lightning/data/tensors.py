@@ -1,7 +1,5 @@
 """Streams over any tensors, given in Python or in a file."""
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.stream import Splits, StreamDataModule
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 ENTRIES = ("x_train", "y_train", "x_test", "y_test")
 
@@ -78,26 +75,15 @@ class TensorFile(StreamDataModule):
             raise UserError(f"data.path={self.path!r} is no file; give a .safetensors, .npz or .pt file.")
         try:
             entries = _read(path)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            RuntimeError,
-            AttributeError,
-            TypeError,
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-            SafetensorError,
-        ) as error:
-            reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
+        except UNREADABLE as error:
             raise UserError(
-                f"data.path={self.path!r} cannot be read ({reason}); it may be damaged, or hold more than tensors."
+                f"data.path={self.path!r} cannot be read ({reason_of(error)}): damaged, or not only tensors."
             ) from error
         missing = [name for name in ENTRIES if name not in entries]
         if missing:
             raise UserError(
                 f"data.path={self.path!r} lacks the entries {', '.join(missing)}; it has "
-                f"{', '.join(sorted(entries)) or 'none'}."
+                f"{', '.join(sorted(map(str, entries))) or 'none'}."
             )
         return _as_splits(entries, self._given_classes, f"data.path={self.path!r}")
 
@@ -117,7 +103,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str) -> Splits:
     def labelled(split: str) -> Labelled:
         x, y = torch.as_tensor(entries[f"x_{split}"]), torch.as_tensor(entries[f"y_{split}"])
-        if y.dim() != 1 or y.is_floating_point() or y.is_complex() or len(x) != len(y) or not len(y):
+        if x.dim() == 0 or x.is_complex():
+            raise UserError(
+                f"{source}: x_{split} must hold real samples in its rows, got shape {tuple(x.shape)} of {x.dtype}."
+            )
+        integers = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+        if y.dim() != 1 or not integers or len(x) != len(y) or not len(y):
             raise UserError(
                 f"{source}: y_{split} must hold one integer for each of the {len(x)} samples of x_{split}, "
                 f"got shape {tuple(y.shape)} of {y.dtype}."

@@ -38,7 +38,7 @@ class ClassMeans(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits (b, C); classes not seen yet get the lowest finite value."""
         means = self.sums / self.counts.clamp_min(1).unsqueeze(1)
-        logits = -torch.cdist(features.double(), means).square().to(features.dtype)
+        logits = -torch.cdist(features.double(), means).square().to(torch.promote_types(features.dtype, torch.float32))
         return logits.masked_fill(self.counts == 0, torch.finfo(logits.dtype).min / 2)
 
 

@@ -1,5 +1,6 @@
 """Continual metrics as torchmetrics classes over predictions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +54,13 @@ class AccuracyMatrix(Metric):
         self.correct[after_task] += torch.bincount(tasks[right], minlength=self.num_tasks)
         self.total[after_task] += torch.bincount(tasks, minlength=self.num_tasks)
 
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped: Callable[..., Any] = super()._wrap_compute(compute)
+        if type(self) is not AccuracyMatrix:
+            return wrapped
+        # torchmetrics makes a scalar of a single entry, but one task still has a matrix
+        return lambda: wrapped().reshape(self.num_tasks, self.num_tasks)
+
     def compute(self) -> Tensor:
         """(T, T) accuracies in [0, 1]; NaN where nothing was evaluated yet."""
         return self.correct.double() / self.total
@@ -61,7 +69,9 @@ class AccuracyMatrix(Metric):
         """The accuracies (t, t) and the test samples (t,) of the t tasks trained so far."""
         trained = int((self.total.sum(dim=1) > 0).sum())
         if trained == 0 or not (self.total[:trained, :trained] > 0).all():
-            raise UserError(f"{type(self).__name__}: evaluations must cover all tasks seen, after each task in turn.")
+            raise UserError(
+                f"{type(self).__name__}: evaluations must cover all tasks, those to come included, after each in turn."
+            )
         return AccuracyMatrix.compute(self)[:trained, :trained], self.total[trained - 1, :trained]
 
 

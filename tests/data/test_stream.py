@@ -1,0 +1,205 @@
+"""The data module: splits, subsets, the order of training, checkpoints."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.data import StreamDataModule, Tensors
+from tests.data.refusal import refused, refused_stream
+
+COUNTS = (40, 20, 30, 10)  # training samples of each class
+
+
+def stream(**options: object) -> Tensors:
+    """Four unequal classes; each sample is its own number, test samples from 1000."""
+    y_train = torch.tensor(COUNTS).cumsum(0)
+    labels = torch.searchsorted(y_train, torch.arange(sum(COUNTS)), right=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(100.0).view(-1, 1)
+    return Tensors(numbers, labels[order], numbers[:40] + 1000, labels[order][:40], **options)
+
+
+def attach(
+    module: StreamDataModule, epoch: int = 0, rank: int = 0, ranks: int = 1, backbone: Backbone | None = None
+) -> StreamDataModule:
+    """A stand-in for the trainer."""
+    module.trainer = SimpleNamespace(
+        current_epoch=epoch, global_rank=rank, world_size=ranks, lightning_module=SimpleNamespace(backbone=backbone)
+    )
+    return module
+
+
+def ready(**options: object) -> Tensors:
+    module = stream(**options)
+    module.setup("fit")
+    return module
+
+
+def samples(loader) -> list[int]:
+    return [int(number) for x, _, _ in loader for number in x.flatten()]
+
+
+def drawn(module: Tensors, split: str) -> tuple[list[int], Tensor]:
+    """The numbers of a split's samples, and how many there are of each class."""
+    labelled = module._splits[split]
+    return labelled.inputs.flatten().int().tolist(), torch.bincount(torch.from_numpy(labelled.labels), minlength=4)
+
+
+def test_tasks() -> None:
+    module = ready(increment=1, first_task_size=2, class_order=[3, 1, 0, 2], epochs_per_task=2)
+    assert module.class_groups == [[3, 1], [0], [2]]
+    assert [module.num_samples("train", task) for task in range(3)] == [30, 40, 30]
+    assert [module.task_of_epoch(epoch) for epoch in range(8)] == [0, 0, 1, 1, 2, 2, 2, 2]
+    for epoch, classes, task in ((0, {3, 1}, 0), (1, {3, 1}, 0), (3, {0}, 1), (4, {2}, 2)):
+        batches = list(attach(module, epoch).train_dataloader())
+        assert {int(label) for _, labels, _ in batches for label in labels} == classes
+        assert {int(number) for _, _, tasks in batches for number in tasks} == {task}
+    (x, targets, tasks), *rest = module.test_dataloader()[0]
+    assert x.flatten().tolist() == list(range(1000, 1040)) and not rest
+    assert tasks.tolist() == [{3: 0, 1: 0, 0: 1, 2: 2}[label] for label in targets.tolist()]
+
+
+def test_validation_is_held_out_of_each_class_alike() -> None:
+    module = ready(validation_fraction=0.2)
+    assert module.evaluation_splits == ["test", "validation"] and len(module.val_dataloader()) == 2
+    train, in_train = drawn(module, "train")
+    validation, in_validation = drawn(module, "validation")
+    assert in_validation.tolist() == [8, 4, 6, 2] and in_train.tolist() == [32, 16, 24, 8]
+    assert sorted(train + validation) == list(range(100))
+    test, validated = module.val_dataloader()
+    assert samples(test) == list(range(1000, 1040)) and samples(validated) == validation
+    assert set(samples(attach(module).train_dataloader())).isdisjoint(validation)
+    assert len(module.test_dataloader()) == len(module.predict_dataloader()) == 1
+    assert drawn(ready(validation_fraction=0.2), "validation")[0] == validation
+    assert drawn(ready(validation_fraction=0.2, split_seed=1), "validation")[0] != validation
+    assert len(ready().val_dataloader()) == 1
+
+
+def test_subsets() -> None:
+    module = ready(max_train_samples=50, max_test_samples=20)
+    train, in_train = drawn(module, "train")
+    test, in_test = drawn(module, "test")
+    assert in_train.tolist() == [20, 10, 15, 5] and len(set(train)) == 50
+    assert sum(in_test) == 20 and len(set(test)) == 20 and min(test) >= 1000 and min(in_test) >= 1
+    assert train == sorted(train) and test == sorted(test)
+    assert drawn(ready(max_train_samples=50, split_seed=1), "train")[0] != train
+    for size in (100, 101):
+        assert len(drawn(ready(max_train_samples=size), "train")[0]) == 100
+    both = ready(max_train_samples=50, validation_fraction=0.2)
+    assert len(drawn(both, "train")[0]) == 40 and len(drawn(both, "validation")[0]) == 10
+
+
+def test_subset_of_nearly_all() -> None:
+    assert len(set(drawn(ready(max_train_samples=96), "train")[0])) == 96
+    refused(lambda: ready(max_train_samples=98), "data.max_train_samples=98", "100 samples", "each class")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"epochs_per_task": 0}, "data.epochs_per_task"),
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"eval_batch_size": -1}, "data.eval_batch_size"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"validation_fraction": 1.0}, "data.validation_fraction"),
+        ({"validation_fraction": -0.1}, "data.validation_fraction"),
+        ({"validation_fraction": float("nan")}, "data.validation_fraction"),
+        ({"validation_fraction": 0.01}, "data.validation_fraction=0.01"),
+        ({"validation_fraction": 0.99}, "data.validation_fraction=0.99"),
+        ({"max_train_samples": 3}, "data.max_train_samples=3"),
+        ({"max_train_samples": 0}, "data.max_train_samples must be at least 1, got 0"),
+        ({"max_train_samples": -5}, "data.max_train_samples must be at least 1, got -5"),
+        ({"max_test_samples": 1}, "data.max_test_samples=1"),
+        ({"split_seed": -1, "validation_fraction": 0.2}, "data.split_seed"),
+        ({"increment": 3}, "data.increment=3"),
+        ({"class_order": [0, 1]}, "data.class_order"),
+    ],
+)
+def test_refused_options(options: dict, part: str) -> None:
+    refused(lambda: next(iter(ready(**options).train_dataloader())), part)
+
+
+def test_every_task_needs_samples() -> None:
+    x, y = torch.randn(8, 2), torch.arange(8) % 4
+    refused_stream(Tensors(x, y, x[:6], y[:6].clamp_max(2)), "no test sample", "[3]")
+
+
+def epoch_order(seed: str | None, epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    if seed is None:
+        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    else:
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+    return samples(attach(ready(increment=4, epochs_per_task=5), epoch).train_dataloader())
+
+
+def test_order_depends_on_the_seed_and_the_epoch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [("0", 0), ("0", 1), ("1", 0), ("1", 1), ("4294967295", 0)]
+    orders = [epoch_order(*case, monkeypatch) for case in cases]
+    assert len({tuple(order) for order in orders}) == len(cases)
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    assert [epoch_order(*case, monkeypatch) for case in cases] == orders
+    assert epoch_order(None, 3, monkeypatch) == epoch_order(None, 3, monkeypatch)
+
+
+def test_ranks_share_each_batch() -> None:
+    module = ready(increment=4, batch_size=8)
+    alone = [x.flatten().tolist() for x, _, _ in attach(module).train_dataloader()]
+    ranks = [[x.flatten().tolist() for x, _, _ in attach(module, 0, rank, 2).train_dataloader()] for rank in (0, 1)]
+    assert [sorted(first + second) for first, second in zip(*ranks, strict=True)] == [sorted(b) for b in alone]
+    tested = [samples(attach(module, 0, rank, 2).test_dataloader()[0]) for rank in (0, 1)]
+    assert sorted(tested[0] + tested[1]) == list(range(1000, 1040))
+
+
+def test_too_many_ranks() -> None:
+    module = ready(batch_size=9)
+    refused(attach(module, ranks=2).train_dataloader, "data.batch_size=9", "2 devices")
+    small = ready(batch_size=16)
+    refused(attach(small, epoch=3, ranks=16).train_dataloader, "data.batch_size=16", "10 train samples")
+
+
+class Recorder(Backbone):
+    """Notes which transform was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def transform(self, augment: bool):
+        self.asked.append(augment)
+        return lambda image: torch.full((1,), float(augment))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_only_training_is_augmented(augment: bool) -> None:
+    images, labels = torch.zeros(8, 2, 2, dtype=torch.uint8), torch.arange(8) % 2
+    module = Tensors(images, labels, images, labels, augment=augment, validation_fraction=0.5)
+    module.setup("fit")
+    backbone = Recorder()
+    attach(module, backbone=backbone)
+    assert next(iter(module.train_dataloader()))[0].unique().tolist() == [float(augment)]
+    for loader in (*module.val_dataloader(), *module.test_dataloader(), *module.predict_dataloader()):
+        assert next(iter(loader))[0].unique().tolist() == [0.0]
+    assert backbone.asked == [augment, False, False, False, False]
+
+
+def test_checkpoint_of_another_stream() -> None:
+    saved = ready(increment=2, epochs_per_task=3).state_dict()
+    ready(increment=2, epochs_per_task=3).load_state_dict(saved)
+    parts = ("ckpt_path", "class_groups", "[[0, 1], [2, 3]]", "[[0], [1], [2], [3]]")
+    refused(lambda: ready(epochs_per_task=3).load_state_dict(saved), *parts)
+    order = {"class_order": [1, 0, 2, 3]}
+    refused(lambda: ready(increment=2, epochs_per_task=3, **order).load_state_dict(saved), "ckpt_path", "class_groups")
+    refused(lambda: ready(increment=2).load_state_dict(saved), "ckpt_path", "epochs_per_task 3 instead of 1")
+
+
+def test_setup_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ready()
+    monkeypatch.setattr(module, "load", None)
+    for stage in ("validate", "test", "predict"):
+        module.setup(stage)

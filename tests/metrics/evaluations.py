@@ -1,0 +1,48 @@
+"""Random evaluations, and the comparison of what the metrics make of them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NAMES = [
+    "accuracy_matrix",
+    "average_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "backward_transfer_clipped",
+    "forward_transfer",
+    "last_accuracy",
+    "incremental_accuracy",
+]
+
+
+class Batch(NamedTuple):
+    """What an evaluation hands to `update`."""
+
+    predictions: Tensor
+    targets: Tensor
+    tasks: Tensor
+    after_task: int
+
+
+def evaluation(num_tasks: int, after_task: int, seed: int = 0, samples: int = 60) -> Batch:
+    """Random predictions; tasks of two classes, out of order, with unequally many samples, one at least."""
+    generator = torch.Generator().manual_seed(1000 * seed + after_task)
+    shares = torch.arange(1.0, num_tasks + 1)
+    tasks = torch.cat([torch.arange(num_tasks), torch.multinomial(shares, samples, True, generator=generator)])
+    targets = 2 * ((tasks + 1) % num_tasks) + torch.randint(0, 2, tasks.shape, generator=generator)
+    predictions = torch.randint(0, 2 * num_tasks, tasks.shape, generator=generator)
+    known = torch.rand(tasks.shape, generator=generator) < 0.5
+    return Batch(torch.where(known, targets, predictions), targets, tasks, after_task)
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    parts = zip(*(tensor.split(size) for tensor in batch[:3]), strict=True)
+    return [Batch(*part, batch.after_task) for part in parts]
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert sorted(found) == sorted(expected) == sorted(NAMES)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True, msg=name)

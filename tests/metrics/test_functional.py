@@ -1,0 +1,116 @@
+"""The pure functions, on matrices worked by hand and against loops that spell the definitions out."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mh_lightning.metrics import functional as MF
+
+# forgets the first task, gains on the second one
+FORGETS = torch.tensor([[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.5, 0.9, 0.7]], dtype=torch.float64)
+# gains on both, and knew the second task best before it was learnt
+GAINS = torch.tensor([[0.5, 0.6, 0.0], [0.9, 0.4, 0.0], [0.7, 0.5, 1.0]], dtype=torch.float64)
+SAMPLES = torch.tensor([10, 20, 70])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        (
+            FORGETS,
+            {
+                "average_accuracy": (0.5 + 0.9 + 0.7) / 3,
+                "forgetting": ((0.9 - 0.5) + (0.8 - 0.9)) / 2,
+                "backward_transfer": ((0.6 - 0.9) + (0.5 - 0.9) + (0.9 - 0.8)) / 3,
+                "backward_transfer_clipped": 0.0,
+                "forward_transfer": (0.2 + 0.1 + 0.3) / 3,
+                "last_accuracy": (5 + 18 + 49) / 100,
+                "incremental_accuracy": (9 / 10 + (6 + 16) / 30 + 72 / 100) / 3,
+            },
+        ),
+        (
+            GAINS,
+            {
+                "average_accuracy": 2.2 / 3,
+                "forgetting": ((0.9 - 0.7) + (0.6 - 0.5)) / 2,
+                "backward_transfer": (0.4 + 0.2 + 0.1) / 3,
+                "backward_transfer_clipped": 0.7 / 3,
+                "forward_transfer": 0.2,
+                "last_accuracy": (7 + 10 + 70) / 100,
+                "incremental_accuracy": (5 / 10 + (9 + 8) / 30 + 87 / 100) / 3,
+            },
+        ),
+        (
+            FORGETS[:2, :2],
+            {
+                "average_accuracy": 0.7,
+                "forgetting": 0.3,
+                "backward_transfer": -0.3,
+                "backward_transfer_clipped": 0.0,
+                "forward_transfer": 0.2,
+                "last_accuracy": 22 / 30,
+                "incremental_accuracy": (27 + 22) / 60,
+            },
+        ),
+        (
+            FORGETS[:1, :1],
+            {
+                "average_accuracy": 0.9,
+                "forgetting": 0.0,
+                "backward_transfer": 0.0,
+                "backward_transfer_clipped": 0.0,
+                "forward_transfer": 0.0,
+                "last_accuracy": 0.9,
+                "incremental_accuracy": 0.9,
+            },
+        ),
+    ],
+    ids=["forgets", "gains", "two tasks", "one task"],
+)
+def test_by_hand(matrix: Tensor, expected: dict[str, float]) -> None:
+    samples = SAMPLES[: len(matrix)]
+    found = {
+        "average_accuracy": MF.average_accuracy(matrix),
+        "forgetting": MF.forgetting(matrix),
+        "backward_transfer": MF.backward_transfer(matrix),
+        "backward_transfer_clipped": MF.backward_transfer(matrix, clip=True),
+        "forward_transfer": MF.forward_transfer(matrix),
+        "last_accuracy": MF.last_accuracy(matrix, samples),
+        "incremental_accuracy": MF.incremental_accuracy(matrix, samples),
+    }
+    for name, value in found.items():
+        assert value.shape == () and value.dtype == torch.float64, name
+        assert value.item() == pytest.approx(expected[name], abs=1e-12), name
+
+
+def test_equal_counts_weigh_tasks_alike() -> None:
+    assert MF.last_accuracy(FORGETS, torch.tensor([7, 7, 7])).item() == pytest.approx(0.7)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(0, 1000))
+def test_against_the_definitions(num_tasks: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64)
+    samples = torch.randint(1, 50, (num_tasks,), generator=generator)
+    a, n, tasks = matrix.tolist(), samples.tolist(), range(num_tasks)
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values) if values else 0.0
+
+    def seen(after: int) -> float:
+        return sum(n[j] * a[after][j] for j in range(after + 1)) / sum(n[: after + 1])
+
+    forgotten = [max(a[i][j] for i in tasks[:-1]) - a[-1][j] for j in tasks[:-1]]
+    expected = {
+        MF.average_accuracy(matrix): mean(a[-1]),
+        MF.forgetting(matrix): mean(forgotten),
+        MF.backward_transfer(matrix): mean([a[i][j] - a[j][j] for i in tasks for j in range(i)]),
+        MF.forward_transfer(matrix): mean([a[i][j] for j in tasks for i in range(j)]),
+        MF.last_accuracy(matrix, samples): seen(num_tasks - 1),
+        MF.incremental_accuracy(matrix, samples): mean([seen(after) for after in tasks]),
+    }
+    for value, by_loops in expected.items():
+        assert value.item() == pytest.approx(by_loops, abs=1e-12)

