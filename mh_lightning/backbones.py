@@ -156,7 +156,8 @@ def _create_model(
     if image_size is not None and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = image_size
     if checkpoint_path is not None:
-        return _load_model(name, _resolve(checkpoint_path), map_by_order, options)
+        with torch.random.fork_rng(devices=[]):  # a seed gives the same head, whatever the loading draws
+            return _load_model(name, _resolve(checkpoint_path), map_by_order, options)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:

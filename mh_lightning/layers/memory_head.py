@@ -1,38 +1,20 @@
 """The Memory Head layer."""
 
-import itertools
 import math
-import warnings
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import functional as MF
-from mh_lightning.distributed import gather_rows
 from mh_lightning.errors import UserError
-from mh_lightning.layers.after_backward import after_backward
-from mh_lightning.layers.psi import PSI_NAMES, psi, resized_shape
+from mh_lightning.layers.key_memory import COUNTERS, KeyMemory, require_choice, require_positive
+from mh_lightning.layers.psi import resized_shape
 
-DISTANCES = ("cosine", "dot_scaled", "euclidean")
 MEMORY_UPDATES = ("WTA", "vanilla")
-KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
-COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
-
-_forward_order = itertools.count()
 
 
-class _Matched(NamedTuple):
-    """What a training forward leaves behind for the update of the keys."""
-
-    order: int
-    z: Tensor  # (b, d)
-    winners: Tensor  # (b, q)
-    responses: Tensor  # (b, q), of the winners
-
-
-class MHLinear(nn.Module):
+class MHLinear(KeyMemory):
     r"""Linear layer whose weights are blended, for each sample, from key-addressed memory units.
 
     A sample x is mapped to key space, :math:`z = \psi(x)`, and matched with the keys of m memory units; the best
@@ -93,12 +75,7 @@ class MHLinear(nn.Module):
         torch.Size([16, 3])
     """
 
-    K: Tensor
     M: nn.Parameter
-    mu: Tensor
-    eta: Tensor
-    key_counter: Tensor
-    scrambling_count: Tensor
 
     def __init__(
         self,
@@ -127,52 +104,38 @@ class MHLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        require_positive(self, in_features=in_features, out_features=out_features)
+        super().__init__(
+            1 if shared_keys else out_features,
+            key_mem_units,
+            in_features if key_size is None else key_size,
+            psi_fn=psi_fn,
+            delta=delta,
+            gamma_alpha=gamma_alpha,
+            tau_alpha=tau_alpha,
+            tau_mu=tau_mu,
+            tau_eta=tau_eta,
+            upd_k=upd_k,
+            beta_k=beta_k,
+            scramble=scramble,
+            random_memories=random_memories,
+            detach_gradients=detach_gradients,
+            distance=distance,
+            sigma_eu=sigma_eu,
+            device=device,
+            dtype=dtype,
+        )
         self.in_features, self.out_features, self.bias = in_features, out_features, bias
-        self.shared_keys, self.key_mem_units = shared_keys, key_mem_units
-        self.psi_fn, self.key_size = psi_fn, in_features if key_size is None else key_size
-        self.layer_norm, self.delta, self.gamma_alpha = layer_norm, delta, gamma_alpha
-        self.tau_alpha, self.tau_mu, self.tau_eta = tau_alpha, tau_mu, tau_eta
+        self.shared_keys, self.layer_norm = shared_keys, layer_norm
         self.upd_m = "vanilla" if upd_m is None else upd_m
-        self.upd_k = "grad_not_WTA" if upd_k is None else upd_k
-        self.beta_k, self.scramble, self.random_memories = beta_k, scramble, random_memories
-        self.detach_gradients, self.distance, self.sigma_eu = detach_gradients, distance, sigma_eu
         self._check_options()
-        if delta > key_mem_units:
-            warnings.warn(
-                f"MHLinear: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.", stacklevel=2
-            )
-            self.delta = key_mem_units
-
-        key_sets = 1 if shared_keys else out_features
         self.unit_outputs = out_features if shared_keys else 1
         unit_size = self.unit_outputs * (in_features + bias) + 2 * in_features * layer_norm
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.M = nn.Parameter(torch.empty(key_sets, key_mem_units, unit_size, **factory))
-        keys = torch.empty(key_sets, key_mem_units, self.key_size, **factory)
-        if self.upd_k == "ad_hoc_WTA":
-            self.register_buffer("K", keys)
-        else:
-            self.K = nn.Parameter(keys)
-        for name in COUNTERS[:3]:
-            self.register_buffer(name, torch.zeros(key_sets, key_mem_units, dtype=torch.long, device=device))
-        self.register_buffer("scrambling_count", torch.zeros(key_sets, dtype=torch.long, device=device))
-        self.defer_key_updates = False
-        self._pending: list[_Matched] = []
+        self.M = nn.Parameter(torch.empty(*self.K.shape[:2], unit_size, device=device, dtype=dtype))
         self.reset_parameters()
 
     def _check_options(self) -> None:
-        for name in ("in_features", "out_features", "key_mem_units", "key_size", "delta", "sigma_eu"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"MHLinear: {name} must be positive, got {getattr(self, name)}.")
-        for name, choices in (
-            ("psi_fn", PSI_NAMES),
-            ("distance", DISTANCES),
-            ("upd_m", MEMORY_UPDATES),
-            ("upd_k", KEY_UPDATES),
-        ):
-            if getattr(self, name) not in choices:
-                raise UserError(f"MHLinear: {name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
+        require_choice(self, "upd_m", self.upd_m, MEMORY_UPDATES)
         if self.upd_m == "WTA" and self.upd_k == "grad_not_WTA":
             raise UserError(
                 "MHLinear: upd_m='WTA' needs upd_k='ad_hoc_WTA' or 'grad_WTA', got 'grad_not_WTA' (the default)."
@@ -187,19 +150,11 @@ class MHLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw memories and keys anew and forget the counters."""
         self._fill_with_random_memories(self.M)
-        bound = 1 / math.sqrt(self.key_size)
-        nn.init.uniform_(self.K, -bound, bound)
-        if self.distance == "cosine":
-            self.K.copy_(F.normalize(self.K, dim=2))
-        self._reset_counters()
+        self._reset_keys()
 
     def _fill_with_random_memories(self, memories: Tensor, generator: torch.Generator | None = None) -> Tensor:
         bound = 1 / math.sqrt(self.M.shape[2])
         return nn.init.uniform_(memories, -bound, bound, generator=generator)
-
-    def _reset_counters(self) -> None:
-        for name in COUNTERS:
-            getattr(self, name).fill_(self.tau_eta if name == "eta" else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, n) to (*, o); see the class."""
@@ -213,10 +168,7 @@ class MHLinear(nn.Module):
         if y.requires_grad:
             y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
         if self.training and y.requires_grad and self.M.requires_grad:
-            matched = _Matched(
-                next(_forward_order), z.detach(), attention.units[..., 0], attention.responses[..., 0].detach()
-            )
-            after_backward(y, self, matched, self._end_of_backward)
+            self._update_after_backward(y, attention, z)
         return y
 
     def _arrange(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
@@ -244,20 +196,6 @@ class MHLinear(nn.Module):
             f"MHLinear: in_features={n} numbers a sample are needed, got an input of shape {tuple(x.shape)}."
         )
 
-    def _attend(self, x: Tensor) -> tuple[MF.Attention, Tensor]:
-        keys_by_gradient = self.upd_k != "ad_hoc_WTA"
-        if self.detach_gradients and not (self.distance == "cosine" and keys_by_gradient):
-            x = x.detach()
-        # half-precision keys cannot tell close responses apart
-        wide = torch.promote_types(self.K.dtype, torch.float32)
-        z, keys = psi(x.to(wide), self.psi_fn, self.key_size), self.K.to(wide)
-        if self.distance == "cosine":
-            z = F.normalize(z, dim=1)
-            if keys_by_gradient:
-                keys = _Normalised.apply(keys)
-        attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)
-        return attention, z
-
     def _blend(self, x: Tensor, attention: MF.Attention, lower: torch.dtype | None) -> Tensor:
         n, (q, m, _) = self.in_features, self.M.shape
         winner_only = self.upd_m == "WTA"
@@ -283,82 +221,13 @@ class MHLinear(nn.Module):
             x, memories = x.to(lower), memories.to(lower)
         return MF.blend(x, memories, attention, winner_only).flatten(1)
 
-    def _end_of_backward(self, collected: list[_Matched]) -> None:
-        collected.sort(key=lambda one: one.order)
-        if self.defer_key_updates:
-            self._pending += collected
-            return
-        with torch.autocast(self.K.device.type, enabled=False):
-            for matched in collected:
-                self._update(matched.z, matched.winners, matched.responses)
-
-    def apply_key_updates(self) -> None:
-        """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
-        been one batch. To be called before each optimizer step, on all ranks.
-        """
-        pending, self._pending = self._pending, []
-        empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
-        zero_sets = empty.new_zeros(0, self.K.shape[0])
-        with torch.autocast(self.K.device.type, enabled=False):
-            self._update(
-                torch.cat([empty, *(one.z for one in pending)]),
-                torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
-                torch.cat([zero_sets, *(one.responses for one in pending)]),
-            )
-
-    @torch.no_grad()
-    def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
-        """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q)."""
-        # every rank draws, so that the ranks' generators stay in step; the first row's draw is used
-        seed = torch.randint(2**31, (1,)).to(z.device) if self.random_memories else winners.new_zeros(1)
-        z, winners, responses, seeds = gather_rows(z, winners, responses, seed.expand(z.shape[0]))
-        batch = z.shape[0]
-        if batch == 0:
-            return
-        keys = self.K.to(z.dtype)
-        if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
-            keys = F.normalize(keys, dim=2)
-        self.key_counter += _count(winners, self.key_mem_units)
-        if self.scramble:
-            plan = MF.plan_scramble(
-                responses,
-                winners,
-                self.mu,
-                self.eta,
-                tau_alpha=self.tau_alpha,
-                tau_mu=self.tau_mu,
-                tau_eta=self.tau_eta,
-            )
-            if plan.active.any():
-                keys = self._recycle(keys, z, plan, int(seeds[0]))
-        if self.upd_k == "ad_hoc_WTA":
-            keys = MF.plan_update(
-                keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu
-            )
-            if batch > 1:
-                # the same selection as in the forward, so that ties fall alike
-                winners = MF.match(z, keys, self.distance, self.sigma_eu).topk(self.delta, dim=2).indices[..., 0]
-        if keys is not self.K:
-            self.K.copy_(keys)
-        if self.scramble:
-            wins = _count(winners, self.key_mem_units)
-            self.eta.masked_fill_(wins > 0, 0)
-            self.mu += wins
-            self.eta += batch
-
-    def _recycle(self, keys: Tensor, z: Tensor, plan: MF.ScramblePlan, seed: int) -> Tensor:
-        """Overwrite the memories of recycled units and forget their usage; return the keys with theirs replaced."""
-        sets = plan.active.nonzero().squeeze(1)
-        units = plan.unit[sets]
+    def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
         if self.random_memories:
             generator = torch.Generator().manual_seed(seed)
             fresh = self._fill_with_random_memories(torch.empty(self.M[:, 0].shape), generator).to(self.M)
             self.M[sets, units] = fresh[sets]
         else:
-            self.M[sets, units] = self.M[sets, plan.source[sets]]
-        self.mu[sets, units] = 0
-        self.scrambling_count[sets] += 1
-        return keys.index_put((sets, units), z[plan.sample[sets]])
+            self.M[sets, units] = self.M[sets, sources]
 
     def reference_state_dict(self) -> dict[str, Tensor]:
         """The state in the form of the published code: counters only with `scramble`, and mostly as floats."""
@@ -368,16 +237,6 @@ class MHLinear(nn.Module):
             state["scrambling_count"] = self.scrambling_count.clone()
         return state
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not self.scramble and f"{prefix}K" in state_dict:
-            # the published code saves no counters without scrambling
-            for name in COUNTERS:
-                state_dict.setdefault(prefix + name, getattr(self, name))
-        for name in COUNTERS:
-            if prefix + name in state_dict:  # the published code counts in floats
-                state_dict[prefix + name] = state_dict[prefix + name].long()
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def extra_repr(self) -> str:
         """The options that shape the layer."""
         return (
@@ -385,20 +244,3 @@ class MHLinear(nn.Module):
             f"key_mem_units={self.key_mem_units}, delta={self.delta}, shared_keys={self.shared_keys}, "
             f"distance={self.distance}, upd_m={self.upd_m}, upd_k={self.upd_k}, scramble={self.scramble}"
         )
-
-
-class _Normalised(torch.autograd.Function):
-    """L2-normalised keys whose gradient is that of the normalised keys themselves, as if they had been a leaf."""
-
-    @staticmethod
-    def forward(ctx: Any, keys: Tensor) -> Tensor:
-        return F.normalize(keys, dim=2)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-def _count(winners: Tensor, units: int) -> Tensor:
-    """How often each unit won: (b, q) to (q, m), integer."""
-    return F.one_hot(winners, units).sum(dim=0)

@@ -1,0 +1,241 @@
+"""Keys that address memory units, and the counters that keep them in order."""
+
+import itertools
+import math
+import warnings
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mh_lightning import functional as MF
+from mh_lightning.distributed import gather_rows
+from mh_lightning.errors import UserError
+from mh_lightning.layers.after_backward import after_backward
+from mh_lightning.layers.psi import PSI_NAMES, psi
+
+DISTANCES = ("cosine", "dot_scaled", "euclidean")
+KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
+COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
+
+_forward_order = itertools.count()
+
+
+class _Matched(NamedTuple):
+    """What a training forward leaves behind for the update of the keys."""
+
+    order: int
+    z: Tensor  # (b, d)
+    winners: Tensor  # (b, q)
+    responses: Tensor  # (b, q), of the winners
+
+
+class KeyMemory(nn.Module):
+    """Key-addressed memory: matches samples with keys, and moves keys and counters after each backward pass.
+
+    Subclasses hold the memory units, blend them by what `_attend` returns, call `_update_after_backward` with their
+    output, and overwrite recycled units in `_recycle_memories`. `MHLinear` describes the options and attributes.
+    """
+
+    K: Tensor
+    mu: Tensor
+    eta: Tensor
+    key_counter: Tensor
+    scrambling_count: Tensor
+
+    def __init__(
+        self,
+        key_sets: int,
+        key_mem_units: int,
+        key_size: int,
+        *,
+        psi_fn: str,
+        delta: int,
+        gamma_alpha: float,
+        tau_alpha: float,
+        tau_mu: int,
+        tau_eta: int,
+        upd_k: str | None,
+        beta_k: float,
+        scramble: bool,
+        random_memories: bool,
+        detach_gradients: bool,
+        distance: str,
+        sigma_eu: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.key_mem_units, self.key_size, self.psi_fn = key_mem_units, key_size, psi_fn
+        self.delta, self.gamma_alpha = delta, gamma_alpha
+        self.tau_alpha, self.tau_mu, self.tau_eta = tau_alpha, tau_mu, tau_eta
+        self.upd_k = "grad_not_WTA" if upd_k is None else upd_k
+        self.beta_k, self.scramble, self.random_memories = beta_k, scramble, random_memories
+        self.detach_gradients, self.distance, self.sigma_eu = detach_gradients, distance, sigma_eu
+        require_positive(self, key_mem_units=key_mem_units, key_size=key_size, delta=delta, sigma_eu=sigma_eu)
+        require_choice(self, "psi_fn", psi_fn, PSI_NAMES)
+        require_choice(self, "distance", distance, DISTANCES)
+        require_choice(self, "upd_k", self.upd_k, KEY_UPDATES)
+        if delta > key_mem_units:
+            warnings.warn(
+                f"{type(self).__name__}: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.",
+                stacklevel=3,
+            )
+            self.delta = key_mem_units
+        keys = torch.empty(key_sets, key_mem_units, key_size, device=device, dtype=dtype)
+        if self.upd_k == "ad_hoc_WTA":
+            self.register_buffer("K", keys)
+        else:
+            self.K = nn.Parameter(keys)
+        for name in COUNTERS[:3]:
+            self.register_buffer(name, torch.zeros(key_sets, key_mem_units, dtype=torch.long, device=device))
+        self.register_buffer("scrambling_count", torch.zeros(key_sets, dtype=torch.long, device=device))
+        self.defer_key_updates = False
+        self._pending: list[_Matched] = []
+
+    @torch.no_grad()
+    def _reset_keys(self) -> None:
+        bound = 1 / math.sqrt(self.key_size)
+        nn.init.uniform_(self.K, -bound, bound)
+        if self.distance == "cosine":
+            self.K.copy_(F.normalize(self.K, dim=2))
+        for name in COUNTERS:
+            getattr(self, name).fill_(self.tau_eta if name == "eta" else 0)
+
+    def _attend(self, x: Tensor) -> tuple[MF.Attention, Tensor]:
+        keys_by_gradient = self.upd_k != "ad_hoc_WTA"
+        if self.detach_gradients and not (self.distance == "cosine" and keys_by_gradient):
+            x = x.detach()
+        # half-precision keys cannot tell close responses apart
+        wide = torch.promote_types(self.K.dtype, torch.float32)
+        z, keys = psi(x.to(wide), self.psi_fn, self.key_size), self.K.to(wide)
+        if self.distance == "cosine":
+            z = F.normalize(z, dim=1)
+            if keys_by_gradient:
+                keys = _Normalised.apply(keys)
+        attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)
+        return attention, z
+
+    def _update_after_backward(self, y: Tensor, attention: MF.Attention, z: Tensor) -> None:
+        matched = _Matched(
+            next(_forward_order), z.detach(), attention.units[..., 0], attention.responses[..., 0].detach()
+        )
+        after_backward(y, self, matched, self._end_of_backward)
+
+    def _end_of_backward(self, collected: list[_Matched]) -> None:
+        collected.sort(key=lambda one: one.order)
+        if self.defer_key_updates:
+            self._pending += collected
+            return
+        with torch.autocast(self.K.device.type, enabled=False):
+            for matched in collected:
+                self._update(matched.z, matched.winners, matched.responses)
+
+    def apply_key_updates(self) -> None:
+        """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
+        been one batch. To be called before each optimizer step, on all ranks.
+        """
+        pending, self._pending = self._pending, []
+        empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
+        zero_sets = empty.new_zeros(0, self.K.shape[0])
+        with torch.autocast(self.K.device.type, enabled=False):
+            self._update(
+                torch.cat([empty, *(one.z for one in pending)]),
+                torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
+                torch.cat([zero_sets, *(one.responses for one in pending)]),
+            )
+
+    @torch.no_grad()
+    def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
+        """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q)."""
+        # every rank draws, so that the ranks' generators stay in step; the first row's draw is used
+        seed = torch.randint(2**31, (1,)).to(z.device) if self.random_memories else winners.new_zeros(1)
+        z, winners, responses, seeds = gather_rows(z, winners, responses, seed.expand(z.shape[0]))
+        batch = z.shape[0]
+        if batch == 0:
+            return
+        keys = self.K.to(z.dtype)
+        if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
+            keys = F.normalize(keys, dim=2)
+        self.key_counter += _count(winners, self.key_mem_units)
+        if self.scramble:
+            plan = MF.plan_scramble(
+                responses,
+                winners,
+                self.mu,
+                self.eta,
+                tau_alpha=self.tau_alpha,
+                tau_mu=self.tau_mu,
+                tau_eta=self.tau_eta,
+            )
+            if plan.active.any():
+                keys = self._recycle(keys, z, plan, int(seeds[0]))
+        if self.upd_k == "ad_hoc_WTA":
+            keys = MF.plan_update(
+                keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu
+            )
+            if batch > 1:
+                # the same selection as in the forward, so that ties fall alike
+                winners = MF.match(z, keys, self.distance, self.sigma_eu).topk(self.delta, dim=2).indices[..., 0]
+        if keys is not self.K:
+            self.K.copy_(keys)
+        if self.scramble:
+            wins = _count(winners, self.key_mem_units)
+            self.eta.masked_fill_(wins > 0, 0)
+            self.mu += wins
+            self.eta += batch
+
+    def _recycle(self, keys: Tensor, z: Tensor, plan: MF.ScramblePlan, seed: int) -> Tensor:
+        """Overwrite recycled units and forget their usage; return the keys with theirs replaced."""
+        sets = plan.active.nonzero().squeeze(1)
+        units = plan.unit[sets]
+        self._recycle_memories(sets, units, plan.source[sets], seed)
+        self.mu[sets, units] = 0
+        self.scrambling_count[sets] += 1
+        return keys.index_put((sets, units), z[plan.sample[sets]])
+
+    @abstractmethod
+    def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
+        """Overwrite unit `units[i]` of key set `sets[i]` with its `sources[i]`, or anew from the seed."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not self.scramble and f"{prefix}K" in state_dict:
+            # the published code saves no counters without scrambling
+            for name in COUNTERS:
+                state_dict.setdefault(prefix + name, getattr(self, name))
+        for name in COUNTERS:
+            if prefix + name in state_dict:  # the published code counts in floats
+                state_dict[prefix + name] = state_dict[prefix + name].long()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def require_positive(layer: nn.Module, **values: float) -> None:
+    """Refuse options that are not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{type(layer).__name__}: {name} must be positive, got {value}.")
+
+
+def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse an option that is none of the choices."""
+    if value not in choices:
+        raise UserError(f"{type(layer).__name__}: {name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+class _Normalised(torch.autograd.Function):
+    """L2-normalised keys whose gradient is that of the normalised keys themselves, as if they had been a leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor) -> Tensor:
+        return F.normalize(keys, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _count(winners: Tensor, units: int) -> Tensor:
+    """How often each unit won: (b, q) to (q, m), integer."""
+    return F.one_hot(winners, units).sum(dim=0)
