@@ -161,10 +161,11 @@ def _create_model(
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
-        if not pretrained:
+        if not (pretrained or name.startswith("hf-hub:")):
             raise
+        option = "backbone.pretrained=true" if pretrained else f"backbone.name={name!r}"
         raise UserError(
-            f"backbone.pretrained=true: timm could not get the weights of {name!r} "
+            f"{option}: timm could not get the weights of {name!r} "
             f"({reason_of(error)}); without a network, give checkpoint_path."
         ) from error
 

@@ -1,6 +1,7 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
 import re
+import shutil
 import sys
 import warnings
 from argparse import ArgumentError
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mh_lightning import callbacks
 from mh_lightning.data import StreamDataModule
@@ -63,6 +65,9 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the configuration in TensorBoard."""
+        folder = Path(trainer.default_root_dir)  # only rank 0 comes here, and knows the folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -73,6 +78,20 @@ class StreamCLI(LightningCLI):
     """LightningCLI with a run folder, the callbacks of continual learning, and safe loading of checkpoints."""
 
     def __init__(self, args: ArgsType = None) -> None:
+        self.run_folder: Path | None = None
+        try:
+            self._run(args)
+        except ValueError:
+            self._discard_empty_run_folder()
+            raise
+
+    def _discard_empty_run_folder(self) -> None:
+        """A run that was refused before it trained leaves nothing."""
+        folder = self.run_folder
+        if folder is not None and not any((folder / name).exists() for name in ("metrics.csv", "checkpoints")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self, args: ArgsType) -> None:
         super().__init__(
             ContinualMethod,
             StreamDataModule,
@@ -81,7 +100,7 @@ class StreamCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
             auto_configure_optimizers=False,
             args=args,
@@ -113,13 +132,20 @@ class StreamCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the checkpoint before anything is built."""
         super().parse_arguments(parser, args)
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")
         checkpoint = self.config[self.config.subcommand].get("ckpt_path")
         if checkpoint is not None:
             _check_checkpoint(Path(checkpoint))
+        elif self.config.subcommand != "fit":
+            rank_zero_warn(f"{self.config.subcommand} without --ckpt_path uses a model that was not trained.")
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
         config = self.config[self.subcommand]
+        if not config.experiment and config.experiment is not None:
+            raise UserError("experiment is empty; give a name, or leave it out.")
         if config.experiment is None:
             files = config.get("config") or []
             config.experiment = Path(str(files[-1])).stem if files else "experiment"
@@ -132,12 +158,14 @@ class StreamCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the loggers, callbacks and the checkpoint writer that the configuration does not replace."""
         config = self._get(self.config_init, "trainer")
+        assert self.run_folder is not None
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        added: list[Callback] = [
-            kind() for kind in DEFAULT_CALLBACKS if not any(isinstance(one, kind) for one in given)
-        ]
-        if config.get("enable_progress_bar") is not False:
+        kinds = [kind for kind in DEFAULT_CALLBACKS if not any(isinstance(one, kind) for one in given)]
+        if config.get("enable_checkpointing") is False:
+            kinds.remove(callbacks.TaskCheckpoints)
+        added: list[Callback] = [kind() for kind in kinds]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
             added.append(callbacks.TaskProgressBar())
         if config.get("logger") in (None, True):
             experiment, version = self.run_folder.parent, self.run_folder.name
@@ -195,7 +223,7 @@ def main(args: ArgsType = None) -> None:
         warnings.filterwarnings("ignore", message)
     try:
         StreamCLI(args)
-    except (ValueError, ArgumentError) as error:
+    except (ValueError, ArgumentError, MisconfigurationException) as error:
         sentence = _user_mistake(error)
         if sentence is None:
             raise
@@ -210,6 +238,8 @@ def _user_mistake(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
     return _parser_sentence(str(error)) if isinstance(error, ArgumentError) else None
 
 
@@ -223,5 +253,7 @@ def _parser_sentence(message: str) -> str:
     option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
     told = [line for line in lines if line and not line.startswith(PARSER_NOISE)] or [" ".join(lines)]
+    if not option:  # no value is refused, but the whole line or file
+        told = [" ".join(message.split())]
     reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
     return f"--{option}: {reason} (--help lists what is)." if option else f"{reason}."

@@ -1,6 +1,7 @@
 """The command line as a user runs it, on a tiny stream."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -78,6 +80,7 @@ def test_tensorboard_shows_tasks_and_the_inside_of_the_head(run: Run, tiny_confi
     assert {"memory_head/head/usage", "memory_head/head/age"} <= set(tags["histograms"])
     assert "test/accuracy_matrix" in tags["images"]
     assert [event.step for event in events.Scalars("test/average_accuracy")] == [1, 2, 3]
+    assert all(math.isfinite(event.value) for tag in tags["scalars"] for event in events.Scalars(tag))
 
 
 def test_saved_and_printed_configurations_run_again(
@@ -129,11 +132,16 @@ def test_resumed_after_a_task_equals_uninterrupted(run: Run, tiny_config: Path) 
     assert_same_run(whole, resumed)
 
 
-def test_accumulated_micro_batches_equal_one_batch(run: Run, tiny_config: Path) -> None:
-    exact = ("--trainer.precision", "64-true")
-    whole = run("fit", tiny_config, *exact)
-    halves = run("fit", tiny_config, *exact, "--data.init_args.batch_size", "8", "--trainer.accumulate_grad_batches",
-                 "2")  # fmt: skip
+@pytest.mark.parametrize(("micro_batch", "accumulated"), [(8, 2), (6, 3), (3, 6)])
+def test_accumulated_micro_batches_equal_one_batch(
+    run: Run, tiny_config: Path, micro_batch: int, accumulated: int
+) -> None:
+    # 32 samples a task: the last step has less than a whole batch, and its last micro-batch may be smaller
+    exact = ("--trainer.precision", "64-true", "--model.init_args.optimizer", "torch.optim.SGD",
+             "--model.init_args.optimizer.init_args.lr", "0.5")  # fmt: skip
+    whole = run("fit", tiny_config, *exact, "--data.init_args.batch_size", str(micro_batch * accumulated))
+    halves = run("fit", tiny_config, *exact, "--data.init_args.batch_size", str(micro_batch),
+                 "--trainer.accumulate_grad_batches", str(accumulated))  # fmt: skip
     for name, value in weights_of(whole).items():
         if value.is_floating_point():
             torch.testing.assert_close(weights_of(halves)[name], value, rtol=0, atol=1e-6)
@@ -151,18 +159,26 @@ def test_validate_test_and_predict(run: Run, tiny_config: Path, capsys: pytest.C
     run("validate", tiny_config, *checkpoint)
     assert "validation samples of all classes" in capsys.readouterr().out
     rows = (run("predict", tiny_config, *checkpoint) / "predictions.csv").read_text().splitlines()
-    assert rows[0] == "class,predicted_class,probability"
+    assert rows[0] == "index,class,predicted_class,probability"
     columns = [row.split(",") for row in rows[1:]]
     assert len(columns) == 30
-    assert sum(row[0] == row[1] for row in columns) / 30 == pytest.approx(last_accuracy)
+    assert [int(row[0]) for row in columns] == list(range(30))
+    assert [row[1] for row in columns] == [str(label) for label in range(6)] * 5
+    assert sum(row[1] == row[2] for row in columns) / 30 == pytest.approx(last_accuracy)
 
 
-def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["FineTuning", "NearestClassMean"])
+def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path, method: str) -> None:
     exact = ("--trainer.precision", "64-true")
+    if method == "NearestClassMean":
+        settings = yaml.safe_load(tiny_config.read_text())
+        backbone = settings["model"]["init_args"]["backbone"]
+        settings["model"] = {"class_path": f"mh_lightning.methods.{method}", "init_args": {"backbone": backbone}}
+        tiny_config.write_text(yaml.safe_dump(settings))
     root = Path(__file__).parents[1]
     command = [sys.executable, "train.py", "fit", "--config", str(tiny_config), "--run_dir", str(tmp_path / "two"),
                "--trainer.devices", "2", "--trainer.strategy", "ddp", *exact]  # fmt: skip
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     one, two = run("fit", tiny_config, *exact), tmp_path / "two" / "tiny" / "version_0"
     assert [path.name for path in two.parent.iterdir()] == ["version_0"]
@@ -183,7 +199,52 @@ def test_nothing_is_written_by_a_trial_run(run: Run, tiny_config: Path) -> None:
 
 
 def test_the_sanity_check_changes_nothing(run: Run, tiny_config: Path) -> None:
-    assert_same_run(run("fit", tiny_config), run("fit", tiny_config, "--trainer.num_sanity_val_steps", "2"))
+    plain, checked = run("fit", tiny_config), run("fit", tiny_config, "--trainer.num_sanity_val_steps", "2")
+    assert_same_run(plain, checked)
+    checkpoint = str(plain / "checkpoints" / "task_2.ckpt")
+    resumed = run("fit", tiny_config, "--trainer.num_sanity_val_steps", "2", "--ckpt_path", checkpoint)
+    assert_same_run(plain, resumed)
+
+
+def test_what_is_drawn_at_random_is_resumed_too(run: Run, tiny_config: Path) -> None:
+    options = ("--model.init_args.head.init_args.random_memories", "true")
+    whole = run("fit", tiny_config, *options)
+    assert weights_of(whole)["head.scrambling_count"].sum() > 5
+    checkpoint = str(whole / "checkpoints" / "task_1.ckpt")
+    assert_same_run(whole, run("fit", tiny_config, *options, "--ckpt_path", checkpoint))
+
+
+def test_a_run_cut_short_says_so_and_goes_on(run: Run, tiny_config: Path) -> None:
+    with pytest.warns(UserWarning, match="ended after task 2 of 3"):
+        cut = run("fit", tiny_config, "--trainer.max_steps", "9")  # four steps a task: one of task 3
+    assert results_of(cut)["tasks_trained"] == 2
+    resumed = run("fit", tiny_config, "--ckpt_path", str(cut / "checkpoints" / "last.ckpt"))
+    assert_same_run(run("fit", tiny_config), resumed)
+
+
+def test_resuming_a_finished_run_gives_its_results(run: Run, tiny_config: Path) -> None:
+    whole = run("fit", tiny_config)
+    again = results_of(run("fit", tiny_config, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt")))
+    assert again == results_of(whole)
+
+
+def test_a_logger_of_ones_own_leaves_the_run_folder_where_it_is(run: Run, tiny_config: Path, tmp_path: Path) -> None:
+    logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "elsewhere"))
+    folder = run("fit", tiny_config, *logger)
+    assert {"results.json", "config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    assert list((tmp_path / "elsewhere").rglob("metrics.csv"))
+
+
+def test_a_refused_run_leaves_no_folder(refuses: Refuses, tiny_config: Path, tmp_path: Path) -> None:
+    refuses("fit", tiny_config, "--data.init_args.increment", "4")
+    assert not list((tmp_path / "refused").rglob("version_*"))
+
+
+def test_checkpoints_and_progress_bar_can_be_left_out_or_replaced(run: Run, tiny_config: Path) -> None:
+    bar = ("--trainer.enable_progress_bar", "true", "--trainer.callbacks+=TQDMProgressBar")
+    folder = run("fit", tiny_config, "--trainer.enable_checkpointing", "false", *bar)
+    assert not list(folder.rglob("*.ckpt"))
+    assert (folder / "results.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +270,15 @@ def test_the_sanity_check_changes_nothing(run: Run, tiny_config: Path) -> None:
         (["--trainer.devices", "many"], ["trainer", "devices"]),
         (["--trainer.nonsense", "1"], ["trainer.nonsense"]),
         (["--config", "/nowhere.yaml"], ["config", "/nowhere.yaml"]),
+        (["--seed_everything", "-3"], ["seed_everything", "-3"]),
+        (["--trainer.val_check_interval", "0.5"], ["trainer.val_check_interval", "0.5"]),
+        (["--trainer.limit_val_batches", "2"], ["trainer.limit_val_batches", "2", "max_test_samples"]),
+        (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches", "0"]),
+        (
+            ["--model.init_args.head", "torch.nn.Conv2d", "--model.init_args.head.init_args.kernel_size", "1"],
+            ["model.init_args.head", "(16,)"],
+        ),
+        (["--experiment", ""], ["experiment"]),
         (["--ckpt_path", "/nowhere.ckpt"], ["ckpt_path", "/nowhere.ckpt"]),
         (["--run_dir", "/proc/nowhere"], ["run_dir", "/proc/nowhere"]),
     ],
@@ -279,6 +349,9 @@ def test_wrong_checkpoints_are_refused(run: Run, refuses: Refuses, tiny_config: 
         (checkpoint, ["--model.init_args.head.init_args.key_mem_units", "9"], ["head.K", "(1, 8, 16)", "(1, 9, 16)"]),
         (checkpoint, ["--model.init_args.head", "torch.nn.Linear"], ["MHLinear", "Linear"]),
         (checkpoint, ["--data.init_args.increment", "3"], ["class_groups"]),
+        (checkpoint, ["--data.init_args.validation_fraction", "0.3"], ["validation_fraction 0.2", "0.3"]),
+        (checkpoint, ["--data.init_args.batch_size", "8"], ["batch_size 16", "8"]),
+        (checkpoint, ["--seed_everything", "5"], ["seed_everything 3", "5"]),
         (checkpoint, ["--model.init_args.optimizer.init_args.lr", "0.5"], ["lr=0.01", "0.5"]),
     ):
         sentence = refuses("fit", tiny_config, "--ckpt_path", str(path), *options)

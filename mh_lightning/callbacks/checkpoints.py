@@ -38,7 +38,7 @@ class TaskCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
-        if is_trial(trainer):
+        if is_trial(trainer) or not trainer.is_last_batch:  # an epoch that was cut short cannot be gone on with
             return
         folder = run_folder(trainer) / "checkpoints"
         last = folder / "last.ckpt"

@@ -50,7 +50,7 @@ class ContinualMetrics(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without a fit, as in `trainer.validate`, the counts start here."""
-        if not is_fitting(trainer):
+        if trainer.state.fn == "validate":
             self._prepare(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,8 +115,8 @@ class ContinualMetrics(Callback):
         results = self._metrics[split].compute()
         matrix = results.pop("accuracy_matrix")[: task + 1]
         loss_sums, loss_counts = sum_over_ranks(self._losses[split])
-        self._losses[split].zero_()
         losses = loss_sums / loss_counts
+        self._losses[split].zero_()
         counts = self._accuracy_matrix(split)
         self._counts[split] = {name: sum_over_ranks(getattr(counts, name)).cpu() for name in ("correct", "total")}
         scalars = {f"{split}/{name}": float(value) for name, value in results.items()}
@@ -153,7 +153,7 @@ class ContinualMetrics(Callback):
             )
         )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write results.json and the figure, and print the table."""
         summaries = {split: self._summary(split) for split in self._metrics}
         if any(summary is None for summary in summaries.values()):
@@ -178,6 +178,12 @@ class ContinualMetrics(Callback):
                 "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             },
         }
+        trained = len(results["accuracy_matrix"])
+        if trained < results["num_tasks"]:
+            results["tasks_trained"] = trained
+            rank_zero_warn(
+                f"The run ended after task {trained} of {results['num_tasks']}; the results cover these only."
+            )
         results |= {split: summary for split, summary in summaries.items() if split != "test"}
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / ".results.json.tmp"

@@ -17,7 +17,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier predictions."""
@@ -34,7 +34,8 @@ class PredictionWriter(Callback):
     ) -> None:
         """Keep what will be written."""
         probabilities, predicted = outputs.max(dim=1)
-        self._parts.append((batch[1].cpu(), predicted.cpu(), probabilities.cpu()))
+        places = torch.tensor(stream_of(trainer).evaluation_batch("test", batch_idx))
+        self._parts.append((places, batch[1].cpu(), predicted.cpu(), probabilities.cpu()))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
@@ -46,7 +47,8 @@ class PredictionWriter(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["class", "predicted_class", "probability"])
-            for target, predicted, probability in zip(*(column.tolist() for column in columns), strict=True):
-                writer.writerow([names[target], names[predicted], f"{probability:.6f}"])
+            writer.writerow(["index", "class", "predicted_class", "probability"])
+            rows = sorted(zip(*(column.tolist() for column in columns), strict=True))
+            for place, target, predicted, probability in rows:
+                writer.writerow([place, names[target], names[predicted], f"{probability:.6f}"])
         pl_module.print(f"predictions in {path}")

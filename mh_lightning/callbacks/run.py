@@ -41,5 +41,11 @@ def is_trial(trainer: Trainer) -> bool:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where the run keeps its files. All ranks must ask, since rank 0 tells the others."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Where the run keeps its files: `default_root_dir` where it was given, else the logger's folder.
+
+    All ranks must ask, since rank 0 tells the others.
+    """
+    folder = trainer.default_root_dir
+    if Path(folder) == Path.cwd():
+        folder = trainer.log_dir or folder
+    return Path(trainer.strategy.broadcast(folder))

@@ -1,7 +1,11 @@
 """Task boundaries, and the progress bar that tells where in the stream a run is."""
 
+import os
+import random
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
@@ -26,6 +30,17 @@ class TaskBoundaries(Callback):
             raise UserError(
                 f"trainer.reload_dataloaders_every_n_epochs must be 1, since each task has its own data; got {reload}."
             )
+        for name, allowed, reason in (
+            ("val_check_interval", (None, 1.0), "each task is evaluated once, at its end"),
+            ("check_val_every_n_epoch", (1, stream.epochs_per_task), "it follows from data.epochs_per_task"),
+            ("limit_val_batches", (None, 0, 1.0), "data.max_test_samples takes a part of each class"),
+        ):
+            if getattr(trainer, name) not in allowed:
+                raise UserError(f"trainer.{name}={getattr(trainer, name)}: leave it out, {reason}.")
+        if trainer.accumulate_grad_batches < 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
+            )
         epochs = stream.num_tasks * stream.epochs_per_task
         if trainer.max_epochs in (-1, None):
             loop.max_epochs = epochs
@@ -37,7 +52,12 @@ class TaskBoundaries(Callback):
         trainer.check_val_every_n_epoch = stream.epochs_per_task
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Announce and prepare a task at its first epoch."""
+        """Announce and prepare a task at its first epoch. Each epoch draws its own random numbers, so that a resumed
+        run draws the same.
+        """
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            _seed_all(int(seed), trainer.current_epoch, trainer.global_rank)
         if not starts_task(trainer):
             return
         stream, method, task = stream_of(trainer), _method(pl_module), current_task(trainer)
@@ -55,6 +75,17 @@ class TaskBoundaries(Callback):
         """Tell the method that a task ends, before it is evaluated."""
         if trainer.is_last_batch and ends_task(trainer):
             _method(pl_module).on_task_end(current_task(trainer))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the layers as a fit that ended leaves them."""
+        pl_module.on_fit_end()
+
+
+def _seed_all(*parts: int) -> None:
+    torch_seed, numpy_seed, python_seed = np.random.SeedSequence(parts).generate_state(3)
+    torch.manual_seed(int(torch_seed))
+    np.random.seed(int(numpy_seed))  # noqa: NPY002  # transforms of other packages draw from it
+    random.seed(int(python_seed))
 
 
 def _method(pl_module: LightningModule) -> Any:

@@ -52,5 +52,10 @@ class StreamBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples of each batch of this rank."""
+        return [len(batch) for batch in self._batches]
+
     def __len__(self) -> int:
         return len(self._batches)

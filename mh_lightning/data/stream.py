@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
@@ -17,6 +18,9 @@ from mh_lightning.data.labelled import Labelled, StreamDataset, check_finite, ch
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import class_groups, class_incremental
 from mh_lightning.errors import UserError, reason_of
+
+SPLIT_OPTIONS = ("validation_fraction", "split_seed", "max_train_samples", "max_test_samples")
+ORDER_OPTIONS = ("epochs_per_task", "batch_size")
 
 
 class Splits(NamedTuple):
@@ -210,25 +214,46 @@ class StreamDataModule(LightningDataModule):
                 f"data.batch_size={batch_size}: a task of {len(dataset)} {split} samples is too small for "
                 f"{ranks} devices."
             )
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
+        # workers draw from the loader's own generator, so that resuming does not change what they draw
+        generator = torch.Generator().manual_seed(seed or 0)
+        return DataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers, generator=generator)
+
+    def first_input(self) -> Tensor:
+        """The first test sample as a batch of one, to try a model on."""
+        first = np.zeros(1, dtype=np.int64)
+        dataset = StreamDataset(self._splits["test"].take(first), first, self._transform(augment=False))
+        return dataset[0][0].unsqueeze(0)
+
+    def evaluation_batch(self, split: str, batch_idx: int) -> list[int]:
+        """Places in the data of the samples of this rank's evaluation batch."""
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        start = batch_idx * self.eval_batch_size
+        stop = min(start + self.eval_batch_size, len(self._splits[split].labels))
+        return list(range(start + rank, stop, ranks))
 
     def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
         backbone = getattr(self.trainer.lightning_module, "backbone", None) if self.trainer else None
         return backbone.transform(augment) if isinstance(backbone, Backbone) else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The stream's shape, kept in checkpoints so that one cannot be resumed on another stream."""
-        return {"class_groups": self.class_groups, "epochs_per_task": self.epochs_per_task}
+        """What makes the stream, kept in checkpoints so that none can be resumed on another one."""
+        return {
+            "class_groups": self.class_groups,
+            **{name: getattr(self, name) for name in SPLIT_OPTIONS + ORDER_OPTIONS},
+            "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the checkpoint's stream with this one.
+        """Compare the checkpoint's stream with this one: all of it to train on, what splits the data to evaluate.
 
         Raises:
             UserError: if they differ.
         """
+        own = self.state_dict()
+        training = self.trainer is None or self.trainer.state.fn == "fit"
         for name, saved in state_dict.items():
-            if saved != getattr(self, name):
+            if saved != own[name] and (training or name in ("class_groups", *SPLIT_OPTIONS)):
                 raise UserError(
-                    f"ckpt_path: the checkpoint comes from another stream, with {name} {saved} instead of "
-                    f"{getattr(self, name)}; resume with the configuration it was trained with."
+                    f"ckpt_path: the checkpoint comes from another stream, with {name} {saved} instead of {own[name]}; "
+                    "use the configuration it was trained with."
                 )

@@ -122,6 +122,8 @@ def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str)
             )
         return Labelled(x, y.numpy().astype(np.int64))
 
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"data.num_classes must be at least 1, got {num_classes}.")
     train, test = labelled("train"), labelled("test")
     if train.inputs.shape[1:] != test.inputs.shape[1:]:  # type: ignore[union-attr]
         raise UserError(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, reason_of
 from mh_lightning.layers import MHLinear
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
@@ -124,7 +124,18 @@ class ContinualMethod(LightningModule):
         logits = self(x)
         loss = self.loss(logits, targets, tasks)
         self.log_training(loss, logits, targets)
-        return loss
+        return loss * self._weight_in_step(batch_idx)
+
+    def _weight_in_step(self, batch_idx: int) -> float:
+        """What the mean over a step's micro-batches must weigh this one with to be the mean over its samples."""
+        steps = self.trainer.accumulate_grad_batches
+        if steps == 1:
+            return 1.0
+        first = batch_idx // steps * steps
+        last = min(first + steps, int(self.trainer.num_training_batches))
+        loader: Any = self.trainer.train_dataloader
+        sizes: list[int] = loader.batch_sampler.sizes[first:last]
+        return steps * sizes[batch_idx - first] / sum(sizes)
 
     def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Training curves: refuses logits that are not finite."""
@@ -178,8 +189,39 @@ class ContinualMethod(LightningModule):
                 f"ckpt_path: the checkpoint's optimizer has {name}={saved.get(name)}, the configuration says "
                 f"{own.get(name)}; a resumed run keeps its optimizer, so use the settings it was trained with."
             )
+        self._try_first_sample()
         for layer in self.memory_heads().values():
             layer.defer_key_updates = True
+
+    @torch.no_grad()
+    def _try_first_sample(self) -> None:
+        trainer, training = self.trainer, self.training
+        x = trainer.datamodule.first_input().to(self.device)  # type: ignore[attr-defined]
+        self.eval()
+        try:
+            with trainer.precision_plugin.forward_context():
+                logits = self(trainer.precision_plugin.convert_input(x))
+            finite = bool(logits.isfinite().all())
+        except (RuntimeError, TypeError, IndexError, UserError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
+                f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."
+            ) from error
+        finally:
+            self.train(training)
+        num_classes: int = trainer.datamodule.num_classes  # type: ignore[attr-defined]
+        if logits.shape != (1, num_classes):
+            raise UserError(
+                f"model.init_args.head gives an output of shape {tuple(logits.shape)} for one sample; it must be "
+                f"(1, {num_classes}), a logit for each class."
+            )
+        if not finite:
+            raise UserError(
+                "model: the features or outputs of the first test sample hold NaN or infinite values; check "
+                "model.init_args.backbone's weights and the data."
+            )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Update keys and counters from all micro-batches of this step, as if they had been one batch."""
@@ -230,5 +272,5 @@ def _blame(option: str) -> Iterator[None]:
     """Tell the option whose object cannot be made."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{option}: {str(error).rstrip('.')}.") from error

@@ -29,6 +29,7 @@ class ClassMeans(nn.Module):
         super().__init__()
         self.register_buffer("sums", torch.zeros(num_classes, num_features, dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
+        self.nothing = nn.Parameter(torch.empty(0))  # DistributedDataParallel wants something to train
 
     def update(self, features: Tensor, targets: Tensor) -> None:
         """Count features (b, n) of classes (b,)."""
