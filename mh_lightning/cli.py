@@ -163,7 +163,7 @@ class StreamCLI(LightningCLI):
         given = given if isinstance(given, list) else [given]
         kinds = [kind for kind in DEFAULT_CALLBACKS if not any(isinstance(one, kind) for one in given)]
         if config.get("enable_checkpointing") is False:
-            kinds.remove(callbacks.TaskCheckpoints)
+            kinds = [kind for kind in kinds if kind is not callbacks.TaskCheckpoints]
         added: list[Callback] = [kind() for kind in kinds]
         if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
             added.append(callbacks.TaskProgressBar())

@@ -222,6 +222,14 @@ def test_a_run_cut_short_says_so_and_goes_on(run: Run, tiny_config: Path) -> Non
     assert_same_run(run("fit", tiny_config), resumed)
 
 
+def test_a_run_on_part_of_the_batches_is_whole(run: Run, tiny_config: Path) -> None:
+    part = ("--trainer.limit_train_batches", "0.5")
+    whole = run("fit", tiny_config, *part)
+    assert {path.stem for path in (whole / "checkpoints").iterdir()} == {"last", "task_1", "task_2", "task_3"}
+    checkpoint = str(whole / "checkpoints" / "task_1.ckpt")
+    assert_same_run(whole, run("fit", tiny_config, *part, "--ckpt_path", checkpoint))
+
+
 def test_resuming_a_finished_run_gives_its_results(run: Run, tiny_config: Path) -> None:
     whole = run("fit", tiny_config)
     again = results_of(run("fit", tiny_config, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt")))

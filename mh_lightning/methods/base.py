@@ -202,9 +202,7 @@ class ContinualMethod(LightningModule):
             with trainer.precision_plugin.forward_context():
                 logits = self(trainer.precision_plugin.convert_input(x))
             finite = bool(logits.isfinite().all())
-        except (RuntimeError, TypeError, IndexError, UserError) as error:
-            if isinstance(error, UserError):
-                raise
+        except (RuntimeError, TypeError, IndexError) as error:
             raise UserError(
                 f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
                 f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."
