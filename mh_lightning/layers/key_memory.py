@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mh_lightning import functional as MF
 from mh_lightning.distributed import gather_rows
 from mh_lightning.errors import UserError
+from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.after_backward import after_backward
 from mh_lightning.layers.psi import PSI_NAMES, psi
 
@@ -129,7 +130,7 @@ class KeyMemory(nn.Module):
         if self.defer_key_updates:
             self._pending += collected
             return
-        with torch.autocast(self.K.device.type, enabled=False):
+        with without_autocast(self.K):
             for matched in collected:
                 self._update(matched.z, matched.winners, matched.responses)
 
@@ -140,61 +141,50 @@ class KeyMemory(nn.Module):
         pending, self._pending = self._pending, []
         empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
         zero_sets = empty.new_zeros(0, self.K.shape[0])
-        with torch.autocast(self.K.device.type, enabled=False):
+        with without_autocast(self.K):
             self._update(
                 torch.cat([empty, *(one.z for one in pending)]),
                 torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
                 torch.cat([zero_sets, *(one.responses for one in pending)]),
             )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
         """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q)."""
-        # every rank draws, so that the ranks' generators stay in step; the first row's draw is used
-        seed = torch.randint(2**31, (1,)).to(z.device) if self.random_memories else winners.new_zeros(1)
-        z, winners, responses, seeds = gather_rows(z, winners, responses, seed.expand(z.shape[0]))
+        seeds = []
+        if self.random_memories:  # every rank draws, to keep the generators in step; the first row's draw is used
+            seeds.append(torch.randint(2**31, (1,)).to(z.device).expand(len(z)))
+        z, winners, responses, *seeds = gather_rows(z, winners, responses, *seeds)
         batch = z.shape[0]
         if batch == 0:
             return
         keys = self.K.to(z.dtype)
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
-        self.key_counter += _count(winners, self.key_mem_units)
+        self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
         if self.scramble:
             plan = MF.plan_scramble(
-                responses,
-                winners,
-                self.mu,
-                self.eta,
-                tau_alpha=self.tau_alpha,
-                tau_mu=self.tau_mu,
-                tau_eta=self.tau_eta,
+                responses, self.mu, self.eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
             )
-            if plan.active.any():
-                keys = self._recycle(keys, z, plan, int(seeds[0]))
+            if len(plan.sets):
+                sources = winners[plan.samples, plan.sets]
+                self._recycle_memories(plan.sets, plan.units, sources, int(seeds[0][0]) if seeds else 0)
+                keys[plan.sets, plan.units] = z[plan.samples]
+                self.mu[plan.sets, plan.units] = 0
+                self.scrambling_count[plan.sets] += 1
         if self.upd_k == "ad_hoc_WTA":
-            keys = MF.plan_update(
+            MF.move_keys_(
                 keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu
             )
-            if batch > 1:
+            if batch > 1 and self.scramble:
                 # the same selection as in the forward, so that ties fall alike
                 winners = MF.match(z, keys, self.distance, self.sigma_eu).topk(self.delta, dim=2).indices[..., 0]
         if keys is not self.K:
             self.K.copy_(keys)
         if self.scramble:
-            wins = _count(winners, self.key_mem_units)
-            self.eta.masked_fill_(wins > 0, 0)
-            self.mu += wins
+            self.eta.scatter_(1, winners.t(), 0)
+            self.mu.scatter_(1, winners.t(), 1, reduce="add")
             self.eta += batch
-
-    def _recycle(self, keys: Tensor, z: Tensor, plan: MF.ScramblePlan, seed: int) -> Tensor:
-        """Overwrite recycled units and forget their usage; return the keys with theirs replaced."""
-        sets = plan.active.nonzero().squeeze(1)
-        units = plan.unit[sets]
-        self._recycle_memories(sets, units, plan.source[sets], seed)
-        self.mu[sets, units] = 0
-        self.scrambling_count[sets] += 1
-        return keys.index_put((sets, units), z[plan.sample[sets]])
 
     @abstractmethod
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
@@ -234,8 +224,3 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
-
-
-def _count(winners: Tensor, units: int) -> Tensor:
-    """How often each unit won: (b, q) to (q, m), integer."""
-    return F.one_hot(winners, units).sum(dim=0)

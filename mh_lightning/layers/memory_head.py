@@ -4,10 +4,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mh_lightning import functional as MF
+from mh_lightning.distributed import world_size
 from mh_lightning.errors import UserError
+from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.key_memory import COUNTERS, KeyMemory, require_choice, require_positive
 from mh_lightning.layers.psi import resized_shape
 
@@ -59,6 +60,8 @@ class MHLinear(KeyMemory):
         key_counter: training samples won by each unit, (q, m), integer.
         scrambling_count: units recycled, (q,), integer.
         defer_key_updates: collect the updates until `apply_key_updates` is called; off by default.
+        sparse_gradients: where it costs less, M's gradient is a sparse tensor of the units that have one;
+            `memory_head_optimizer` turns it on. Off by default, and without effect in a process group.
 
     Shape:
         Input (*, n), or (b, ...) with n numbers a sample, or (b, channels, height, width) for resize2d.
@@ -132,6 +135,7 @@ class MHLinear(KeyMemory):
         self.unit_outputs = out_features if shared_keys else 1
         unit_size = self.unit_outputs * (in_features + bias) + 2 * in_features * layer_norm
         self.M = nn.Parameter(torch.empty(*self.K.shape[:2], unit_size, device=device, dtype=dtype))
+        self.sparse_gradients = False
         self.reset_parameters()
 
     def _check_options(self) -> None:
@@ -161,12 +165,13 @@ class MHLinear(KeyMemory):
         images, rows, batch_shape = self._arrange(x)
         device = x.device.type
         lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x):
             attention, z = self._attend(images)
             y = self._blend(rows, attention, lower)
-        y = y.view(*batch_shape, self.out_features)
-        if y.requires_grad:
-            y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
+        if batch_shape != y.shape[:1]:
+            y = y.view(*batch_shape, self.out_features)
+            if y.requires_grad:
+                y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
         if self.training and y.requires_grad and self.M.requires_grad:
             self._update_after_backward(y, attention, z)
         return y
@@ -197,7 +202,7 @@ class MHLinear(KeyMemory):
         )
 
     def _blend(self, x: Tensor, attention: MF.Attention, lower: torch.dtype | None) -> Tensor:
-        n, (q, m, _) = self.in_features, self.M.shape
+        n, q = self.in_features, self.M.shape[0]
         winner_only = self.upd_m == "WTA"
         if winner_only and self.upd_k == "grad_WTA":
             alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
@@ -205,6 +210,10 @@ class MHLinear(KeyMemory):
         memories: Tensor = self.M
         if lower is not None:
             x = x.to(memories.dtype)
+        elif x.dtype != memories.dtype:
+            raise UserError(
+                f"MHLinear: the input is {x.dtype}, the memories are {memories.dtype}; convert one with .to(dtype)."
+            )
         if self.layer_norm:
             # (g W) x + b + (g W) f = W (g (x + f)) + b, so the blended gain and offset move to the input
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5)
@@ -214,12 +223,11 @@ class MHLinear(KeyMemory):
             x = gain * (x.unsqueeze(1) + offset)
             x = x.squeeze(1) if q == 1 else x
             memories = memories[..., : -2 * n]
-        if self.bias:
-            x = F.pad(x, (0, 1), value=1.0)
-        memories = memories.reshape(q, m, self.unit_outputs, n + self.bias)
         if lower is not None:
-            x, memories = x.to(lower), memories.to(lower)
-        return MF.blend(x, memories, attention, winner_only).flatten(1)
+            x = x.to(lower)
+        # DistributedDataParallel reduces dense gradients
+        sparse = self.sparse_gradients and not self.layer_norm and world_size() == 1
+        return MF.blend(x, memories, attention, bias=self.bias, winner_only=winner_only, sparse=sparse)
 
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
         if self.random_memories:

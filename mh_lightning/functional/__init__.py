@@ -1,0 +1,24 @@
+"""The maths of the Memory Head as pure functions: matching, attention, blending and the updates of the keys.
+
+Symbols, here and in `mh_lightning.layers`: b samples, n input features, q key sets, m memory units a set, d key size,
+p outputs a key set (all of them with shared keys, 1 with private ones), k units selected for a sample.
+
+Source: Tiezzi, Becattini, Marullo, Melacci, "Memory Head for Pre-Trained Backbones in Continual Learning",
+CoLLAs 2024, section 3.
+"""
+
+from mh_lightning.functional.attention import Attention, attend, match, spread
+from mh_lightning.functional.blending import blend, blend_vectors
+from mh_lightning.functional.key_updates import ScramblePlan, move_keys_, plan_scramble
+
+__all__ = [
+    "Attention",
+    "ScramblePlan",
+    "attend",
+    "blend",
+    "blend_vectors",
+    "match",
+    "move_keys_",
+    "plan_scramble",
+    "spread",
+]

@@ -1,0 +1,214 @@
+"""Blending memory units: of their outputs for matrices, of the units themselves for vectors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mh_lightning.functional.attention import Attention, spread
+from mh_lightning.functional.autocast import without_autocast
+from mh_lightning.functional.grouped import (
+    group_by_unit,
+    grouped_outer_products,
+    grouped_products,
+    grouped_sums,
+    grouping_pays,
+)
+
+
+def blend(
+    inputs: Tensor,
+    memories: Tensor,
+    attention: Attention,
+    *,
+    bias: bool = False,
+    winner_only: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    r"""Apply each sample's blended unit to it: :math:`y = \sum_j \alpha_j (W_j x + c_j)`.
+
+    The outputs of the units are mixed, never their weights, so no tensor holds a weight matrix for each sample. Every
+    product multiplies either all samples with all units, or each unit with the samples that selected it, whichever
+    costs less.
+
+    Args:
+        inputs: (b, n), or (b, q, n) with an input of its own for each key set. Memories are cast to their type.
+        memories: (q, m, u), units of p rows: n weights and, with `bias`, a bias.
+        attention: from `attend`.
+        bias: whether the rows end with a bias.
+        winner_only: only the best unit of a sample receives a gradient; the other memories are constants.
+        sparse: where the memories' gradient is computed unit by unit, it is a sparse tensor of the units that have one.
+
+    Returns:
+        (b, q * p).
+
+    Example:
+        >>> units = torch.tensor([[[1.0], [3.0]]])  # one key set, two units, one weight each
+        >>> equal = Attention(torch.zeros(1, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([[[0.5, 0.5]]]))
+        >>> blend(torch.tensor([[10.0]]), units, equal)
+        tensor([[20.]])
+    """
+    blended: Tensor = _Blend.apply(inputs, memories, attention.alphas, attention.units, bias, winner_only, sparse)
+    return blended
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        memories: Tensor,
+        alphas: Tensor,
+        units: Tensor,
+        bias: bool,
+        winner_only: bool,
+        sparse: bool,
+    ) -> Tensor:
+        outputs = _selected_outputs(inputs, _matrices(memories, inputs, bias), bias, units)
+        ctx.save_for_backward(inputs, memories, alphas, units, outputs if ctx.needs_input_grad[2] else None)
+        ctx.bias, ctx.winner_only, ctx.sparse = bias, winner_only, sparse
+        weighted = alphas.to(outputs.dtype).unsqueeze(3) * outputs
+        # no view is returned, so that it can be changed in place, like any layer's output
+        return weighted.sum(dim=(1, 2)) if units.shape[1] == 1 else weighted.sum(dim=2).flatten(1).clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("MHLinear has no second derivatives: create_graph=True cannot pass through it.")
+        inputs, memories, alphas, units, outputs = ctx.saved_tensors
+        grad = grad.unflatten(1, (units.shape[1], -1))
+        grad_inputs = grad_memories = grad_alphas = None
+        with without_autocast(grad):
+            if ctx.needs_input_grad[0]:
+                weights = _matrices(memories, inputs, ctx.bias)[..., : inputs.shape[-1]]
+                grad_inputs = _grad_of_inputs(grad, inputs, weights, alphas, units)
+            if ctx.needs_input_grad[1]:
+                learning = slice(0, 1 if ctx.winner_only else None)
+                grad_memories = _grad_of_memories(
+                    grad, inputs, memories, ctx.bias, alphas[..., learning], units[..., learning], ctx.sparse
+                )
+            if ctx.needs_input_grad[2]:
+                grad_alphas = torch.matmul(outputs, grad.unsqueeze(3)).squeeze(3).to(alphas.dtype)
+        return grad_inputs, grad_memories, grad_alphas, None, None, None, None
+
+
+def _matrices(memories: Tensor, inputs: Tensor, bias: bool) -> Tensor:
+    """Memories as (q, m, p, n + bias)."""
+    return memories.view(*memories.shape[:2], -1, inputs.shape[-1] + bias)
+
+
+def _grouped(inputs: Tensor, weights: Tensor, units: Tensor) -> bool:
+    q, m, p, n = weights.shape
+    # the groups depend on the data, which a compiled or exported graph cannot
+    return (
+        q == 1
+        and not torch.compiler.is_compiling()
+        and grouping_pays(inputs.shape[0], units.numel(), m, p * n, inputs.device.type)
+    )
+
+
+def _selected_outputs(inputs: Tensor, rows: Tensor, bias: bool, units: Tensor) -> Tensor:
+    """Each selected unit's output, (b, q, k, p)."""
+    b, q, k = units.shape
+    _, m, p, _ = rows.shape
+    n = inputs.shape[-1]
+    if _grouped(inputs, rows, units):
+        groups = group_by_unit(units.flatten(), m, p * n, rows=b)
+        samples, biases = _samples(groups.pairs, units), rows[0, ..., n] if bias else None
+        return grouped_products(inputs, samples, rows[0, ..., :n], biases, groups).view(b, q, k, p)
+    rows = rows.to(inputs.dtype)
+    if inputs.dim() == 2:
+        flat = rows.reshape(q * m * p, n + bias)
+        outputs = F.linear(inputs, flat[:, :n], flat[:, n] if bias else None).view(b, q, m, p)
+    else:
+        outputs = torch.einsum("bqn,qmpn->bqmp", inputs, rows[..., :n])
+        outputs = outputs + rows[..., n] if bias else outputs
+    return outputs.gather(2, units.unsqueeze(3).expand(b, q, k, p))
+
+
+def _grad_of_inputs(grad: Tensor, inputs: Tensor, weights: Tensor, alphas: Tensor, units: Tensor) -> Tensor:
+    q, m, p, n = weights.shape
+    if _grouped(inputs, weights, units):
+        groups = group_by_unit(units.flatten(), m, p * n, rows=len(inputs))
+        samples = _samples(groups.pairs, units)
+        return grouped_sums(_pair_grads(grad, alphas), samples, weights[0], groups, len(inputs))
+    unit_grads = _unit_grads(grad, alphas, units, m)
+    weights = weights.to(grad.dtype)
+    if inputs.dim() == 2:
+        return torch.mm(unit_grads.flatten(1), weights.reshape(q * m * p, n))
+    return torch.einsum("bqmp,qmpn->bqn", unit_grads, weights)
+
+
+def _grad_of_memories(
+    grad: Tensor, inputs: Tensor, memories: Tensor, bias: bool, alphas: Tensor, units: Tensor, sparse: bool
+) -> Tensor:
+    rows = _matrices(memories, inputs, bias)
+    q, m, p, width = rows.shape
+    n = inputs.shape[-1]
+    if not _grouped(inputs, rows, units):
+        unit_grads = _unit_grads(grad, alphas, units, m)
+        if inputs.dim() == 2 and not torch.compiler.is_compiling():
+            gradient = inputs.new_empty(rows.shape)
+            torch.mm(unit_grads.flatten(1).t(), inputs, out=gradient.view(q * m * p, width)[:, :n])
+            if bias:
+                torch.sum(unit_grads, dim=0, out=gradient[..., n])
+        else:
+            gradient = torch.einsum("bqmp,bn->qmpn" if inputs.dim() == 2 else "bqmp,bqn->qmpn", unit_grads, inputs)
+            if bias:
+                gradient = torch.cat([gradient, unit_grads.sum(dim=0).unsqueeze(3)], dim=3)
+        return gradient.view(memories.shape).to(memories.dtype)
+    chosen = units.flatten()
+    if sparse:
+        touched, chosen = torch.unique(chosen, return_inverse=True)
+        values = memories.new_empty(len(touched), p * width)
+    else:
+        values = memories.new_zeros(m, p * width)
+    groups = group_by_unit(chosen, len(values), p * n, rows=len(inputs))
+    samples = _samples(groups.pairs, units)
+    grouped_outer_products(_pair_grads(grad, alphas), inputs, samples, groups, out=values.view(-1, p, width))
+    if not sparse:
+        return values.unsqueeze(0)
+    places = torch.stack([torch.zeros_like(touched), touched])
+    return torch.sparse_coo_tensor(places, values, memories.shape, is_coalesced=True, check_invariants=False)
+
+
+def _unit_grads(grad: Tensor, alphas: Tensor, units: Tensor, count: int) -> Tensor:
+    """Gradient of every unit's output, (b, q, m, p)."""
+    return spread(alphas.to(grad.dtype), units, count).unsqueeze(3) * grad.unsqueeze(2)
+
+
+def _samples(pairs: Tensor, units: Tensor) -> Tensor:
+    """The sample of each pair; the last one for no pair."""
+    return pairs.div(units.shape[2], rounding_mode="floor").clamp_max_(len(units) - 1)
+
+
+def _pair_grads(grad: Tensor, alphas: Tensor) -> Tensor:
+    """Gradient of each pair's output, (pairs + 1, p), and a zero for no pair."""
+    return F.pad((alphas.to(grad.dtype).unsqueeze(3) * grad.unsqueeze(2)).flatten(0, 2), (0, 0, 0, 1))
+
+
+def blend_vectors(vectors: Tensor, attention: Attention, winner_only: bool = False) -> Tensor:
+    r"""Blend vectors of the units for each sample: :math:`\sum_j \alpha_j v_j`.
+
+    Args:
+        vectors: (q, m, n).
+        attention: from `attend`.
+        winner_only: as in `blend`.
+
+    Returns:
+        (b, q, n).
+
+    Example:
+        >>> equal = Attention(torch.zeros(1, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([[[0.5, 0.5]]]))
+        >>> blend_vectors(torch.tensor([[[1.0], [3.0]]]), equal)
+        tensor([[[2.]]])
+    """
+    mixing = spread(attention.alphas, attention.units, vectors.shape[1]).to(vectors.dtype)
+    if not winner_only:
+        return torch.einsum("bqm,qmn->bqn", mixing, vectors)
+    winners = torch.zeros_like(mixing).scatter(2, attention.units[..., :1], 1.0) * mixing
+    constant = torch.einsum("bqm,qmn->bqn", mixing - winners, vectors.detach())
+    return constant + torch.einsum("bqm,qmn->bqn", winners, vectors)
+
+

@@ -1,0 +1,161 @@
+"""Matrix products of samples with the units that they select: samples are grouped by unit, and each unit multiplies
+its own group only.
+
+Groups differ in size, and a batched product wants equal ones. So neighbouring units share a batched product, with their
+groups padded to the largest among them, as long as the padded rows stay few; a popular unit is left alone.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# What a step costs beside its multiplications, in multiply-adds (measured on a CPU: docs/performance.md).
+READ_WEIGHT = 16  # fetching a weight from memory
+GROUPING = {"cpu": 10_000_000, "cuda": 4_000_000_000}  # sorting samples and starting products; cuda: an estimate
+LARGE_PRODUCT = 20_000_000  # from here on, a product of its own is as fast as a share of a batched one
+
+
+class Block(NamedTuple):
+    """Neighbouring units whose groups are multiplied at once."""
+
+    units: slice
+    places: slice
+    size: int  # places of each unit
+
+
+class Groups(NamedTuple):
+    """Pairs of a sample and a unit, grouped by unit and laid out in blocks."""
+
+    blocks: list[Block]
+    pairs: Tensor  # (places,) the pair in each place, or the number of pairs where there is none
+    places: Tensor  # (pairs,) the place of each pair
+
+
+def grouping_pays(samples: int, pairs: int, units: int, unit_size: int, device: str) -> bool:
+    """Whether grouped products cost less than multiplying every sample with every unit."""
+    dense = units * unit_size * (samples + READ_WEIGHT)
+    grouped = unit_size * (2 * pairs + READ_WEIGHT * min(units, pairs)) + GROUPING.get(device, GROUPING["cuda"])
+    return grouped < dense
+
+
+def group_by_unit(units: Tensor, count: int, unit_size: int, rows: int) -> Groups:
+    """Group pairs by their unit.
+
+    Args:
+        units: (pairs,), the unit of each pair.
+        count: number of units.
+        unit_size: weights of a unit.
+        rows: places that a block may have, if it is more than one unit.
+
+    Example:
+        >>> groups = group_by_unit(torch.tensor([2, 0, 2, 2]), count=3, unit_size=1, rows=4)
+        >>> [groups.pairs[block.places].tolist() for block in groups.blocks]
+        [[1], [0, 2, 3]]
+    """
+    sizes = torch.bincount(units, minlength=count)
+    blocks, offsets = _lay_out(sizes.tolist(), min(rows, LARGE_PRODUCT // unit_size))
+    order = units.argsort(stable=True)
+    # a pair's place is its rank among its unit's pairs, counted from where its unit's places start
+    shift = torch.tensor(offsets, device=units.device) - (sizes.cumsum(0) - sizes)
+    number = torch.arange(len(units), device=units.device)
+    places = torch.empty_like(order)
+    places[order] = number + shift.index_select(0, units.index_select(0, order))
+    pairs = torch.full((blocks[-1].places.stop,), len(units), device=units.device)
+    pairs[places] = number
+    return Groups(blocks, pairs, places)
+
+
+def _lay_out(sizes: list[int], rows: int) -> tuple[list[Block], list[int]]:
+    """Blocks of at most `rows` places or one unit, and the first place of each unit."""
+    blocks: list[Block] = []
+    offsets = [0] * len(sizes)
+    first = last = largest = end = 0
+
+    def close_block() -> None:
+        nonlocal end
+        start, end = end, end + (last + 1 - first) * largest
+        offsets[first : last + 1] = range(start, end, largest)
+        blocks.append(Block(slice(first, last + 1), slice(start, end), largest))
+
+    for unit in [unit for unit, size in enumerate(sizes) if size]:
+        larger = max(largest, sizes[unit])
+        if largest and (unit + 1 - first) * larger > rows:
+            close_block()
+            largest = 0
+        if largest == 0:
+            first, larger = unit, sizes[unit]
+        last, largest = unit, larger
+    close_block()
+    return blocks, offsets
+
+
+def grouped_products(inputs: Tensor, samples: Tensor, weights: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+    """Each pair's input times the weights of its unit, plus its bias.
+
+    Args:
+        inputs: (b, n).
+        samples: (places,), the sample in each place; any where there is none.
+        weights: (m, p, n), cast to the inputs' type.
+        bias: (m, p), likewise.
+        groups: of the pairs.
+
+    Returns:
+        (pairs, p).
+    """
+    outputs = inputs.new_empty(len(samples), weights.shape[1])
+    for block in groups.blocks:
+        x, out = _gather(inputs, samples, block), outputs[block.places].unflatten(0, (-1, block.size))
+        unit_weights = weights[block.units].to(x.dtype).transpose(1, 2)
+        if bias is None:
+            torch.bmm(x, unit_weights, out=out)
+        else:
+            torch.baddbmm(bias[block.units].to(x.dtype).unsqueeze(1), x, unit_weights, out=out)
+    return outputs.index_select(0, groups.places)
+
+
+def grouped_sums(grads: Tensor, samples: Tensor, weights: Tensor, groups: Groups, count: int) -> Tensor:
+    """For each sample, the sum over its pairs of gradient times weights: the inputs' gradient.
+
+    Args:
+        grads: (pairs + 1, p), the last one zero.
+        samples: (places,), as in `grouped_products`.
+        weights: (m, p, n), cast to the gradients' type.
+        groups: of the pairs.
+        count: b.
+
+    Returns:
+        (b, n).
+    """
+    sums = grads.new_zeros(count, weights.shape[2])
+    for block in groups.blocks:
+        g = _gather(grads, groups.pairs, block)
+        sums.index_add_(0, samples[block.places], torch.bmm(g, weights[block.units].to(g.dtype)).flatten(0, 1))
+    return sums
+
+
+def grouped_outer_products(grads: Tensor, inputs: Tensor, samples: Tensor, groups: Groups, out: Tensor) -> None:
+    """For each unit, the sum over its pairs of gradient times input: the weights' gradient.
+
+    Args:
+        grads: (pairs + 1, p), the last one zero.
+        inputs: (b, n).
+        samples: (places,), as in `grouped_products`.
+        groups: of the pairs.
+        out: (m, p, n) or, with the bias as last column, (m, p, n + 1); overwritten where a unit has a pair.
+    """
+    for block in groups.blocks:
+        g, x = _gather(grads, groups.pairs, block).transpose(1, 2), _gather(inputs, samples, block)
+        if out.shape[2] > x.shape[2]:
+            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
+        if x.dtype != out.dtype:
+            out[block.units] = torch.bmm(g, x).to(out.dtype)
+        elif len(x) == 1:  # a batch of one is slower
+            torch.mm(g[0], x[0], out=out[block.units][0])
+        else:
+            torch.bmm(g, x, out=out[block.units])
+
+
+def _gather(rows: Tensor, index: Tensor, block: Block) -> Tensor:
+    """The rows that belong into a block's places, (units, places of each, ...)."""
+    return rows.index_select(0, index[block.places]).unflatten(0, (-1, block.size))
