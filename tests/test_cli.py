@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mh_lightning.cli import main
 from tests.conftest import results_of, weights_of
+from tests.products import products
 from tests.test_configs import SMALL, write_images
 
 Run = Callable[..., Path]
@@ -126,10 +127,36 @@ def test_killed_and_resumed_equals_uninterrupted(run: Run, tiny_config: Path, tm
     assert_same_run(run("fit", tiny_config), run("fit", tiny_config, "--ckpt_path", str(last)))
 
 
-def test_resumed_after_a_task_equals_uninterrupted(run: Run, tiny_config: Path) -> None:
-    whole = run("fit", tiny_config)
-    resumed = run("fit", tiny_config, "--ckpt_path", str(whole / "checkpoints" / "task_2.ckpt"))
+TOUCHED = ("--model.init_args.only_touched_units", "true")
+
+
+@pytest.mark.parametrize("options", [(), (*TOUCHED, "--model.init_args.reset_optimizer", "false")])
+def test_resumed_after_a_task_equals_uninterrupted(run: Run, tiny_config: Path, options: tuple[str, ...]) -> None:
+    whole = run("fit", tiny_config, *options)
+    resumed = run("fit", tiny_config, *options, "--ckpt_path", str(whole / "checkpoints" / "task_2.ckpt"))
     assert_same_run(whole, resumed)
+
+
+def test_only_touched_units_are_stepped(run: Run, tiny_config: Path) -> None:
+    no_batch = ("--data.init_args.batch_size", "1", "--model.init_args.head.init_args.scramble", "false")
+    weights = {step: weights_of(run("fit", tiny_config, *no_batch, *step)) for step in ((), TOUCHED)}
+    assert not torch.equal(weights[()]["head.M"], weights[TOUCHED]["head.M"])
+    never_won = weights[TOUCHED]["head.key_counter"][0] == 0
+    assert never_won.any()
+    seeded = run("fit", tiny_config, *no_batch, "--model.init_args.optimizer.init_args.lr", "0")
+    start = weights_of(seeded)["head.M"][0]
+    assert torch.equal(weights[TOUCHED]["head.M"][0, never_won], start[never_won])
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_only_touched_units_with_clipped_gradients(run: Run, tiny_config: Path, algorithm: str) -> None:
+    clipped = ("--trainer.gradient_clip_val", "0.01", "--trainer.gradient_clip_algorithm", algorithm)
+    with products(by_unit=True):
+        sparse = run("fit", tiny_config, *TOUCHED, *clipped)
+    with products(by_unit=False):
+        dense = run("fit", tiny_config, *TOUCHED, *clipped)
+    for name, value in weights_of(dense).items():
+        torch.testing.assert_close(weights_of(sparse)[name], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("micro_batch", "accumulated"), [(8, 2), (6, 3), (3, 6)])
@@ -167,9 +194,13 @@ def test_validate_test_and_predict(run: Run, tiny_config: Path, capsys: pytest.C
     assert sum(row[1] == row[2] for row in columns) / 30 == pytest.approx(last_accuracy)
 
 
-@pytest.mark.parametrize("method", ["FineTuning", "NearestClassMean"])
-def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path, method: str) -> None:
-    exact = ("--trainer.precision", "64-true")
+@pytest.mark.parametrize(
+    ("method", "options"), [("FineTuning", ()), ("FineTuning", TOUCHED), ("NearestClassMean", ())]
+)
+def test_two_processes_equal_one(
+    run: Run, tiny_config: Path, tmp_path: Path, method: str, options: tuple[str, ...]
+) -> None:
+    exact = ("--trainer.precision", "64-true", *options)
     if method == "NearestClassMean":
         settings = yaml.safe_load(tiny_config.read_text())
         backbone = settings["model"]["init_args"]["backbone"]
@@ -286,6 +317,7 @@ def test_checkpoints_and_progress_bar_can_be_left_out_or_replaced(run: Run, tiny
             ["--model.init_args.head", "torch.nn.Conv2d", "--model.init_args.head.init_args.kernel_size", "1"],
             ["model.init_args.head", "(16,)"],
         ),
+        ([*TOUCHED, "--model.init_args.head", "torch.nn.Linear"], ["only_touched_units", "Memory Head"]),
         (["--experiment", ""], ["experiment"]),
         (["--ckpt_path", "/nowhere.ckpt"], ["ckpt_path", "/nowhere.ckpt"]),
         (["--run_dir", "/proc/nowhere"], ["run_dir", "/proc/nowhere"]),

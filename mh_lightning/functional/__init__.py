@@ -7,7 +7,7 @@ Source: Tiezzi, Becattini, Marullo, Melacci, "Memory Head for Pre-Trained Backbo
 CoLLAs 2024, section 3.
 """
 
-from mh_lightning.functional.attention import Attention, attend, match, spread
+from mh_lightning.functional.attention import Attention, attend, match, spread, unit_length
 from mh_lightning.functional.blending import blend, blend_vectors
 from mh_lightning.functional.key_updates import ScramblePlan, move_keys_, plan_scramble
 
@@ -21,4 +21,5 @@ __all__ = [
     "move_keys_",
     "plan_scramble",
     "spread",
+    "unit_length",
 ]

@@ -1,11 +1,14 @@
 """Matching samples with keys, and weighing the units that match best."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+EPSILON = 1e-12  # the shortest length that is divided by, as in torch.nn.functional.normalize
 
 
 class Attention(NamedTuple):
@@ -38,11 +41,66 @@ def match(z: Tensor, keys: Tensor, distance: str = "cosine", sigma_eu: float = 1
     q, m, d = keys.shape
     if distance != "euclidean":
         return F.linear(z, keys.reshape(q * m, d)).view(-1, q, m) / math.sqrt(d)
-    # distances do not feel a common shift, but the expanded square loses digits to it
-    centre = keys.detach().mean(dim=(0, 1))
-    z, keys = z - centre, (keys - centre).reshape(q * m, d)
-    squared = torch.addmm(keys.square().sum(1), z, keys.t(), alpha=-2) + z.square().sum(1, keepdim=True)
+    squared: Tensor = _SquaredDistances.apply(z, keys.reshape(q * m, d))
     return torch.exp(squared.clamp_min(0) / (-math.sqrt(d) * sigma_eu)).view(-1, q, m)
+
+
+class _SquaredDistances(torch.autograd.Function):
+    """Squared distances (b, m) of samples (b, d) and keys (m, d), slightly negative at worst. Its backward makes one
+    tensor of each argument's size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, keys: Tensor) -> Tensor:
+        # distances do not feel a common shift, but the expanded square loses digits to it
+        centre = keys.mean(dim=0)
+        z, keys = z - centre, keys - centre
+        ctx.save_for_backward(z, keys)
+        return torch.addmm(keys.square().sum(1), z, keys.t(), alpha=-2) + z.square().sum(1, keepdim=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        z, keys = ctx.saved_tensors
+        grad_z = grad_keys = None
+        if ctx.needs_input_grad[0]:
+            grad_z = torch.addmm(z * grad.sum(1, keepdim=True), grad, keys, beta=2, alpha=-2)
+        if ctx.needs_input_grad[1]:
+            grad_keys = torch.addmm(keys * grad.sum(0).unsqueeze(1), grad.t(), z, beta=2, alpha=-2)
+        return grad_z, grad_keys
+
+
+class _UnitLength(torch.autograd.Function):
+    """Normalisation whose backward makes one tensor of the inputs' size; torch's own makes five."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        z = x / norms.clamp_min(EPSILON)
+        ctx.save_for_backward(z, norms)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        z, norms = ctx.saved_tensors
+        along = torch.bmm(grad.unsqueeze(1), z.unsqueeze(2)).squeeze(2)
+        along = along.masked_fill(norms <= EPSILON, 0)  # where it only scales
+        return torch.addcmul(grad, along, z, value=-1).div_(norms.clamp_min(EPSILON))
+
+
+def unit_length(x: Tensor) -> Tensor:
+    r"""Rows of length 1, :math:`x / \max(\|x\|, 10^{-12})`, as `torch.nn.functional.normalize` gives them.
+
+    Args:
+        x: (b, d).
+
+    Example:
+        >>> unit_length(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    z: Tensor = _UnitLength.apply(x)
+    return z
 
 
 def attend(responses: Tensor, delta: int, gamma_alpha: float) -> Attention:

@@ -114,9 +114,8 @@ def _selected_outputs(inputs: Tensor, rows: Tensor, bias: bool, units: Tensor) -
     _, m, p, _ = rows.shape
     n = inputs.shape[-1]
     if _grouped(inputs, rows, units):
-        groups = group_by_unit(units.flatten(), m, p * n, rows=b)
-        samples, biases = _samples(groups.pairs, units), rows[0, ..., n] if bias else None
-        return grouped_products(inputs, samples, rows[0, ..., :n], biases, groups).view(b, q, k, p)
+        groups = group_by_unit(units[:, 0], m, p * n)
+        return grouped_products(inputs, rows[0, ..., :n], rows[0, ..., n] if bias else None, groups).view(b, q, k, p)
     rows = rows.to(inputs.dtype)
     if inputs.dim() == 2:
         flat = rows.reshape(q * m * p, n + bias)
@@ -130,9 +129,8 @@ def _selected_outputs(inputs: Tensor, rows: Tensor, bias: bool, units: Tensor) -
 def _grad_of_inputs(grad: Tensor, inputs: Tensor, weights: Tensor, alphas: Tensor, units: Tensor) -> Tensor:
     q, m, p, n = weights.shape
     if _grouped(inputs, weights, units):
-        groups = group_by_unit(units.flatten(), m, p * n, rows=len(inputs))
-        samples = _samples(groups.pairs, units)
-        return grouped_sums(_pair_grads(grad, alphas), samples, weights[0], groups, len(inputs))
+        groups = group_by_unit(units[:, 0], m, p * n)
+        return grouped_sums(_pair_grads(grad, alphas), weights[0], groups, len(inputs))
     unit_grads = _unit_grads(grad, alphas, units, m)
     weights = weights.to(grad.dtype)
     if inputs.dim() == 2:
@@ -158,15 +156,14 @@ def _grad_of_memories(
             if bias:
                 gradient = torch.cat([gradient, unit_grads.sum(dim=0).unsqueeze(3)], dim=3)
         return gradient.view(memories.shape).to(memories.dtype)
-    chosen = units.flatten()
+    chosen = units[:, 0]
     if sparse:
         touched, chosen = torch.unique(chosen, return_inverse=True)
         values = memories.new_empty(len(touched), p * width)
     else:
         values = memories.new_zeros(m, p * width)
-    groups = group_by_unit(chosen, len(values), p * n, rows=len(inputs))
-    samples = _samples(groups.pairs, units)
-    grouped_outer_products(_pair_grads(grad, alphas), inputs, samples, groups, out=values.view(-1, p, width))
+    groups = group_by_unit(chosen, len(values), p * n)
+    grouped_outer_products(_pair_grads(grad, alphas), inputs, groups, out=values.view(-1, p, width))
     if not sparse:
         return values.unsqueeze(0)
     places = torch.stack([torch.zeros_like(touched), touched])
@@ -176,11 +173,6 @@ def _grad_of_memories(
 def _unit_grads(grad: Tensor, alphas: Tensor, units: Tensor, count: int) -> Tensor:
     """Gradient of every unit's output, (b, q, m, p)."""
     return spread(alphas.to(grad.dtype), units, count).unsqueeze(3) * grad.unsqueeze(2)
-
-
-def _samples(pairs: Tensor, units: Tensor) -> Tensor:
-    """The sample of each pair; the last one for no pair."""
-    return pairs.div(units.shape[2], rounding_mode="floor").clamp_max_(len(units) - 1)
 
 
 def _pair_grads(grad: Tensor, alphas: Tensor) -> Tensor:

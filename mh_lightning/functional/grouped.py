@@ -7,6 +7,7 @@ groups padded to the largest among them, as long as the padded rows stay few; a 
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +26,11 @@ class Block(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Pairs of a sample and a unit, grouped by unit and laid out in blocks."""
+    """Pairs of a sample and a unit, grouped by unit and laid out in blocks. Groups are padded with places of no pair."""
 
     blocks: list[Block]
-    pairs: Tensor  # (places,) the pair in each place, or the number of pairs where there is none
+    pairs: Tensor  # (places,) the pair in each place, or the number of pairs for no pair
+    samples: Tensor  # (places,) its sample, any for no pair
     places: Tensor  # (pairs,) the place of each pair
 
 
@@ -36,34 +38,37 @@ def grouping_pays(samples: int, pairs: int, units: int, unit_size: int, device: 
     """Whether grouped products cost less than multiplying every sample with every unit."""
     dense = units * unit_size * (samples + READ_WEIGHT)
     grouped = unit_size * (2 * pairs + READ_WEIGHT * min(units, pairs)) + GROUPING.get(device, GROUPING["cuda"])
-    return grouped < dense
+    return pairs > 0 and grouped < dense
 
 
-def group_by_unit(units: Tensor, count: int, unit_size: int, rows: int) -> Groups:
+def group_by_unit(units: Tensor, count: int, unit_size: int) -> Groups:
     """Group pairs by their unit.
 
     Args:
-        units: (pairs,), the unit of each pair.
+        units: (b, k), the units of each sample; pair i belongs to sample i // k.
         count: number of units.
         unit_size: weights of a unit.
-        rows: places that a block may have, if it is more than one unit.
 
     Example:
-        >>> groups = group_by_unit(torch.tensor([2, 0, 2, 2]), count=3, unit_size=1, rows=4)
-        >>> [groups.pairs[block.places].tolist() for block in groups.blocks]
+        >>> groups = group_by_unit(torch.tensor([[2], [0], [2], [2]]), count=3, unit_size=10_000_000)
+        >>> [groups.samples[block.places].tolist() for block in groups.blocks]
         [[1], [0, 2, 3]]
     """
-    sizes = torch.bincount(units, minlength=count)
-    blocks, offsets = _lay_out(sizes.tolist(), min(rows, LARGE_PRODUCT // unit_size))
-    order = units.argsort(stable=True)
+    b, k = units.shape
+    unit_of_pair = units.flatten().cpu().numpy()
+    sizes = np.bincount(unit_of_pair, minlength=count)
+    blocks, offsets = _lay_out(sizes.tolist(), min(b, LARGE_PRODUCT // unit_size))
+    order = unit_of_pair.argsort(kind="stable")
     # a pair's place is its rank among its unit's pairs, counted from where its unit's places start
-    shift = torch.tensor(offsets, device=units.device) - (sizes.cumsum(0) - sizes)
-    number = torch.arange(len(units), device=units.device)
-    places = torch.empty_like(order)
-    places[order] = number + shift.index_select(0, units.index_select(0, order))
-    pairs = torch.full((blocks[-1].places.stop,), len(units), device=units.device)
+    shift = np.array(offsets) - (sizes.cumsum() - sizes)
+    number = np.arange(b * k)
+    places = np.empty_like(number)
+    places[order] = number + shift[unit_of_pair[order]]
+    pairs = np.full(blocks[-1].places.stop, b * k)
     pairs[places] = number
-    return Groups(blocks, pairs, places)
+    samples = np.minimum(pairs // k, b - 1)
+    on_device = (torch.from_numpy(array).to(units.device) for array in (pairs, samples, places))
+    return Groups(blocks, *on_device)
 
 
 def _lay_out(sizes: list[int], rows: int) -> tuple[list[Block], list[int]]:
@@ -90,12 +95,11 @@ def _lay_out(sizes: list[int], rows: int) -> tuple[list[Block], list[int]]:
     return blocks, offsets
 
 
-def grouped_products(inputs: Tensor, samples: Tensor, weights: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
+def grouped_products(inputs: Tensor, weights: Tensor, bias: Tensor | None, groups: Groups) -> Tensor:
     """Each pair's input times the weights of its unit, plus its bias.
 
     Args:
         inputs: (b, n).
-        samples: (places,), the sample in each place; any where there is none.
         weights: (m, p, n), cast to the inputs' type.
         bias: (m, p), likewise.
         groups: of the pairs.
@@ -103,9 +107,9 @@ def grouped_products(inputs: Tensor, samples: Tensor, weights: Tensor, bias: Ten
     Returns:
         (pairs, p).
     """
-    outputs = inputs.new_empty(len(samples), weights.shape[1])
+    outputs = inputs.new_empty(len(groups.pairs), weights.shape[1])
     for block in groups.blocks:
-        x, out = _gather(inputs, samples, block), outputs[block.places].unflatten(0, (-1, block.size))
+        x, out = _gather(inputs, groups.samples, block), outputs[block.places].unflatten(0, (-1, block.size))
         unit_weights = weights[block.units].to(x.dtype).transpose(1, 2)
         if bias is None:
             torch.bmm(x, unit_weights, out=out)
@@ -114,12 +118,11 @@ def grouped_products(inputs: Tensor, samples: Tensor, weights: Tensor, bias: Ten
     return outputs.index_select(0, groups.places)
 
 
-def grouped_sums(grads: Tensor, samples: Tensor, weights: Tensor, groups: Groups, count: int) -> Tensor:
+def grouped_sums(grads: Tensor, weights: Tensor, groups: Groups, count: int) -> Tensor:
     """For each sample, the sum over its pairs of gradient times weights: the inputs' gradient.
 
     Args:
         grads: (pairs + 1, p), the last one zero.
-        samples: (places,), as in `grouped_products`.
         weights: (m, p, n), cast to the gradients' type.
         groups: of the pairs.
         count: b.
@@ -130,24 +133,22 @@ def grouped_sums(grads: Tensor, samples: Tensor, weights: Tensor, groups: Groups
     sums = grads.new_zeros(count, weights.shape[2])
     for block in groups.blocks:
         g = _gather(grads, groups.pairs, block)
-        sums.index_add_(0, samples[block.places], torch.bmm(g, weights[block.units].to(g.dtype)).flatten(0, 1))
+        products = torch.bmm(g, weights[block.units].to(g.dtype)).flatten(0, 1)
+        sums.index_add_(0, groups.samples[block.places], products)
     return sums
 
 
-def grouped_outer_products(grads: Tensor, inputs: Tensor, samples: Tensor, groups: Groups, out: Tensor) -> None:
+def grouped_outer_products(grads: Tensor, inputs: Tensor, groups: Groups, out: Tensor) -> None:
     """For each unit, the sum over its pairs of gradient times input: the weights' gradient.
 
     Args:
         grads: (pairs + 1, p), the last one zero.
         inputs: (b, n).
-        samples: (places,), as in `grouped_products`.
         groups: of the pairs.
         out: (m, p, n) or, with the bias as last column, (m, p, n + 1); overwritten where a unit has a pair.
     """
     for block in groups.blocks:
-        g, x = _gather(grads, groups.pairs, block).transpose(1, 2), _gather(inputs, samples, block)
-        if out.shape[2] > x.shape[2]:
-            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
+        g, x = _gather(grads, groups.pairs, block).transpose(1, 2), _gather(inputs, groups.samples, block, out.shape[2])
         if x.dtype != out.dtype:
             out[block.units] = torch.bmm(g, x).to(out.dtype)
         elif len(x) == 1:  # a batch of one is slower
@@ -156,6 +157,13 @@ def grouped_outer_products(grads: Tensor, inputs: Tensor, samples: Tensor, group
             torch.bmm(g, x, out=out[block.units])
 
 
-def _gather(rows: Tensor, index: Tensor, block: Block) -> Tensor:
-    """The rows that belong into a block's places, (units, places of each, ...)."""
-    return rows.index_select(0, index[block.places]).unflatten(0, (-1, block.size))
+def _gather(rows: Tensor, index: Tensor, block: Block, width: int | None = None) -> Tensor:
+    """The rows that belong into a block's places, (units, places of each, ...), filled up with ones to the width."""
+    chosen, columns = index[block.places], rows.shape[1]
+    if width is None or width == columns:
+        gathered = rows.index_select(0, chosen)
+    else:
+        gathered = rows.new_empty(len(chosen), width)
+        torch.index_select(rows, 0, chosen, out=gathered[:, :columns])
+        gathered[:, columns:] = 1
+    return gathered.unflatten(0, (-1, block.size))

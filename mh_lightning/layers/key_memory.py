@@ -113,7 +113,7 @@ class KeyMemory(nn.Module):
         wide = torch.promote_types(self.K.dtype, torch.float32)
         z, keys = psi(x.to(wide), self.psi_fn, self.key_size), self.K.to(wide)
         if self.distance == "cosine":
-            z = F.normalize(z, dim=1)
+            z = MF.unit_length(z)
             if keys_by_gradient:
                 keys = _Normalised.apply(keys)
         attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)

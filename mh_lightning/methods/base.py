@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mh_lightning.backbones import Backbone
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.layers import MHLinear
+from mh_lightning.optimizer import memory_head_optimizer
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 
@@ -41,6 +43,8 @@ class ContinualMethod(LightningModule):
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate scheduler, stepped once an epoch, from the optimizer.
         reset_optimizer: start each task with a new optimizer and scheduler.
+        only_touched_units: step only the memory units that have a gradient, see
+            `mh_lightning.memory_head_optimizer`.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class ContinualMethod(LightningModule):
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         reset_optimizer: bool = False,
+        only_touched_units: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -58,6 +63,7 @@ class ContinualMethod(LightningModule):
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
         self.reset_optimizer = reset_optimizer
+        self.only_touched_units = only_touched_units
         self._optimizer_settings: dict[str, str] = {}
         self._settings_of_checkpoint: dict[str, str] | None = None
 
@@ -100,8 +106,10 @@ class ContinualMethod(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
         with _blame("model.init_args.optimizer"):
-            optimizer = self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+            optimizer = self._new_optimizer()
         self._optimizer_settings = {name: str(value) for name, value in optimizer.defaults.items()}
+        if self.only_touched_units:
+            self._optimizer_settings["only_touched_units"] = "True"
         if self._make_lr_scheduler is None:
             return optimizer
         with _blame("model.init_args.lr_scheduler"):
@@ -117,6 +125,17 @@ class ContinualMethod(LightningModule):
                 "lr_scheduler": {"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "train/loss")},
             }
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _new_optimizer(self) -> Optimizer:
+        if not self.only_touched_units:
+            return self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if not any(layer.M.requires_grad for layer in self.memory_heads().values()):
+            raise UserError("only_touched_units=true needs a Memory Head that is trained, e.g. model.init_args.head")
+        optimizer = memory_head_optimizer(self, self._make_optimizer)
+        if self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            for layer in self.memory_heads().values():
+                layer.sparse_gradients = False  # torch clips no values of sparse tensors
+        return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """One micro-batch: forward, loss, training curves."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mh_lightning import MHLinear
 from tests.oracle import Oracle
+from tests.products import every_product, products
 
 FILES = sorted((Path(__file__).parents[1] / "reference_vectors").glob("*.npz"))
 TOLERANCE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
@@ -53,7 +54,13 @@ def test_all_cases_are_here() -> None:
     assert len(FILES) == 26
 
 
-def test_training_and_evaluation(case: Case) -> None:
+@every_product
+def test_training_and_evaluation(case: Case, by_unit: bool) -> None:
+    with products(by_unit):
+        compare_with_recording(case)
+
+
+def compare_with_recording(case: Case) -> None:
     arrays, layer = case.arrays, MHLinear(**case.options)
     with torch.no_grad():
         layer.K.copy_(arrays["init_K"])
