@@ -1,9 +1,9 @@
 """What a Memory Head costs, beside the linear layer that multiplies with every memory unit.
 
-    python benchmarks/training_step.py                             # the sizes of docs/performance.md
-    python benchmarks/training_step.py --growth                    # m, o and b, five sizes each
-    python benchmarks/training_step.py --sizes 32,512,10,50,2,euclidean 64,512,10,50,2,cosine
-    python benchmarks/training_step.py --device cuda --growth --profile
+    python -m benchmarks.training_step                             # the sizes of docs/performance.md
+    python -m benchmarks.training_step --growth                    # m, o and b, five sizes each
+    python -m benchmarks.training_step --sizes 32,512,10,50,2,euclidean 64,512,10,50,2,cosine
+    python -m benchmarks.training_step --device cuda --growth --profile
 
 A step is: zero_grad, forward, cross-entropy, backward, the layer's own updates, SGD step. All that is compared runs in
 turn, one step each, in one process; the table gives medians, and of the steps also half the range between quartiles.
@@ -41,8 +41,10 @@ class Size(NamedTuple):
         try:
             *numbers, distance = text.split(",")
             return Size(*map(int, numbers), distance)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not b,n,o,m,delta,distance; try 128,768,10,10,2,cosine")
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not b,n,o,m,delta,distance; try 128,768,10,10,2,cosine"
+            ) from error
 
 
 TABLE = [

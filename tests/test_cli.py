@@ -194,9 +194,7 @@ def test_validate_test_and_predict(run: Run, tiny_config: Path, capsys: pytest.C
     assert sum(row[1] == row[2] for row in columns) / 30 == pytest.approx(last_accuracy)
 
 
-@pytest.mark.parametrize(
-    ("method", "options"), [("FineTuning", ()), ("FineTuning", TOUCHED), ("NearestClassMean", ())]
-)
+@pytest.mark.parametrize(("method", "options"), [("FineTuning", ()), ("FineTuning", TOUCHED), ("NearestClassMean", ())])
 def test_two_processes_equal_one(
     run: Run, tiny_config: Path, tmp_path: Path, method: str, options: tuple[str, ...]
 ) -> None:

@@ -109,7 +109,9 @@ def test_blend_mixes_weights(own_inputs: bool, b: int, q: int, m: int, p: int, n
             torch.testing.assert_close(outputs[i, s], weights @ (inputs[i, s] if own_inputs else inputs[i]))
 
     order = shuffle(m, data.draw(seeds))
-    shuffled = MF.blend(inputs, memories[:, order].flatten(2), MF.attend(responses[..., order], delta, 2.0)).view(b, q, p)
+    shuffled = MF.blend(inputs, memories[:, order].flatten(2), MF.attend(responses[..., order], delta, 2.0)).view(
+        b, q, p
+    )
     torch.testing.assert_close(shuffled, outputs)
 
 
@@ -224,7 +226,9 @@ def test_order_of_samples_and_units_does_not_matter(
     moved = MF.move_keys_(keys.clone(), z, winners, responses.exp(), distance=distance, beta_k=0.3)
     rows, units = shuffle(b, data.draw(seeds)), shuffle(m, data.draw(seeds))
     options: dict[str, Any] = {"distance": distance, "beta_k": 0.3}
-    torch.testing.assert_close(MF.move_keys_(keys.clone(), z[rows], winners[rows], responses[rows].exp(), **options), moved)
+    torch.testing.assert_close(
+        MF.move_keys_(keys.clone(), z[rows], winners[rows], responses[rows].exp(), **options), moved
+    )
     renamed = units.argsort()[winners]
     torch.testing.assert_close(MF.move_keys_(keys[:, units], z, renamed, responses.exp(), **options), moved[:, units])
 

@@ -104,7 +104,7 @@ def test_untouched_units_keep_every_bit(kind: Any, options: dict[str, Any], by_u
         train(net, optimizer, batches(3, seed=1, rows=1))
     touched = net[2].key_counter != won_before
     assert 0 < touched.sum() <= 3
-    assert torch.equal((net[2].M != before).any(2), touched)
+    assert torch.equal((before != net[2].M).any(2), touched)
 
 
 def test_torch_alone_lets_untouched_units_drift() -> None:
@@ -113,7 +113,7 @@ def test_torch_alone_lets_untouched_units_drift() -> None:
     train(net, optimizer, batches(30))
     before, won_before = net[2].M.detach().clone(), net[2].key_counter.clone()
     train(net, optimizer, batches(1, seed=1, rows=1))
-    assert (net[2].M != before).any(2).sum() > (net[2].key_counter != won_before).sum() == 1
+    assert (before != net[2].M).any(2).sum() > (net[2].key_counter != won_before).sum() == 1
 
 
 def test_without_momentum_or_decay_it_is_plain_sgd() -> None:

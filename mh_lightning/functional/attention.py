@@ -76,7 +76,7 @@ class _UnitLength(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        z = x / norms.clamp_min(EPSILON)
+        z: Tensor = x / norms.clamp_min(EPSILON)
         ctx.save_for_backward(z, norms)
         return z
 

@@ -77,12 +77,12 @@ class _Blend(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("MHLinear has no second derivatives: create_graph=True cannot pass through it.")
         inputs, memories, alphas, units, outputs = ctx.saved_tensors
-        grad = grad.unflatten(1, (units.shape[1], -1))
+        rows = _matrices(memories, inputs, ctx.bias)
+        grad = grad.reshape(len(grad), units.shape[1], rows.shape[2])
         grad_inputs = grad_memories = grad_alphas = None
         with without_autocast(grad):
             if ctx.needs_input_grad[0]:
-                weights = _matrices(memories, inputs, ctx.bias)[..., : inputs.shape[-1]]
-                grad_inputs = _grad_of_inputs(grad, inputs, weights, alphas, units)
+                grad_inputs = _grad_of_inputs(grad, inputs, rows[..., : inputs.shape[-1]], alphas, units)
             if ctx.needs_input_grad[1]:
                 learning = slice(0, 1 if ctx.winner_only else None)
                 grad_memories = _grad_of_memories(
@@ -202,5 +202,3 @@ def blend_vectors(vectors: Tensor, attention: Attention, winner_only: bool = Fal
     winners = torch.zeros_like(mixing).scatter(2, attention.units[..., :1], 1.0) * mixing
     constant = torch.einsum("bqm,qmn->bqn", mixing - winners, vectors.detach())
     return constant + torch.einsum("bqm,qmn->bqn", winners, vectors)
-
-

@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Pairs of a sample and a unit, grouped by unit and laid out in blocks. Groups are padded with places of no pair."""
+    """Pairs of a sample and a unit, grouped by unit and laid out in blocks, padded with places of no pair."""
 
     blocks: list[Block]
     pairs: Tensor  # (places,) the pair in each place, or the number of pairs for no pair
@@ -109,7 +109,7 @@ def grouped_products(inputs: Tensor, weights: Tensor, bias: Tensor | None, group
     """
     outputs = inputs.new_empty(len(groups.pairs), weights.shape[1])
     for block in groups.blocks:
-        x, out = _gather(inputs, groups.samples, block), outputs[block.places].unflatten(0, (-1, block.size))
+        x, out = _gather(inputs, groups.samples, block), outputs[block.places].view(-1, block.size, outputs.shape[1])
         unit_weights = weights[block.units].to(x.dtype).transpose(1, 2)
         if bias is None:
             torch.bmm(x, unit_weights, out=out)
@@ -166,4 +166,4 @@ def _gather(rows: Tensor, index: Tensor, block: Block, width: int | None = None)
         gathered = rows.new_empty(len(chosen), width)
         torch.index_select(rows, 0, chosen, out=gathered[:, :columns])
         gathered[:, columns:] = 1
-    return gathered.unflatten(0, (-1, block.size))
+    return gathered.view(-1, block.size, gathered.shape[1])

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+YOUNGEST = torch.iinfo(torch.long).min
+
 
 class ScramblePlan(NamedTuple):
     """The key sets that recycle a unit, which one, and for which sample."""
@@ -45,7 +47,7 @@ def plan_scramble(
     """
     weakest, sample = winner_responses.min(dim=0)
     # a unit that is used too much counts as younger than any
-    oldest, unit = torch.where(mu < tau_mu, eta, torch.iinfo(eta.dtype).min).max(dim=1)
+    oldest, unit = torch.where(mu < tau_mu, eta, YOUNGEST).max(dim=1)
     sets = ((weakest < tau_alpha) & (oldest >= tau_eta)).nonzero().flatten()
     return ScramblePlan(sets, unit[sets], sample[sets])
 

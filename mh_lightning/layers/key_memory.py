@@ -184,7 +184,7 @@ class KeyMemory(nn.Module):
         if self.scramble:
             self.eta.scatter_(1, winners.t(), 0)
             self.mu.scatter_(1, winners.t(), 1, reduce="add")
-            self.eta += batch
+            self.eta.add_(batch)
 
     @abstractmethod
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:

@@ -217,7 +217,7 @@ class MHLinear(KeyMemory):
         if self.layer_norm:
             # (g W) x + b + (g W) f = W (g (x + f)) + b, so the blended gain and offset move to the input
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5)
-            memories, *vectors = memories.split([memories.shape[2] - 2 * n, n, n], dim=2)
+            memories, *vectors = torch.split(memories, [memories.shape[2] - 2 * n, n, n], dim=2)
             gain, offset = (MF.blend_vectors(part, attention, winner_only) for part in vectors)
             x = gain * (x.unsqueeze(1) + offset)
             x = x.squeeze(1) if q == 1 else x

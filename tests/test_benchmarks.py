@@ -1,0 +1,46 @@
+"""The benchmarks run, at toy size; how fast anything is, no test asks."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cost_rule, training_step
+from mh_lightning.functional import grouped
+
+SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
+
+
+def test_training_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = training_step.main([*SIZES, "--profile", "--json", str(tmp_path / "results.json")])
+    printed = capsys.readouterr().out
+    assert [(result["b"], result["distance"]) for result in results] == [(4, "cosine"), (1, "euclidean")]
+    for result in results:
+        assert all(math.isfinite(seconds) and seconds > 0 for seconds in result["seconds"].values())
+        assert result["train_ratio"] == result["seconds"]["head"] / result["seconds"]["linear"]
+        assert f"{result['train_ratio']:.2f}" in printed
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["results"] == results
+    assert written["machine"]["threads"] == 2
+    assert "_Blend" in printed  # of the profile
+
+
+def test_the_published_sizes_are_the_default() -> None:
+    assert len(training_step.TABLE) == 7
+    for varied in ("m", "o", "b"):
+        assert len({getattr(size, varied) for size in training_step.GROWTH}) == 5
+
+
+def test_cost_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    before = grouped.GROUPING["cpu"]
+    results = cost_rule.main([*SIZES])
+    assert len(results) == 2 and all(loss >= 1 for result in results for loss in result.values())
+    assert "4, 6, 3, 5, 2" in capsys.readouterr().out
+    assert grouped.GROUPING["cpu"] == before
+
+
+def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        training_step.main(["--sizes", "4,6,3"])
+    assert "4,6,3" in capsys.readouterr().err
