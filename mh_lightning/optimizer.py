@@ -142,7 +142,7 @@ class _Units:
         numbers, grads = _rows(grad)
         self._follow()
         kept = (grads.amax(dim=1) != 0) | (grads.amin(dim=1) != 0)  # NaN is kept, to be seen
-        for number, unit_grad, keep in zip(numbers.tolist(), grads.unbind(0), kept.tolist(), strict=True):
+        for number, unit_grad, keep in zip(numbers, grads.unbind(0), kept.tolist(), strict=True):
             if keep:
                 unit = self._unit(number)
                 unit.grad = unit_grad
@@ -176,14 +176,14 @@ class _Units:
                 unit.data = self._view(number)
 
 
-def _rows(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers (t,) of the units that a gradient of M (q, m, u) holds, and their gradients (t, u)."""
+def _rows(grad: Tensor) -> tuple[list[int], Tensor]:
+    """Numbers (t) of the units that a gradient of M (q, m, u) holds, and their gradients (t, u)."""
     _, units, size = grad.shape
     if not grad.is_sparse:
         rows = grad.reshape(-1, size)
-        return torch.arange(len(rows)), rows
-    numbers = grad._indices()[0] * units + grad._indices()[1]
-    if not bool((numbers.diff() > 0).all()):  # several backward passes
-        grad = grad.coalesce()
-        numbers = grad.indices()[0] * units + grad.indices()[1]
+        return list(range(len(rows))), rows
+    key_sets, places = grad._indices().tolist()
+    numbers = [key_set * units + place for key_set, place in zip(key_sets, places, strict=True)]
+    if len(set(numbers)) < len(numbers):  # several backward passes
+        return _rows(grad.coalesce())
     return numbers, grad._values()

@@ -156,17 +156,13 @@ def _grad_of_memories(
             if bias:
                 gradient = torch.cat([gradient, unit_grads.sum(dim=0).unsqueeze(3)], dim=3)
         return gradient.view(memories.shape).to(memories.dtype)
-    chosen = units[:, 0]
-    if sparse:
-        touched, chosen = torch.unique(chosen, return_inverse=True)
-        values = memories.new_empty(len(touched), p * width)
-    else:
-        values = memories.new_zeros(m, p * width)
-    groups = group_by_unit(chosen, len(values), p * n)
+    groups = group_by_unit(units[:, 0], m, p * n, only_touched=sparse)
+    new = memories.new_empty if sparse else memories.new_zeros
+    values = new(len(groups.units), p * width)
     grouped_outer_products(_pair_grads(grad, alphas), inputs, groups, out=values.view(-1, p, width))
     if not sparse:
         return values.unsqueeze(0)
-    places = torch.stack([torch.zeros_like(touched), touched])
+    places = torch.stack([torch.zeros_like(groups.units), groups.units])
     return torch.sparse_coo_tensor(places, values, memories.shape, is_coalesced=True, check_invariants=False)
 
 

@@ -32,6 +32,7 @@ class Groups(NamedTuple):
     pairs: Tensor  # (places,) the pair in each place, or the number of pairs for no pair
     samples: Tensor  # (places,) its sample, any for no pair
     places: Tensor  # (pairs,) the place of each pair
+    units: Tensor  # (units,) the units that the blocks count
 
 
 def grouping_pays(samples: int, pairs: int, units: int, unit_size: int, device: str) -> bool:
@@ -41,13 +42,14 @@ def grouping_pays(samples: int, pairs: int, units: int, unit_size: int, device: 
     return pairs > 0 and grouped < dense
 
 
-def group_by_unit(units: Tensor, count: int, unit_size: int) -> Groups:
+def group_by_unit(units: Tensor, count: int, unit_size: int, only_touched: bool = False) -> Groups:
     """Group pairs by their unit.
 
     Args:
         units: (b, k), the units of each sample; pair i belongs to sample i // k.
         count: number of units.
         unit_size: weights of a unit.
+        only_touched: leave units without a pair out, and count the others anew.
 
     Example:
         >>> groups = group_by_unit(torch.tensor([[2], [0], [2], [2]]), count=3, unit_size=10_000_000)
@@ -57,6 +59,9 @@ def group_by_unit(units: Tensor, count: int, unit_size: int) -> Groups:
     b, k = units.shape
     unit_of_pair = units.flatten().cpu().numpy()
     sizes = np.bincount(unit_of_pair, minlength=count)
+    numbers = np.flatnonzero(sizes) if only_touched else np.arange(count)
+    if only_touched:
+        sizes, unit_of_pair = sizes[numbers], numbers.searchsorted(unit_of_pair)
     blocks, offsets = _lay_out(sizes.tolist(), min(b, LARGE_PRODUCT // unit_size))
     order = unit_of_pair.argsort(kind="stable")
     # a pair's place is its rank among its unit's pairs, counted from where its unit's places start
@@ -67,7 +72,7 @@ def group_by_unit(units: Tensor, count: int, unit_size: int) -> Groups:
     pairs = np.full(blocks[-1].places.stop, b * k)
     pairs[places] = number
     samples = np.minimum(pairs // k, b - 1)
-    on_device = (torch.from_numpy(array).to(units.device) for array in (pairs, samples, places))
+    on_device = (torch.from_numpy(array).to(units.device) for array in (pairs, samples, places, numbers))
     return Groups(blocks, *on_device)
 
 
