@@ -9,9 +9,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 
+def in_process_group() -> bool:
+    """Whether there is a process group, if only of one process."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Number of processes that train together, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if in_process_group() else 1
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

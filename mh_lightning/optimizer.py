@@ -1,6 +1,7 @@
 """Optimizing only the memory units that a step has touched."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,16 +32,16 @@ def memory_head_optimizer(
 
     Args:
         module: model with Memory Heads.
-        optimizer: class of torch.optim, or any callable that makes an optimizer from parameters. It must call the
-            closure, if there is one, before it looks at its parameters: LBFGS does not.
+        optimizer: class of torch.optim, or any callable that makes an optimizer from parameters.
         params: parameters or parameter groups, by default all of the module that are trained.
         options: for the optimizer.
 
     Returns:
-        An object of the optimizer's own class. Its state dict has an entry for each memory unit in place of each M.
+        An instance of the optimizer's class. Its state dict has an entry for each memory unit in place of each M; it
+        can be saved and loaded, the optimizer itself cannot be copied or pickled.
 
     Raises:
-        UserError: if the optimizer has no Memory Head's M to step.
+        UserError: if the optimizer has no Memory Head's M to step, or cannot step units one by one.
 
     Example:
         >>> from mh_lightning import MHLinear
@@ -55,75 +56,88 @@ def memory_head_optimizer(
     if params is None:
         params = [parameter for parameter in module.parameters() if parameter.requires_grad]
     made = optimizer(params, **options)
+    _require_steps_by_unit(made)
+    layers = [layer for layer in module.modules() if isinstance(layer, MHLinear)]
     stepped = {id(parameter) for group in made.param_groups for parameter in group["params"]}
-    layers = [layer for layer in module.modules() if isinstance(layer, MHLinear) and id(layer.M) in stepped]
-    if not layers:
+    if not any(id(layer.M) in stepped for layer in layers):
         raise UserError("memory_head_optimizer: module has no Memory Head that is trained; use torch.optim directly.")
     for layer in layers:
         layer.sparse_gradients = True
-    _UnitSteps(made, [layer.M for layer in layers])
+        made.state.pop(layer.M, None)
+    plain = type(made)
+    made.__class__ = type(plain.__name__, (_StepsUnits, plain), {})
+    assert isinstance(made, _StepsUnits)
+    made.units_of = {id(layer.M): _Units(layer.M) for layer in layers}
     return made
 
 
-class _UnitSteps:
-    """Puts units into an optimizer's groups in place of M, while it steps, saves and loads."""
-
-    def __init__(self, optimizer: Optimizer, memories: list[nn.Parameter]) -> None:
-        self.units = {id(memory): _Units(memory) for memory in memories}
-        self.groups: list[list[Any]] | None = None
-        optimizer.register_step_pre_hook(self.before_step)
-        optimizer.register_step_post_hook(self.after_step)
-        optimizer.register_state_dict_pre_hook(self.insert_all)
-        optimizer.register_state_dict_post_hook(self.after_state_dict)
-        optimizer.register_load_state_dict_pre_hook(self.before_load)
-        optimizer.register_load_state_dict_post_hook(self.remove)
-
-    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        closure = kwargs["closure"] if "closure" in kwargs else args[1] if len(args) > 1 else None
-        if closure is None:
-            self.insert_touched(optimizer)
-            return None
-
-        def closure_then_insert() -> Any:
-            loss = closure()
-            self.insert_touched(optimizer)
-            return loss
-
-        return args[:1], {**kwargs, "closure": closure_then_insert}
-
-    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.remove(optimizer)
-
-    def after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        self.remove(optimizer)
-
-    def before_load(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        self.insert_all(optimizer)
-
-    def insert_touched(self, optimizer: Optimizer) -> None:
-        self._insert(optimizer, _Units.touched)
-
-    def insert_all(self, optimizer: Optimizer) -> None:
-        self._insert(optimizer, _Units.all)
-
-    def _insert(self, optimizer: Optimizer, chosen: Callable[["_Units"], list[nn.Parameter]]) -> None:
-        self.remove(optimizer)  # left in place by a step or a load that failed
-        self.groups = [group["params"] for group in optimizer.param_groups]
+def _require_steps_by_unit(optimizer: Optimizer) -> None:
+    name = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise UserError(f"memory_head_optimizer: {name} cannot step units one by one; SGD, Adam and AdamW can.")
+    if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
-            params: list[nn.Parameter] = []
-            for parameter in group["params"]:
-                units = self.units.get(id(parameter))
-                params += [parameter] if units is None else chosen(units)
-            group["params"] = params
+            if group.get("fused") and group["momentum"]:  # torch wants all momentum buffers or none
+                raise UserError(
+                    "memory_head_optimizer: SGD with fused=True and momentum cannot step units one by one; "
+                    "leave fused out."
+                )
 
-    def remove(self, optimizer: Optimizer) -> None:
-        if self.groups is None:
-            return
-        for group, params in zip(optimizer.param_groups, self.groups, strict=True):
-            group["params"] = params
-        self.groups = None
-        for units in self.units.values():
-            units.forget_gradients()
+
+class _StepsUnits(Optimizer):
+    """Goes before an optimizer's own class: puts units into its groups in place of M while it steps, saves or loads."""
+
+    units_of: dict[int, "_Units"]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._in_place_of_memories(_Units.touched):
+            super().step()
+        return loss
+
+    step.hooked = True  # type: ignore[attr-defined]  # hooks run inside, with the optimizer's own step
+
+    def state_dict(self) -> dict[str, Any]:
+        with self._in_place_of_memories(_Units.all):
+            return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        with self._in_place_of_memories(_Units.all):
+            super().load_state_dict(state_dict)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UserError(
+            "memory_head_optimizer: its optimizer cannot be copied or pickled; make a new one and load its state_dict."
+        )
+
+    @contextmanager
+    def _in_place_of_memories(self, chosen: Callable[["_Units"], dict[str, nn.Parameter]]) -> Iterator[None]:
+        keys = ["params", "param_names"]
+        replaced = [(group, {key: group[key] for key in keys if key in group}) for group in self.param_groups]
+        try:
+            for group, before in replaced:
+                names = before.get("param_names", [""] * len(before["params"]))
+                after: list[tuple[str, nn.Parameter]] = []
+                for name, parameter in zip(names, before["params"], strict=True):
+                    units = self.units_of.get(id(parameter))
+                    if units is None:
+                        after.append((name, parameter))
+                    else:
+                        after += [(name + place, unit) for place, unit in chosen(units).items()]
+                        self.state.pop(parameter, None)  # an empty entry, made by looking
+                group["params"] = [parameter for _, parameter in after]
+                if "param_names" in before:
+                    group["param_names"] = [name for name, _ in after]
+            yield
+        finally:
+            # loading replaces the groups, in the same order
+            for group, (_, before) in zip(self.param_groups, replaced, strict=True):
+                group.update(before)
+            for units in self.units_of.values():
+                units.forget_gradients()
 
 
 class _Units:
@@ -131,49 +145,48 @@ class _Units:
 
     def __init__(self, memory: nn.Parameter) -> None:
         self.memory = memory
-        self.parameters: dict[int, nn.Parameter] = {}
+        self.parameters: dict[int, tuple[str, nn.Parameter]] = {}
         self.place = memory.data_ptr()
-        self.with_gradient: list[nn.Parameter] = []
+        self.with_gradient: dict[str, nn.Parameter] = {}
 
-    def touched(self) -> list[nn.Parameter]:
+    def touched(self) -> dict[str, nn.Parameter]:
+        """Units that have a gradient, by their place in M."""
         grad = self.memory.grad
         if grad is None:
-            return []
+            return {}
         numbers, grads = _rows(grad)
         self._follow()
         kept = (grads.amax(dim=1) != 0) | (grads.amin(dim=1) != 0)  # NaN is kept, to be seen
         for number, unit_grad, keep in zip(numbers, grads.unbind(0), kept.tolist(), strict=True):
             if keep:
-                unit = self._unit(number)
+                place, unit = self._unit(number)
                 unit.grad = unit_grad
-                self.with_gradient.append(unit)
+                self.with_gradient[place] = unit
         return self.with_gradient
 
-    def all(self) -> list[nn.Parameter]:
+    def all(self) -> dict[str, nn.Parameter]:
+        """All units, by their place in M."""
         self._follow()
         sets, units, _ = self.memory.shape
-        return [self._unit(number) for number in range(sets * units)]
+        return dict(self._unit(number) for number in range(sets * units))
 
     def forget_gradients(self) -> None:
-        for unit in self.with_gradient:
+        for unit in self.with_gradient.values():
             unit.grad = None
-        self.with_gradient = []
+        self.with_gradient = {}
 
-    def _unit(self, number: int) -> nn.Parameter:
+    def _unit(self, number: int) -> tuple[str, nn.Parameter]:
         if number not in self.parameters:
-            self.parameters[number] = nn.Parameter(self._view(number))
+            place = divmod(number, self.memory.shape[1])
+            self.parameters[number] = (str(list(place)), nn.Parameter(self.memory.detach()[place]))
         return self.parameters[number]
-
-    def _view(self, number: int) -> Tensor:
-        key_set, unit = divmod(number, self.memory.shape[1])
-        return self.memory.detach()[key_set, unit]
 
     def _follow(self) -> None:
         """Look at M's weights where they are now: moving a module to another device gives it others."""
         if self.place != self.memory.data_ptr():
             self.place = self.memory.data_ptr()
-            for number, unit in self.parameters.items():
-                unit.data = self._view(number)
+            for number, (_, unit) in self.parameters.items():
+                unit.data = self.memory.detach()[divmod(number, self.memory.shape[1])]
 
 
 def _rows(grad: Tensor) -> tuple[list[int], Tensor]:

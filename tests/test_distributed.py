@@ -11,8 +11,9 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from mh_lightning import MHLinear
+from mh_lightning import MHLinear, memory_head_optimizer
 from mh_lightning.distributed import gather_rows, world_size
+from tests.products import products
 
 RANKS, STEPS, INPUTS, OUTPUTS = 2, 10, 5, 3
 State = dict[str, Tensor]
@@ -176,6 +177,20 @@ def test_gather_rows(results: list[dict[str, Any]]) -> None:
         for name, dtype in (("first empty", torch.int32), ("last empty", torch.float64)):
             assert found[name][0].tolist() == [[7]] * 3 and found[name][0].dtype == dtype
         assert [tuple(tensor.shape) for tensor in found["all empty"]] == [(0, 4), (0,)]
+
+
+def test_a_process_group_of_one_takes_sparse_gradients_too(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        layer = MHLinear(6, 3, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+        model, before = DistributedDataParallel(layer), layer.M.detach().clone()
+        optimizer = memory_head_optimizer(model, lr=0.1)
+        with products(by_unit=True):
+            model(torch.randn(1, 6)).sum().backward()
+        optimizer.step()
+        assert (before != layer.M).any(2).sum() == 1
+    finally:
+        dist.destroy_process_group()
 
 
 def test_without_process_group() -> None:

@@ -206,6 +206,17 @@ def test_pulls_add_up(distance: str, expected: list[float]) -> None:
     torch.testing.assert_close(moved[0, 1:], others)
 
 
+def test_pulls_are_rounded_as_published() -> None:
+    keys, z = torch.randn(2, 3, 7), torch.randn(40, 7)
+    winners = torch.randint(3, (40, 2))
+    expected = keys.clone()
+    for sample, won in zip(z, winners, strict=True):
+        for key_set, winner in enumerate(won):
+            expected[key_set, winner] += 0.3 / math.sqrt(7) * sample
+    moved = MF.move_keys_(keys, z, winners, torch.ones(40, 2), distance="dot_scaled", beta_k=0.3)
+    assert torch.equal(moved, expected)
+
+
 def test_one_sample_normalises_only_its_winner() -> None:
     moved = MF.move_keys_(
         KEYS.clone(), PULLS[:1], torch.tensor([[0]]), torch.ones(1, 1), distance="cosine", beta_k=1.0

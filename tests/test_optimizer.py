@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -151,7 +153,7 @@ def test_it_is_an_optimizer_of_its_own_class_on_the_usual_parameters() -> None:
     optimizer = memory_head_optimizer(net, torch.optim.AdamW, lr=0.5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.0)
     train(net, optimizer, batches(2))
-    assert type(optimizer) is torch.optim.AdamW
+    assert isinstance(optimizer, torch.optim.AdamW)
     assert [id(parameter) for parameter in optimizer.param_groups[0]["params"]] == [id(p) for p in net.parameters()]
     scheduler.step()
     before = copy.deepcopy(net.state_dict())
@@ -232,6 +234,82 @@ def test_gradient_scaler() -> None:
         scaler.unscale_(optimizer)
         scaler.step(optimizer)  # refuses
     assert torch.equal(net[2].M, before)
+
+
+def test_after_a_failed_load_it_is_as_before() -> None:
+    net, (x, targets) = build(), batches(1)[0]
+    optimizer = memory_head_optimizer(net, lr=0.1)
+    F.cross_entropy(net(x), targets).backward()
+    with pytest.raises(ValueError, match="parameter group"):
+        optimizer.load_state_dict(torch.optim.SGD(net.parameters(), lr=0.1).state_dict())
+    optimizer.zero_grad()
+    assert net[2].M.grad is None
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    train(net, optimizer, batches(1))
+
+
+def test_after_a_failed_step_it_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build()
+    optimizer = memory_head_optimizer(net, lr=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(net, optimizer, batches(1))
+    optimizer.zero_grad()
+    assert net[2].M.grad is None
+
+
+def test_hooks_run_once_before_and_after_loading() -> None:
+    net = build()
+    optimizer = memory_head_optimizer(net, lr=0.1)
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    train(net, optimizer, batches(1))
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(net, optimizer, batches(1))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(copied: Callable[[Any], Any]) -> None:
+    with pytest.raises(UserError, match="state_dict"):
+        copied(memory_head_optimizer(build(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(torch.optim.LBFGS, {}), (torch.optim.SparseAdam, {}), (torch.optim.SGD, {"momentum": 0.9, "fused": True})],
+)
+def test_optimizers_that_cannot_are_refused(kind: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=kind.__name__):
+        memory_head_optimizer(build(), kind, **options)
+
+
+def test_state_of_the_whole_memory_is_in_nobodys_way() -> None:
+    net = build()
+    optimizer = memory_head_optimizer(net, torch.optim.Adagrad, lr=0.1)
+    train(net, optimizer, batches(2))
+    assert not optimizer.state[net[2].M]  # looking makes an entry
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(net, optimizer, batches(2))
+
+
+def test_a_head_added_later_is_stepped_by_unit_too() -> None:
+    nets = nn.ModuleList([build(), build()])
+    optimizer = memory_head_optimizer(nets, params=nets[0].parameters(), lr=0.1)
+    optimizer.add_param_group({"params": nets[1].parameters()})
+    assert [len(group["params"]) for group in optimizer.state_dict()["param_groups"]] == [2 + 9, 2 + 9]
+
+
+def test_named_parameters_name_units() -> None:
+    net = build()
+    optimizer = memory_head_optimizer(net, params=net.named_parameters(), lr=0.1)
+    (group,) = optimizer.state_dict()["param_groups"]
+    names = ["0.weight", "0.bias", "2.M"]
+    assert group["param_names"] == [*names[:2], *(f"2.M[0, {unit}]" for unit in range(9))]
+    train(net, optimizer, batches(2))
+    assert optimizer.param_groups[0]["param_names"] == names
+    optimizer.load_state_dict(optimizer.state_dict())
 
 
 def test_weights_that_moved_are_found() -> None:

@@ -1,4 +1,4 @@
-"""Staying out of automatic mixed precision."""
+"""Automatic mixed precision: what it asks for, and staying out of it."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The type that automatic mixed precision computes in on the tensor's device, if it is on."""
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on the tensor's device keep their types; free where they do anyway."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return nullcontext() if autocast_dtype(tensor) is None else torch.autocast(tensor.device.type, enabled=False)

@@ -100,11 +100,19 @@ def _matrices(memories: Tensor, inputs: Tensor, bias: bool) -> Tensor:
 
 def _grouped(inputs: Tensor, weights: Tensor, units: Tensor) -> bool:
     q, m, p, n = weights.shape
-    # the groups depend on the data, which a compiled or exported graph cannot
+    # groups depend on the data, and a recorded graph must not
+    if q > 1 or _recorded(units):
+        return False
+    return grouping_pays(inputs.shape[0], units.numel(), m, p * n, inputs.device.type)
+
+
+def _recorded(tensor: Tensor) -> bool:
+    """Whether operations are recorded (torch.compile, torch.export, torch.jit.trace, make_fx, fake tensors)."""
     return (
-        q == 1
-        and not torch.compiler.is_compiling()
-        and grouping_pays(inputs.shape[0], units.numel(), m, p * n, inputs.device.type)
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or type(tensor) is not Tensor
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
 
 

@@ -102,12 +102,13 @@ def move_keys_(
 
 def _add_in_order(keys: Tensor, winners: Tensor, z: Tensor, step: float) -> None:
     """Sample after sample, as published: duplicate keys tie, and rounding decides which of them wins."""
+    pulls = step * z
     if keys.is_cuda:  # where index_add_ keeps no order, so that ranks would drift apart
         sets = torch.arange(len(keys), device=keys.device).unsqueeze(1)
-        keys.index_put_((sets, winners.t()), (step * z).expand(len(keys), *z.shape), accumulate=True)
+        keys.index_put_((sets, winners.t()), pulls.expand(len(keys), *z.shape), accumulate=True)
     else:
         for key_set, won_by in zip(keys, winners.t(), strict=True):
-            key_set.index_add_(0, won_by, z, alpha=step)
+            key_set.index_add_(0, won_by, pulls)
 
 
 def _normalise_(rows: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning import functional as MF
-from mh_lightning.distributed import world_size
+from mh_lightning.distributed import in_process_group
 from mh_lightning.errors import UserError
-from mh_lightning.functional.autocast import without_autocast
+from mh_lightning.functional.autocast import autocast_dtype, without_autocast
 from mh_lightning.layers.key_memory import COUNTERS, KeyMemory, require_choice, require_positive
 from mh_lightning.layers.psi import resized_shape
 
@@ -61,7 +61,8 @@ class MHLinear(KeyMemory):
         scrambling_count: units recycled, (q,), integer.
         defer_key_updates: collect the updates until `apply_key_updates` is called; off by default.
         sparse_gradients: where it costs less, M's gradient is a sparse tensor of the units that have one;
-            `memory_head_optimizer` turns it on. Off by default, and without effect in a process group.
+            `memory_head_optimizer` turns it on; turn it off before another optimizer takes over. Off by default, and
+            without effect in a process group or with `layer_norm`.
 
     Shape:
         Input (*, n), or (b, ...) with n numbers a sample, or (b, channels, height, width) for resize2d.
@@ -79,6 +80,7 @@ class MHLinear(KeyMemory):
     """
 
     M: nn.Parameter
+    sparse_gradients = False
 
     def __init__(
         self,
@@ -135,7 +137,6 @@ class MHLinear(KeyMemory):
         self.unit_outputs = out_features if shared_keys else 1
         unit_size = self.unit_outputs * (in_features + bias) + 2 * in_features * layer_norm
         self.M = nn.Parameter(torch.empty(*self.K.shape[:2], unit_size, device=device, dtype=dtype))
-        self.sparse_gradients = False
         self.reset_parameters()
 
     def _check_options(self) -> None:
@@ -163,8 +164,7 @@ class MHLinear(KeyMemory):
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, n) to (*, o); see the class."""
         images, rows, batch_shape = self._arrange(x)
-        device = x.device.type
-        lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        lower = autocast_dtype(x)
         with without_autocast(x):
             attention, z = self._attend(images)
             y = self._blend(rows, attention, lower)
@@ -224,7 +224,7 @@ class MHLinear(KeyMemory):
         if lower is not None:
             x = x.to(lower)
         # DistributedDataParallel reduces dense gradients
-        sparse = self.sparse_gradients and not self.layer_norm and world_size() == 1
+        sparse = self.sparse_gradients and not self.layer_norm and not in_process_group()
         return MF.blend(x, memories, attention, bias=self.bias, winner_only=winner_only, sparse=sparse)
 
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:

@@ -1,15 +1,18 @@
 """`torch.compile`, `torch.export` and ONNX: whole graphs in evaluation, one break in training, equal results."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mh_lightning import MHLinear
+from mh_lightning.functional import grouped
 
 CASES: dict[str, dict[str, Any]] = {
     "wta": {"upd_m": "WTA", "upd_k": "ad_hoc_WTA", "scramble": True},
@@ -98,6 +101,32 @@ def test_onnx(options: dict[str, Any]) -> None:
         x = torch.randn(batch, 6)
         (outputs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(outputs), net(x).detach())
+
+
+def large_layer() -> MHLinear:
+    """One whose products are computed unit by unit when nothing is recorded."""
+    layer = MHLinear(256, 100, key_mem_units=50, delta=2, gamma_alpha=5.0).eval()
+    assert grouped.grouping_pays(8, 16, 50, 100 * 256, "cpu")
+    return layer
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("record", [make_fx, lambda layer: lambda x: torch.jit.trace(layer, x)], ids=["fx", "jit"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_recorded_graphs_do_not_depend_on_the_recorded_batch(
+    record: Callable[[MHLinear], Callable[[Tensor], Callable[[Tensor], Tensor]]], grad: bool
+) -> None:
+    layer, x, other = large_layer(), torch.randn(8, 256), torch.randn(8, 256)
+    with torch.set_grad_enabled(grad):
+        recorded = record(layer)(x)
+        torch.testing.assert_close(recorded(other), layer(other))
+
+
+def test_shapes_without_data() -> None:
+    with FakeTensorMode():
+        assert large_layer()(torch.randn(8, 256)).shape == (8, 100)
+    assert large_layer().to("meta")(torch.randn(8, 256, device="meta")).shape == (8, 100)
 
 
 def test_images_can_be_exported() -> None:
