@@ -71,7 +71,7 @@ class _SquaredDistances(torch.autograd.Function):
 
 
 class _UnitLength(torch.autograd.Function):
-    """Normalisation whose backward makes one tensor of the inputs' size; torch's own makes five."""
+    """Normalisation whose backward makes one tensor of the inputs' size, where torch's own makes several."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
