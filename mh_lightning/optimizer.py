@@ -28,7 +28,8 @@ def memory_head_optimizer(
     stepped as usual.
 
     Memory Heads are asked for sparse gradients, which spares writing and reading the rows of untouched units.
-    ``clip_grad_norm_`` and ``GradScaler`` take them; for what does not, set ``layer.sparse_gradients = False``.
+    ``GradScaler`` and, in torch 2.14 (not 2.6), ``clip_grad_norm_`` take them; for what does not, set
+    ``layer.sparse_gradients = False``.
 
     Args:
         module: model with Memory Heads.
@@ -63,7 +64,6 @@ def memory_head_optimizer(
         raise UserError("memory_head_optimizer: module has no Memory Head that is trained; use torch.optim directly.")
     for layer in layers:
         layer.sparse_gradients = True
-        made.state.pop(layer.M, None)
     plain = type(made)
     made.__class__ = type(plain.__name__, (_StepsUnits, plain), {})
     assert isinstance(made, _StepsUnits)
@@ -73,7 +73,8 @@ def memory_head_optimizer(
 
 def _require_steps_by_unit(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
-    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+    # Adagrad fills its state beforehand
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam) or optimizer.state:
         raise UserError(f"memory_head_optimizer: {name} cannot step units one by one; SGD, Adam and AdamW can.")
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:

@@ -9,9 +9,9 @@ from torch import Tensor
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The type that automatic mixed precision computes in on the tensor's device, if it is on."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
+    if device == "meta" or not torch.is_autocast_enabled(device):  # asking for meta is an error
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -132,9 +131,9 @@ class ContinualMethod(LightningModule):
         if not any(layer.M.requires_grad for layer in self.memory_heads().values()):
             raise UserError("only_touched_units=true needs a Memory Head that is trained, e.g. model.init_args.head")
         optimizer = memory_head_optimizer(self, self._make_optimizer)
-        if self.trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+        if self.trainer.gradient_clip_val is not None:
             for layer in self.memory_heads().values():
-                layer.sparse_gradients = False  # torch clips no values of sparse tensors
+                layer.sparse_gradients = False  # torch clips no values of sparse tensors, and lately only norms
         return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
