@@ -206,7 +206,7 @@ class MHLinear(KeyMemory):
         winner_only = self.upd_m == "WTA"
         if winner_only and self.upd_k == "grad_WTA":
             alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
-            attention = attention._replace(alphas=alphas)
+            attention = MF.Attention(attention.responses, attention.units, alphas)
         memories: Tensor = self.M
         if lower is not None:
             x = x.to(memories.dtype)
