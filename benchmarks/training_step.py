@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Size(NamedTuple):
     def parse(text: str) -> "Size":
         try:
             *numbers, distance = text.split(",")
-            return Size(*map(int, numbers), distance)  # type: ignore[arg-type]
+            return Size(*map(int, numbers), distance)
         except (TypeError, ValueError) as error:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not b,n,o,m,delta,distance; try 128,768,10,10,2,cosine"
@@ -135,7 +136,7 @@ def measure(size: Size, device: str, seconds: float) -> dict[str, Any]:
     for turn in turns(seconds):
         x = inputs[turn % BATCHES]
         for name, contender in running.items():
-            taken = timed(lambda: contender.run(x, targets[name]), device)  # noqa: B023
+            taken = timed(partial(contender.run, x, targets[name]), device)
             if turn >= 3:  # after the warm-up
                 samples[name].append(taken)
     median = {name: statistics.median(values) for name, values in samples.items()}
