@@ -10,16 +10,21 @@ CoLLAs 2024, section 3.
 from mh_lightning.functional.attention import Attention, attend, match, spread, unit_length
 from mh_lightning.functional.blending import blend, blend_vectors
 from mh_lightning.functional.key_updates import ScramblePlan, move_keys_, plan_scramble
+from mh_lightning.functional.one_sample import attend_one, is_one_sample, move_key_, unit_to_scramble
 
 __all__ = [
     "Attention",
     "ScramblePlan",
     "attend",
+    "attend_one",
     "blend",
     "blend_vectors",
+    "is_one_sample",
     "match",
+    "move_key_",
     "move_keys_",
     "plan_scramble",
     "spread",
     "unit_length",
+    "unit_to_scramble",
 ]

@@ -15,6 +15,8 @@ from mh_lightning.functional.grouped import (
     grouped_sums,
     grouping_pays,
 )
+from mh_lightning.functional.one_sample import blend_one, is_one_sample
+from mh_lightning.functional.recorded import recorded, refuse_second_derivatives
 
 
 def blend(
@@ -49,6 +51,8 @@ def blend(
         >>> blend(torch.tensor([[10.0]]), units, equal)
         tensor([[20.]])
     """
+    if inputs.dim() == 2 and is_one_sample(inputs, memories) and not attention.alphas.requires_grad:
+        return blend_one(inputs, memories, attention, bias=bias, winner_only=winner_only)
     blended: Tensor = _Blend.apply(inputs, memories, attention.alphas, attention.units, bias, winner_only, sparse)
     return blended
 
@@ -74,8 +78,7 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("MHLinear has no second derivatives: create_graph=True cannot pass through it.")
+        refuse_second_derivatives()
         inputs, memories, alphas, units, outputs = ctx.saved_tensors
         rows = _matrices(memories, inputs, ctx.bias)
         grad = grad.reshape(len(grad), units.shape[1], rows.shape[2])
@@ -101,19 +104,9 @@ def _matrices(memories: Tensor, inputs: Tensor, bias: bool) -> Tensor:
 def _grouped(inputs: Tensor, weights: Tensor, units: Tensor) -> bool:
     q, m, p, n = weights.shape
     # groups depend on the data, and a recorded graph must not
-    if q > 1 or _recorded(units):
+    if q > 1 or recorded(units):
         return False
     return grouping_pays(inputs.shape[0], units.numel(), m, p * n, inputs.device.type)
-
-
-def _recorded(tensor: Tensor) -> bool:
-    """Whether operations are recorded (torch.compile, torch.export, torch.jit.trace, make_fx, fake tensors)."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or type(tensor) is not Tensor
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    )
 
 
 def _selected_outputs(inputs: Tensor, rows: Tensor, bias: bool, units: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ class KeyMemory(nn.Module):
             z = MF.unit_length(z)
             if keys_by_gradient:
                 keys = _Normalised.apply(keys)
+        if MF.is_one_sample(z, keys) and not (z.requires_grad or keys.requires_grad):
+            return MF.attend_one(z, keys, self.distance, self.sigma_eu, self.delta, self.gamma_alpha), z
         attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)
         return attention, z
 
@@ -158,6 +160,9 @@ class KeyMemory(nn.Module):
         batch = z.shape[0]
         if batch == 0:
             return
+        if self.upd_k == "ad_hoc_WTA" and MF.is_one_sample(z, self.K):
+            self._update_of_one_sample(z, winners, responses, int(seeds[0][0]) if seeds else 0)
+            return
         keys = self.K.to(z.dtype)
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
@@ -185,6 +190,25 @@ class KeyMemory(nn.Module):
             self.eta.scatter_(1, winners.t(), 0)
             self.mu.scatter_(1, winners.t(), 1, reduce="add")
             self.eta.add_(batch)
+
+    def _update_of_one_sample(self, z: Tensor, winners: Tensor, responses: Tensor, seed: int) -> None:
+        """As `_update`, see `mh_lightning.functional.one_sample`."""
+        winner, response = int(winners), float(responses)
+        keys, mu, eta, sample = self.K.numpy()[0], self.mu.numpy()[0], self.eta.numpy()[0], z.numpy()[0]
+        self.key_counter.numpy()[0, winner] += 1
+        if self.scramble:
+            unit = MF.unit_to_scramble(
+                response, mu, eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
+            )
+            if unit is not None:
+                self._recycle_memories(torch.zeros_like(winners[0]), torch.tensor([unit]), winners[0], seed)
+                keys[unit], mu[unit] = sample, 0
+                self.scrambling_count += 1
+        MF.move_key_(keys[winner], sample, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu)
+        if self.scramble:
+            eta[winner] = 0
+            mu[winner] += 1
+            eta += 1
 
     @abstractmethod
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:

@@ -1,0 +1,22 @@
+"""What autograd and compilers are doing with the operations at hand."""
+
+import torch
+from torch import Tensor
+
+
+def recorded(tensor: Tensor) -> bool:
+    """Whether operations on `tensor` are recorded, so that the way of computing must not depend on values:
+    torch.compile, torch.export, torch.jit.trace, make_fx, fake tensors.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or type(tensor) is not Tensor
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
+
+
+def refuse_second_derivatives() -> None:
+    """To be called in a backward that is not differentiable itself."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("MHLinear has no second derivatives: create_graph=True cannot pass through it.")
