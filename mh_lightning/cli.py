@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -215,6 +216,43 @@ def _next_version(folder: Path) -> Path:
             f"run_dir: the run folder {str(folder)!r} cannot be made ({error.strerror}); give another --run_dir."
         ) from error
     return version
+
+
+class _ConfigurationOnly(StreamCLI):
+    """Parses and checks what a fit is given, and builds nothing."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"fit": StreamCLI.subcommands()["fit"]}
+
+    def _set_seed(self) -> None:
+        """The caller's random state stays as it is."""
+
+    def before_instantiate_classes(self) -> None:
+        """Make no run folder."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
+    """What `main(["fit", *arguments])` would write into config.yaml, before it has chosen its run folder.
+
+    Raises:
+        UserError: if the parser refuses the arguments.
+    """
+    try:
+        cli = _ConfigurationOnly(["fit", *arguments])
+    except (ValueError, ArgumentError) as error:
+        sentence = _user_mistake(error)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error
+    configuration: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]
+    return configuration
 
 
 def main(args: ArgsType = None) -> None:

@@ -60,7 +60,10 @@ class ContinualMetrics(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stream = stream_of(trainer)
         splits = ["test"] if trainer.testing else stream.evaluation_splits
-        self._metrics = {split: continual_metrics(stream.num_tasks).to(pl_module.device) for split in splits}
+        self._metrics = {
+            split: continual_metrics(stream.num_tasks, stream.num_evaluated_tasks(split)).to(pl_module.device)
+            for split in splits
+        }
         self._losses = {split: torch.zeros(2, stream.num_tasks, device=pl_module.device) for split in splits}
 
     def on_validation_batch_end(
@@ -113,7 +116,7 @@ class ContinualMetrics(Callback):
     def _log_task(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         task = _row(trainer)
         results = self._metrics[split].compute()
-        matrix = results.pop("accuracy_matrix")[: task + 1]
+        matrix = results.pop("accuracy_matrix")[: task + 1, : self._accuracy_matrix(split).num_evaluated_tasks]
         loss_sums, loss_counts = sum_over_ranks(self._losses[split])
         losses = loss_sums / loss_counts
         self._losses[split].zero_()
@@ -138,8 +141,9 @@ class ContinualMetrics(Callback):
         )
 
     def _report_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        counts = self._accuracy_matrix(split)
         correct, total = (
-            sum_over_ranks(getattr(self._accuracy_matrix(split), name)[0]) for name in ("correct", "total")
+            sum_over_ranks(getattr(counts, name)[0, : counts.num_evaluated_tasks]) for name in ("correct", "total")
         )
         by_task, overall = correct / total, float(correct.sum() / total.sum())
         for logger in trainer.loggers if trainer.is_global_zero else []:
@@ -198,7 +202,7 @@ class ContinualMetrics(Callback):
             return None
         trained = int((self._counts[split]["total"].sum(dim=1) > 0).sum())
         values = self._metrics[split].compute()
-        matrix = values.pop("accuracy_matrix")[:trained]
+        matrix = values.pop("accuracy_matrix")[:trained, : self._accuracy_matrix(split).num_evaluated_tasks]
         return {"accuracy_matrix": matrix.tolist(), **{name: float(value) for name, value in values.items()}}
 
     def _accuracy_matrix(self, split: str) -> AccuracyMatrix:

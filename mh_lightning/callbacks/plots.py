@@ -10,7 +10,7 @@ def accuracy_matrix_figure(matrix: NDArray[np.float64], title: str) -> Figure:
     """Heat map of an accuracy matrix: a row for each task trained, a column for each task tested.
 
     Args:
-        matrix: (rows, T), fractions in [0, 1].
+        matrix: (rows, tasks), fractions in [0, 1].
         title: of the figure.
     """
     figure = Figure(
@@ -26,11 +26,11 @@ def draw_accuracy_matrix(axes: Axes, matrix: NDArray[np.float64], title: str) ->
 
     Args:
         axes: where to draw.
-        matrix: (rows, T), fractions in [0, 1]; missing rows stay empty.
+        matrix: (rows, tasks), fractions in [0, 1]; missing rows stay empty.
         title: of the axes.
     """
     rows, tasks = matrix.shape
-    full = np.full((tasks, tasks), np.nan)
+    full = np.full((max(rows, tasks), tasks), np.nan)
     full[:rows] = matrix
     axes.imshow(full, vmin=0, vmax=1, cmap="viridis")
     if tasks <= 20:
@@ -44,9 +44,9 @@ def draw_accuracy_matrix(axes: Axes, matrix: NDArray[np.float64], title: str) ->
                 fontsize=9,
                 color="black" if value > 0.6 else "white",
             )
-    ticks = np.arange(0, tasks, max(1, tasks // 10))
-    axes.set_xticks(ticks, ticks + 1)
-    axes.set_yticks(ticks, ticks + 1)
+    for set_ticks, count in ((axes.set_xticks, tasks), (axes.set_yticks, len(full))):
+        ticks = np.arange(0, count, max(1, count // 10))
+        set_ticks(ticks, ticks + 1)
     axes.set_xlabel("accuracy on task (%)")
     axes.set_ylabel("after training task")
     axes.set_title(title)

@@ -61,9 +61,9 @@ class TaskBoundaries(Callback):
         if not starts_task(trainer):
             return
         stream, method, task = stream_of(trainer), _method(pl_module), current_task(trainer)
-        names = ", ".join(stream.class_names[label] for label in stream.class_groups[task])
         pl_module.print(
-            f"Task {task + 1} of {stream.num_tasks}: classes {names} ({stream.num_samples('train', task)} samples)"
+            f"Task {task + 1} of {stream.num_tasks}: {stream.name_of_task(task)} "
+            f"({stream.num_samples('train', task)} samples)"
         )
         if method.reset_optimizer and task > 0:
             trainer.strategy.setup_optimizers(trainer)

@@ -3,7 +3,24 @@
 from mh_lightning.data.digits import Digits
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
-from mh_lightning.data.stream import Splits, StreamDataModule
+from mh_lightning.data.perturbations import GaussianNoise, Occlusion, Perturbation, Unperturbed
+from mh_lightning.data.splitting import Splits
+from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.data.tensors import TensorFile, Tensors
+from mh_lightning.data.two_dimensional import Modes, Moons
 
-__all__ = ["Digits", "FashionMNIST", "ImageFolder", "Splits", "StreamDataModule", "TensorFile", "Tensors"]
+__all__ = [
+    "Digits",
+    "FashionMNIST",
+    "GaussianNoise",
+    "ImageFolder",
+    "Modes",
+    "Moons",
+    "Occlusion",
+    "Perturbation",
+    "Splits",
+    "StreamDataModule",
+    "TensorFile",
+    "Tensors",
+    "Unperturbed",
+]

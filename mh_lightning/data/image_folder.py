@@ -11,7 +11,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.stream import Splits, StreamDataModule
+from mh_lightning.data.splitting import Splits
+from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError
 
 

@@ -8,56 +8,128 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
+from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.errors import UserError
 
 
+class Rows(Sequence[Any]):
+    """Some rows of a sequence or tensor, repeated ones included, without a copy.
+
+    Args:
+        source: paths or a tensor.
+        rows: indices of the source.
+
+    Example:
+        >>> list(Rows(["a", "b"], np.array([1, 1, 0])))
+        ['b', 'b', 'a']
+    """
+
+    def __init__(self, source: Sequence[str] | Tensor, rows: NDArray[np.int64]) -> None:
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.source[int(self.rows[index])]
+
+
 class Labelled(NamedTuple):
-    """Samples with their classes.
+    """Samples with their classes and, where there are several, domains.
 
     Inputs are paths of images, a uint8 tensor of images (samples, height, width) or (samples, height, width, 3), or a
     floating-point tensor (samples, ...) that goes to the backbone as it is.
     """
 
-    inputs: Sequence[str] | Tensor
+    inputs: Sequence[str] | Tensor | Rows
     labels: NDArray[np.int64]
+    domains: NDArray[np.int64] | None = None
 
     def take(self, indices: NDArray[np.int64]) -> "Labelled":
         """The samples at `indices`."""
+        inputs: Sequence[str] | Tensor | Rows
         if isinstance(self.inputs, Tensor):
-            return Labelled(self.inputs[torch.from_numpy(indices)], self.labels[indices])
-        return Labelled([self.inputs[index] for index in indices], self.labels[indices])
+            inputs = self.inputs[torch.from_numpy(indices)]
+        elif isinstance(self.inputs, Rows):
+            inputs = Rows(self.inputs.source, self.inputs.rows[indices])
+        else:
+            inputs = [self.inputs[index] for index in indices]
+        return Labelled(inputs, self.labels[indices], None if self.domains is None else self.domains[indices])
+
+    @property
+    def domain_of_sample(self) -> NDArray[np.int64]:
+        """Domain of each sample, 0 where there is only one."""
+        return np.zeros_like(self.labels) if self.domains is None else self.domains
+
+    @property
+    def features(self) -> Tensor | None:
+        """The inputs (samples, ...) if they are numbers that need no transform."""
+        return self.inputs if isinstance(self.inputs, Tensor) and self.inputs.is_floating_point() else None
 
 
-class StreamDataset(Dataset[tuple[Tensor, int, int]]):
+Item = tuple[Tensor, int, int]
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class StreamDataset(Dataset[Item]):
     """Items (x, class, task).
 
     Args:
         samples: where the items come from.
         tasks: index of the task of each sample, (samples,).
         transform: applied to images; None passes tensors on.
+        perturbations: of images, one a domain; applied before the transform.
+        perturbation_seed: of what perturbations draw; the same image is always perturbed alike.
     """
 
     def __init__(
-        self, samples: Labelled, tasks: NDArray[np.int64], transform: Callable[[Any], Tensor] | None = None
+        self,
+        samples: Labelled,
+        tasks: NDArray[np.int64],
+        transform: Callable[[Any], Tensor] | None = None,
+        perturbations: Sequence[Perturbation] = (),
+        perturbation_seed: Sequence[int] = (0,),
     ) -> None:
         self.samples, self.tasks, self.transform = samples, tasks, transform
+        self.perturbations, self.perturbation_seed = perturbations, perturbation_seed
 
     def __len__(self) -> int:
         return len(self.samples.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> Item:
         return self._input(index), int(self.samples.labels[index]), int(self.tasks[index])
 
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A whole batch, as the loader asks for it."""
+        if self.samples.features is None:
+            x, targets, tasks = default_collate([self[index] for index in indices])
+            return x, targets, tasks
+        labels, tasks = (torch.from_numpy(part[indices]) for part in (self.samples.labels, self.tasks))
+        return self.samples.features[indices], labels, tasks
+
     def _input(self, index: int) -> Tensor:
+        if self.samples.features is not None:
+            return self.samples.features[index]
         entry = self.samples.inputs[index]
-        if isinstance(entry, Tensor) and entry.is_floating_point():
-            return entry
         image = Image.fromarray(entry.numpy()).convert("RGB") if isinstance(entry, Tensor) else read_image(entry)
+        if self.perturbations:
+            image = self._perturb(image, index)
         if self.transform is not None:
             return self.transform(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+    def _perturb(self, image: Image.Image, index: int) -> Image.Image:
+        domain = int(self.samples.domain_of_sample[index])
+        row = int(self.samples.inputs.rows[index]) if isinstance(self.samples.inputs, Rows) else index
+        generator = np.random.default_rng([*self.perturbation_seed, domain, row])
+        return Image.fromarray(self.perturbations[domain](np.asarray(image), generator))
+
+
+def already_collated(batch: Any) -> Any:
+    """What a loader does with a batch of `StreamDataset`: nothing."""
+    return batch
 
 
 def read_image(path: str) -> Image.Image:
@@ -83,7 +155,7 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, split: str) -> Non
         )
 
 
-def check_finite(inputs: Sequence[str] | Tensor, split: str) -> None:
+def check_finite(inputs: Sequence[str] | Tensor | Rows, split: str) -> None:
     """Refuse NaN and infinite values in tensors."""
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         broken = (~inputs.reshape(len(inputs), -1).isfinite().all(dim=1)).nonzero()

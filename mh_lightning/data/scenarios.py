@@ -1,11 +1,21 @@
 """Scenarios: pure functions that cut a data set into an ordered list of tasks."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mh_lightning.errors import UserError
+
+SCENARIOS = ("IID", "CI", "DI", "CDI", "CDID")
+
+
+class Task(NamedTuple):
+    """What a task is made of: some classes, in one domain or in all of them."""
+
+    classes: list[int]
+    domain: int | None = None
 
 
 def class_groups(
@@ -51,15 +61,52 @@ def class_groups(
     return [order[:first]] + [order[start : start + increment] for start in range(first, num_classes, increment)]
 
 
-def class_incremental(labels: NDArray[np.int64], groups: Sequence[Sequence[int]]) -> list[NDArray[np.int64]]:
+def tasks_of_scenario(scenario: str, groups: Sequence[Sequence[int]], num_domains: int) -> list[Task]:
+    """The tasks of a stream.
+
+    Args:
+        scenario: "IID" (one task of everything), "CI" (class-incremental: one group of classes after the other), "DI"
+            (domain-incremental: all classes, one domain after the other), "CDI" (class- and domain-incremental: in each
+            domain one group after the other) or "CDID" (CDI with the samples of a task in the order of their first
+            feature, so that the data drifts inside it).
+        groups: of classes, see `class_groups`.
+        num_domains: D.
+
+    Raises:
+        UserError: on an unknown scenario.
+
+    Example:
+        >>> [tuple(task) for task in tasks_of_scenario("CDI", [[0], [1]], num_domains=2)]
+        [([0], 0), ([1], 0), ([0], 1), ([1], 1)]
+    """
+    everything = [label for group in groups for label in group]
+    if scenario == "IID":
+        return [Task(everything)]
+    if scenario == "CI":
+        return [Task(list(group)) for group in groups]
+    if scenario == "DI":
+        return [Task(everything, domain) for domain in range(num_domains)]
+    if scenario in ("CDI", "CDID"):
+        return [Task(list(group), domain) for domain in range(num_domains) for group in groups]
+    raise UserError(f"data.scenario must be one of {', '.join(SCENARIOS)}; got {scenario!r}.")
+
+
+def samples_of_tasks(
+    labels: NDArray[np.int64], domains: NDArray[np.int64], tasks: Sequence[Task]
+) -> list[NDArray[np.int64]]:
     """Indices of the samples of each task, in the data's order.
 
     Args:
         labels: (samples,).
-        groups: the classes of each task.
+        domains: (samples,).
+        tasks: from `tasks_of_scenario`.
 
     Example:
-        >>> [task.tolist() for task in class_incremental(np.array([0, 1, 2, 0]), [[2], [0, 1]])]
-        [[2], [0, 1, 3]]
+        >>> parts = samples_of_tasks(np.array([0, 1, 2, 0]), np.array([0, 0, 0, 1]), [Task([2]), Task([0, 1], 0)])
+        >>> [part.tolist() for part in parts]
+        [[2], [0, 1]]
     """
-    return [np.flatnonzero(np.isin(labels, group)) for group in groups]
+    return [
+        np.flatnonzero(np.isin(labels, task.classes) & (True if task.domain is None else domains == task.domain))
+        for task in tasks
+    ]

@@ -3,77 +3,93 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.data.labelled import Labelled, StreamDataset, check_finite, check_labels
+from mh_lightning.data.labelled import Labelled, StreamDataset, already_collated, check_finite, check_labels
+from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.sampler import StreamBatchSampler
-from mh_lightning.data.scenarios import class_groups, class_incremental
-from mh_lightning.errors import UserError, reason_of
+from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks, tasks_of_scenario
+from mh_lightning.data.splitting import Splits, draw_stratified, first_half, one_domain_a_perturbation, split_anew
+from mh_lightning.errors import UserError
 
-SPLIT_OPTIONS = ("validation_fraction", "split_seed", "max_train_samples", "max_test_samples")
-ORDER_OPTIONS = ("epochs_per_task", "batch_size")
-
-
-class Splits(NamedTuple):
-    """A data set as it was read, before it is cut into tasks."""
-
-    train: Labelled
-    test: Labelled
-    class_names: list[str]
+SPLIT_OPTIONS = (
+    "validation_fraction",
+    "split_fractions",
+    "validation_tasks",
+    "split_seed",
+    "max_train_samples",
+    "max_test_samples",
+)
+ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size")
+SPLIT_NAMES = ("train", "test", "validation")
 
 
 class StreamDataModule(LightningDataModule):
-    """Class-incremental stream: tasks of some classes each, in sequence, `epochs_per_task` epochs a task.
+    """A stream of tasks, one after the other, `epochs_per_task` epochs a task; online with one epoch and small batches.
 
     The epoch tells the task, so a resumed run goes on in the right one. Images get the transform of the model's
     backbone. Evaluation always covers the samples of all tasks, those still to come included. Subclasses define
     `load`.
 
     Args:
+        scenario: "CI" (class-incremental), "IID", "DI", "CDI" or "CDID"; see
+            `mh_lightning.data.scenarios.tasks_of_scenario`.
         increment: classes a task.
         first_task_size: classes of the first task, by default `increment`.
         class_order: order in which classes appear, by default 0 to C-1.
         class_order_seed: seed of a random class order instead.
         epochs_per_task: passes over each task's training samples.
-        batch_size: of the whole batch, over all devices.
+        batch_size: samples an optimizer step, over all devices.
+        chunk_size: samples that the method takes from the loader at once; it learns them in optimizer steps of
+            `batch_size`, with the same result as without chunks, but without the trainer's cost for each of them. By
+            default one batch at a time.
         eval_batch_size: of an evaluation batch, over all devices.
         num_workers: processes that load data; 0 loads in the main process.
         validation_fraction: part of the training samples, the same of each class, that is held out. Metrics are then
             computed on it too, to choose hyper-parameters without touching test data.
-        split_seed: seed of the held-out part and of `max_train_samples` and `max_test_samples`.
+        split_fractions: instead of the data's own split, fractions of training, validation and test samples, cut from
+            all samples of each class in the data's order; published online streams have [0.7, 0.1, 0.2].
+        validation_tasks: "all", or "first_half": hold validation samples of the first half of the tasks only, as
+            published for online streams, so that later tasks choose no hyper-parameter.
+        split_seed: seed of the held-out part, of `max_train_samples` and `max_test_samples`, and of perturbations.
         max_train_samples: use a random subset of this many training samples, stratified by class.
         max_test_samples: the same for test samples.
         augment: random training transform of the backbone instead of its evaluation transform.
+        perturbations: of images; each makes a domain of all images, in this order, for scenarios with domains.
 
     Attributes:
-        class_groups: the classes of each task, after `setup`.
+        tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
     """
 
     def __init__(
         self,
+        scenario: Literal["IID", "CI", "DI", "CDI", "CDID"] = "CI",
         increment: int = 1,
         first_task_size: int | None = None,
         class_order: list[int] | None = None,
         class_order_seed: int | None = None,
         epochs_per_task: int = 1,
         batch_size: int = 32,
+        chunk_size: int | None = None,
         eval_batch_size: int = 128,
         num_workers: int = 0,
         validation_fraction: float = 0.0,
+        split_fractions: list[float] | None = None,
+        validation_tasks: Literal["all", "first_half"] = "all",
         split_seed: int = 0,
         max_train_samples: int | None = None,
         max_test_samples: int | None = None,
         augment: bool = False,
+        perturbations: list[Perturbation] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -92,16 +108,23 @@ class StreamDataModule(LightningDataModule):
             raise UserError(f"data.split_seed must lie in [0, 2**32), got {split_seed}.")
         if not 0 <= validation_fraction < 1:
             raise UserError(f"data.validation_fraction must lie in [0, 1), got {validation_fraction}.")
+        if chunk_size is not None and (chunk_size < 1 or chunk_size % batch_size):
+            raise UserError(f"data.chunk_size={chunk_size} must be a multiple of data.batch_size={batch_size}.")
+        if validation_fraction and split_fractions is not None:
+            raise UserError("data.validation_fraction and data.split_fractions exclude each other; give one.")
+        self.scenario, self.chunk_size = scenario, chunk_size
+        self.split_fractions, self.validation_tasks = split_fractions, validation_tasks
+        self.perturbations = perturbations or []
         self.increment, self.first_task_size = increment, first_task_size
         self.class_order, self.class_order_seed = class_order, class_order_seed
         self.epochs_per_task, self.batch_size, self.eval_batch_size = epochs_per_task, batch_size, eval_batch_size
         self.num_workers, self.augment = num_workers, augment
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
-        self.class_groups: list[list[int]] = []
+        self.tasks: list[Task] = []
         self.class_names: list[str] = []
         self._splits: dict[str, Labelled] = {}
-        self._tasks: dict[str, list[NDArray[np.int64]]] = {}
+        self._samples_of_tasks: dict[str, list[NDArray[np.int64]]] = {}
 
     @abstractmethod
     def load(self) -> Splits:
@@ -115,12 +138,27 @@ class StreamDataModule(LightningDataModule):
     @property
     def num_tasks(self) -> int:
         """T."""
-        return len(self.class_groups)
+        return len(self.tasks)
+
+    @property
+    def class_groups(self) -> list[list[int]]:
+        """The classes of each task."""
+        return [task.classes for task in self.tasks]
+
+    def name_of_task(self, task: int) -> str:
+        """The classes and the domain of a task, to be shown."""
+        classes, domain = self.tasks[task]
+        names = f"class{'es' if len(classes) > 1 else ''} {', '.join(self.class_names[label] for label in classes)}"
+        return names if domain is None else f"{names} in domain {domain + 1}"
 
     @property
     def evaluation_splits(self) -> list[str]:
         """The splits that evaluation covers, in the order of the loaders."""
-        return ["test", "validation"] if self.validation_fraction else ["test"]
+        return [split for split in SPLIT_NAMES[1:] if split in self._splits]
+
+    def num_evaluated_tasks(self, split: str) -> int:
+        """The leading tasks that a split has samples of."""
+        return sum(len(part) > 0 for part in self._samples_of_tasks[split])
 
     def task_of_epoch(self, epoch: int) -> int:
         """The task that an epoch trains, both from 0."""
@@ -128,58 +166,94 @@ class StreamDataModule(LightningDataModule):
 
     def num_samples(self, split: str, task: int) -> int:
         """Samples of a task in a split: "train", "test" or "validation"."""
-        return len(self._tasks[split][task])
+        return len(self._samples_of_tasks[split][task])
 
     def setup(self, stage: str) -> None:
         """Read the data, check it and cut it into tasks. All stages need the same."""
         if self._splits:
             return
         data = self.load()
-        for split in ("train", "test"):
-            samples: Labelled = getattr(data, split)
+        splits = self._split(data)
+        for split, samples in splits.items():
             check_labels(samples.labels, len(data.class_names), split)
             check_finite(samples.inputs, split)
-        groups = class_groups(
-            len(data.class_names), self.increment, self.first_task_size, self.class_order, self.class_order_seed
-        )
+        tasks = self._tasks_of(data, splits)
+        parts = {
+            split: samples_of_tasks(samples.labels, samples.domain_of_sample, tasks)
+            for split, samples in splits.items()
+        }
+        self.tasks, self.class_names = tasks, data.class_names
+        for split in splits:
+            empty = [task for task, part in enumerate(parts[split]) if not len(part)]
+            if empty:
+                raise UserError(
+                    f"data: no {split} sample of {self.name_of_task(empty[0])}; each task needs some in every split."
+                )
+        if "validation" in splits and self.validation_tasks == "first_half":
+            held_out = first_half(splits["validation"], parts["validation"])
+            splits["validation"] = held_out
+            parts["validation"] = samples_of_tasks(held_out.labels, held_out.domain_of_sample, tasks)
+        self._splits, self._samples_of_tasks = splits, parts
+
+    def _split(self, data: Splits) -> dict[str, Labelled]:
+        if self.split_fractions is not None:
+            data = split_anew(data, self.split_fractions)
+        elif self.validation_fraction and data.validation is not None:
+            raise UserError("data.validation_fraction: this data set has validation samples of its own; leave it out.")
         train = self._subset(data.train, self.max_train_samples, "max_train_samples")
         splits = {"train": train, "test": self._subset(data.test, self.max_test_samples, "max_test_samples")}
         if self.validation_fraction:
-            kept, held_out = self._split(train, self.validation_fraction, "validation_fraction")
+            kept, held_out = draw_stratified(train, self.validation_fraction, self.split_seed, "validation_fraction")
             splits |= {"train": train.take(kept), "validation": train.take(held_out)}
-        tasks = {split: class_incremental(samples.labels, groups) for split, samples in splits.items()}
-        for split, parts in tasks.items():
-            empty = [group for group, part in zip(groups, parts, strict=True) if not len(part)]
-            if empty:
-                raise UserError(f"data: no {split} sample of classes {empty[0]}; each task needs some in every split.")
-        self._splits, self._tasks, self.class_groups, self.class_names = splits, tasks, groups, data.class_names
+        elif data.validation is not None:
+            splits["validation"] = data.validation
+        elif self.validation_tasks != "all":
+            raise UserError(
+                "data.validation_tasks=first_half needs validation samples; give data.validation_fraction or "
+                "data.split_fractions."
+            )
+        if self.perturbations:
+            splits = {
+                split: one_domain_a_perturbation(samples, len(self.perturbations)) for split, samples in splits.items()
+            }
+        return splits
 
     def _subset(self, samples: Labelled, size: int | None, option: str) -> Labelled:
         if size is None or size >= len(samples.labels):
             return samples
-        return samples.take(self._split(samples, size, option)[1])
+        return samples.take(draw_stratified(samples, size, self.split_seed, option)[1])
 
-    def _split(self, samples: Labelled, size: int | float, option: str) -> list[NDArray[np.int64]]:
-        try:
-            parts: list[NDArray[np.int64]] = train_test_split(
-                np.arange(len(samples.labels)), test_size=size, stratify=samples.labels, random_state=self.split_seed
-            )
-        except ValueError as error:
+    def _tasks_of(self, data: Splits, splits: dict[str, Labelled]) -> list[Task]:
+        groups = class_groups(
+            len(data.class_names), self.increment, self.first_task_size, self.class_order, self.class_order_seed
+        )
+        domains = splits["train"].domains
+        if domains is None and self.scenario in ("DI", "CDI", "CDID"):
             raise UserError(
-                f"data.{option}={size} cannot be drawn from the {len(samples.labels)} samples with each class on both "
-                f"sides: {reason_of(error)}."
-            ) from error
-        return [np.sort(part) for part in parts]
+                f"data.scenario={self.scenario} needs domains, and this data set has none; give images "
+                "data.perturbations, or tensors an entry domain_train."
+            )
+        if self.scenario == "CDID" and splits["train"].features is None:
+            raise UserError("data.scenario=CDID orders samples by their first feature, and images have none; use CDI.")
+        return tasks_of_scenario(self.scenario, groups, 1 if domains is None else int(domains.max()) + 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The current task's training samples, in a random order that depends on the global seed and the epoch."""
         task = self.task_of_epoch(self.trainer.current_epoch) if self.trainer else 0
         ranks = self.trainer.world_size if self.trainer else 1
+        if self.chunk_size is not None and ranks > 1:
+            raise UserError(f"data.chunk_size is for one device, the trainer has {ranks}; leave it out.")
         if self.batch_size % ranks:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {ranks} devices.")
         epoch = self.trainer.current_epoch if self.trainer else 0
         seed = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), epoch]).generate_state(1)[0]
-        return self._loader("train", self._tasks["train"][task], self.batch_size, int(seed), even=True)
+        indices = self._samples_of_tasks["train"][task]
+        if self.scenario != "CDID":
+            return self._loader("train", indices, self.chunk_size or self.batch_size, int(seed), even=True)
+        features = self._splits["train"].features
+        assert features is not None
+        drifting = np.argsort(features[indices].flatten(1)[:, 0].numpy(), kind="stable")
+        return self._loader("train", indices[drifting], self.chunk_size or self.batch_size, even=True)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """All tasks' samples: one loader for each of `evaluation_splits`."""
@@ -200,13 +274,9 @@ class StreamDataModule(LightningDataModule):
         self, split: str, indices: NDArray[np.int64], batch_size: int, seed: int | None = None, even: bool = False
     ) -> DataLoader[Any]:
         task_of_sample = np.empty(len(self._splits[split].labels), dtype=np.int64)
-        for task, part in enumerate(self._tasks[split]):
+        for task, part in enumerate(self._samples_of_tasks[split]):
             task_of_sample[part] = task
-        dataset = StreamDataset(
-            self._splits[split].take(indices),
-            task_of_sample[indices],
-            self._transform(split == "train" and self.augment),
-        )
+        dataset = self._dataset(split, indices, task_of_sample[indices])
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks)
         if not len(sampler):
@@ -216,13 +286,27 @@ class StreamDataModule(LightningDataModule):
             )
         # workers draw from the loader's own generator, so that resuming does not change what they draw
         generator = torch.Generator().manual_seed(seed or 0)
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers, generator=generator)
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            generator=generator,
+            collate_fn=already_collated,
+        )
+
+    def _dataset(self, split: str, indices: NDArray[np.int64], tasks: NDArray[np.int64]) -> StreamDataset:
+        return StreamDataset(
+            self._splits[split].take(indices),
+            tasks,
+            self._transform(split == "train" and self.augment),
+            self.perturbations,
+            (self.split_seed, 0 if self.split_fractions else SPLIT_NAMES.index(split)),
+        )
 
     def first_input(self) -> Tensor:
         """The first test sample as a batch of one, to try a model on."""
         first = np.zeros(1, dtype=np.int64)
-        dataset = StreamDataset(self._splits["test"].take(first), first, self._transform(augment=False))
-        return dataset[0][0].unsqueeze(0)
+        return self._dataset("test", first, first)[0][0].unsqueeze(0)
 
     def evaluation_batch(self, split: str, batch_idx: int) -> list[int]:
         """Places in the data of the samples of this rank's evaluation batch."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.stream import Splits, StreamDataModule
+from mh_lightning.data.splitting import Splits
+from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 ENTRIES = ("x_train", "y_train", "x_test", "y_test")

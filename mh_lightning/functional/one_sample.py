@@ -60,9 +60,11 @@ def attend_one(z: Tensor, keys: Tensor, distance: str, sigma_eu: float, delta: i
 def _responses(z: Floats, keys: Floats, distance: str, sigma_eu: float) -> Floats:
     root = math.sqrt(len(z))
     if distance != "euclidean":
-        return keys @ z / keys.dtype.type(root)
+        products: Floats = keys @ z / keys.dtype.type(root)
+        return products
     difference = keys - z
-    return np.exp(np.einsum("md,md->m", difference, difference) / keys.dtype.type(-root * sigma_eu))
+    near: Floats = np.exp(np.einsum("md,md->m", difference, difference) / keys.dtype.type(-root * sigma_eu))
+    return near
 
 
 def blend_one(inputs: Tensor, memories: Tensor, attention: Attention, *, bias: bool, winner_only: bool) -> Tensor:

@@ -19,6 +19,7 @@ class AccuracyMatrix(Metric):
 
     Args:
         num_tasks: T.
+        num_evaluated_tasks: V, the leading tasks that evaluations cover, by default all.
 
     Attributes:
         correct: (T, T) integer counts, row: after which task, column: of which task.
@@ -35,9 +36,10 @@ class AccuracyMatrix(Metric):
     correct: Tensor
     total: Tensor
 
-    def __init__(self, num_tasks: int, **kwargs: Any) -> None:
+    def __init__(self, num_tasks: int, num_evaluated_tasks: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_tasks = num_tasks
+        self.num_evaluated_tasks = num_tasks if num_evaluated_tasks is None else num_evaluated_tasks
         for name in ("correct", "total"):
             self.add_state(name, torch.zeros(num_tasks, num_tasks, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -66,13 +68,14 @@ class AccuracyMatrix(Metric):
         return self.correct.double() / self.total
 
     def _seen(self) -> tuple[Tensor, Tensor]:
-        """The accuracies (t, t) and the test samples (t,) of the t tasks trained so far."""
+        """The accuracies (t, v) and the test samples (v,) after t tasks: v = t, if not fewer are evaluated at all."""
         trained = int((self.total.sum(dim=1) > 0).sum())
-        if trained == 0 or not (self.total[:trained, :trained] > 0).all():
+        seen = min(trained, self.num_evaluated_tasks)
+        if trained == 0 or not (self.total[:trained, :seen] > 0).all():
             raise UserError(
                 f"{type(self).__name__}: evaluations must cover all tasks, those to come included, after each in turn."
             )
-        return AccuracyMatrix.compute(self)[:trained, :trained], self.total[trained - 1, :trained]
+        return AccuracyMatrix.compute(self)[:trained, :seen], self.total[trained - 1, :seen]
 
 
 class AverageAccuracy(AccuracyMatrix):
@@ -103,11 +106,14 @@ class BackwardTransfer(AccuracyMatrix):
 
     Args:
         num_tasks: T.
+        num_evaluated_tasks: V, by default all.
         clip: report at least 0.
     """
 
-    def __init__(self, num_tasks: int, clip: bool = False, **kwargs: Any) -> None:
-        super().__init__(num_tasks, **kwargs)
+    def __init__(
+        self, num_tasks: int, num_evaluated_tasks: int | None = None, clip: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(num_tasks, num_evaluated_tasks, **kwargs)
         self.clip = clip
 
     def compute(self) -> Tensor:
@@ -139,21 +145,25 @@ class IncrementalAccuracy(AccuracyMatrix):
         return MF.incremental_accuracy(*self._seen())
 
 
-def continual_metrics(num_tasks: int) -> MetricCollection:
+def continual_metrics(num_tasks: int, num_evaluated_tasks: int | None = None) -> MetricCollection:
     """All of them, under the names of results.json, sharing one state.
+
+    Args:
+        num_tasks: T.
+        num_evaluated_tasks: V, by default all.
 
     Example:
         >>> sorted(continual_metrics(2))[:3]
         ['accuracy_matrix', 'average_accuracy', 'backward_transfer']
     """
     members: dict[str, Metric | MetricCollection] = {
-        "accuracy_matrix": AccuracyMatrix(num_tasks),
-        "average_accuracy": AverageAccuracy(num_tasks),
-        "forgetting": Forgetting(num_tasks),
-        "backward_transfer": BackwardTransfer(num_tasks),
-        "backward_transfer_clipped": BackwardTransfer(num_tasks, clip=True),
-        "forward_transfer": ForwardTransfer(num_tasks),
-        "last_accuracy": LastAccuracy(num_tasks),
-        "incremental_accuracy": IncrementalAccuracy(num_tasks),
+        "accuracy_matrix": AccuracyMatrix(num_tasks, num_evaluated_tasks),
+        "average_accuracy": AverageAccuracy(num_tasks, num_evaluated_tasks),
+        "forgetting": Forgetting(num_tasks, num_evaluated_tasks),
+        "backward_transfer": BackwardTransfer(num_tasks, num_evaluated_tasks),
+        "backward_transfer_clipped": BackwardTransfer(num_tasks, num_evaluated_tasks, clip=True),
+        "forward_transfer": ForwardTransfer(num_tasks, num_evaluated_tasks),
+        "last_accuracy": LastAccuracy(num_tasks, num_evaluated_tasks),
+        "incremental_accuracy": IncrementalAccuracy(num_tasks, num_evaluated_tasks),
     }
     return MetricCollection(members, compute_groups=[list(members)])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mh_lightning.data.scenarios import class_groups, class_incremental
+from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks
 from tests.data.refusal import refused
 
 
@@ -71,10 +71,10 @@ def test_refused_groups(options: dict, parts: tuple[str, ...]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 7), max_size=40), st.permutations(range(6)), st.integers(1, 5))
-def test_class_incremental_partitions(labels: list[int], order: list[int], cut: int) -> None:
+def test_tasks_partition_the_classes(labels: list[int], order: list[int], cut: int) -> None:
     array = np.array(labels, dtype=np.int64)
     groups = [order[:cut], order[cut:]]  # classes 6 and 7 belong to no task
-    tasks = class_incremental(array, groups)
+    tasks = samples_of_tasks(array, np.zeros_like(array), [Task(group) for group in groups])
     assert len(tasks) == 2
     for indices, group in zip(tasks, groups, strict=True):
         assert indices.tolist() == [index for index, label in enumerate(labels) if label in group]

@@ -125,7 +125,7 @@ def test_refused_options(options: dict, part: str) -> None:
 
 def test_every_task_needs_samples() -> None:
     x, y = torch.randn(8, 2), torch.arange(8) % 4
-    refused_stream(Tensors(x, y, x[:6], y[:6].clamp_max(2)), "no test sample", "[3]")
+    refused_stream(Tensors(x, y, x[:6], y[:6].clamp_max(2)), "no test sample", "class 3")
 
 
 def epoch_order(seed: str | None, epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -208,7 +208,7 @@ def test_refused_entries(changes: Entries, parts: tuple[str, ...], tmp_path: Pat
 
 def test_num_classes() -> None:
     values = entries()
-    refused_stream(Tensors(**values, num_classes=5), "train", "[4]")
+    refused_stream(Tensors(**values, num_classes=5), "train", "class 4")
     refused_stream(Tensors(**values, num_classes=3), "0 to 2", "got 3")
     stream = Tensors(**values, num_classes=6, increment=3)  # the second task has some of its classes
     stream.setup("fit")

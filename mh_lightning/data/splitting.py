@@ -1,0 +1,122 @@
+"""How samples are divided among training, validation and test."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from mh_lightning.data.labelled import Labelled, Rows
+from mh_lightning.errors import UserError, reason_of
+
+PUBLISHED_SHUFFLE = 1234  # seed of the published 2-D streams' permutations
+
+
+class Splits(NamedTuple):
+    """A data set as it was read, before it is cut into tasks."""
+
+    train: Labelled
+    test: Labelled
+    class_names: list[str]
+    validation: Labelled | None = None
+
+
+def draw_stratified(samples: Labelled, size: int | float, seed: int, option: str) -> list[NDArray[np.int64]]:
+    """The indices of two random parts, sorted, the second with `size` samples (or that fraction), each class alike.
+
+    Raises:
+        UserError: names the option if a class would be missing on a side.
+    """
+    try:
+        parts: list[NDArray[np.int64]] = train_test_split(
+            np.arange(len(samples.labels)), test_size=size, stratify=samples.labels, random_state=seed
+        )
+    except ValueError as error:
+        raise UserError(
+            f"data.{option}={size} cannot be drawn from the {len(samples.labels)} samples with each class on both "
+            f"sides: {reason_of(error)}."
+        ) from error
+    return [np.sort(part) for part in parts]
+
+
+def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
+    """Pool training and test samples, and cut each class, in the data's order, into training, validation and test.
+
+    Args:
+        splits: as read.
+        fractions: of training, validation and test; they sum to 1.
+
+    Raises:
+        UserError: on other fractions.
+
+    Example:
+        >>> ten = Labelled(torch.zeros(10, 1), np.zeros(10, dtype=np.int64))
+        >>> again = split_anew(Splits(ten, ten, ["0"]), [0.7, 0.1, 0.2])
+        >>> len(again.train.labels), len(again.validation.labels), len(again.test.labels)
+        (14, 2, 4)
+    """
+    if (
+        len(fractions) != 3
+        or min(fractions) < 0
+        or abs(sum(fractions) - 1) > 1e-9
+        or not (fractions[0] and fractions[2])
+    ):
+        raise UserError(
+            "data.split_fractions must be three fractions of training, validation and test samples that sum to 1, "
+            f"such as [0.7, 0.1, 0.2]; got {list(fractions)}."
+        )
+    pool = concatenate([splits.train, *([] if splits.validation is None else [splits.validation]), splits.test])
+    parts: list[list[NDArray[np.int64]]] = [[], [], []]
+    for label in np.unique(pool.labels):
+        places = np.flatnonzero(pool.labels == label)
+        ends = [round(len(places) * fractions[0]), round(len(places) * (fractions[0] + fractions[1]))]
+        for part, piece in zip(parts, np.split(places, ends), strict=True):
+            part.append(piece)
+    train, validation, test = (pool.take(np.sort(np.concatenate(part))) for part in parts)
+    return Splits(train, test, splits.class_names, validation if fractions[1] else None)
+
+
+def concatenate(parts: Sequence[Labelled]) -> Labelled:
+    """All samples, one part after the other; they must be of one kind."""
+    tensors = [part.inputs for part in parts if isinstance(part.inputs, Tensor)]
+    paths = [path for part in parts for path in part.inputs if isinstance(path, str)]
+    inputs = torch.cat(tensors) if len(tensors) == len(parts) else paths
+    labels = np.concatenate([part.labels for part in parts])
+    domains = None if parts[0].domains is None else np.concatenate([part.domain_of_sample for part in parts])
+    return Labelled(inputs, labels, domains)
+
+
+def one_domain_a_perturbation(samples: Labelled, perturbations: int) -> Labelled:
+    """Each sample once in each of so many domains.
+
+    Raises:
+        UserError: if the samples are no images, or have domains already.
+
+    Example:
+        >>> twice = one_domain_a_perturbation(Labelled(["a", "b"], np.array([0, 1])), 2)
+        >>> list(twice.inputs), twice.domains.tolist()
+        (['a', 'b', 'a', 'b'], [0, 0, 1, 1])
+    """
+    if samples.features is not None:
+        raise UserError(
+            "data.perturbations change images, but this data set holds floating-point features; leave it out."
+        )
+    if samples.domains is not None or isinstance(samples.inputs, Rows):
+        raise UserError("data.perturbations make domains, but this data set has its own; leave it out.")
+    count = len(samples.labels)
+    rows = np.tile(np.arange(count), perturbations)
+    return Labelled(Rows(samples.inputs, rows), samples.labels[rows], np.repeat(np.arange(perturbations), count))
+
+
+def first_half(samples: Labelled, tasks: Sequence[NDArray[np.int64]]) -> Labelled:
+    """The samples of the first half of the tasks; of a single task, half of its samples.
+
+    With the published permutation, ``numpy.random.RandomState(1234)``, so that the 2-D streams are the published ones.
+    """
+    if len(tasks) > 1:
+        return samples.take(np.sort(np.concatenate(tasks[: len(tasks) // 2])))
+    order = np.random.RandomState(PUBLISHED_SHUFFLE).permutation(len(samples.labels))
+    return samples.take(order[: len(order) // 2])
