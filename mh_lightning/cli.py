@@ -22,13 +22,14 @@ from mh_lightning.data import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError
 from mh_lightning.methods import ContinualMethod
 
-DEFAULT_CALLBACKS = (
+DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.TaskBoundaries,
     callbacks.ContinualMetrics,
     callbacks.MemoryHeadMonitor,
     callbacks.TaskCheckpoints,
     callbacks.PredictionWriter,
 )
+PICTURES = (callbacks.StreamPreview, callbacks.OnlineAccuracy, callbacks.DecisionSurfaces)
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # follows from the stream
     "num_sanity_val_steps": 0,
@@ -121,6 +122,18 @@ class StreamCLI(LightningCLI):
             default=None,
             help="Name of the experiment, by default that of the configuration file.",
         )
+        parser.add_argument(
+            "--pictures",
+            type=bool,
+            default=True,
+            help="Draw figures into the run folder and TensorBoard; many short runs are faster without.",
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of torch, by default its own choice; 1 is fastest for tiny models and batches.",
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -145,6 +158,10 @@ class StreamCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
         config = self.config[self.subcommand]
+        if config.num_threads is not None:
+            if config.num_threads < 1:
+                raise UserError(f"num_threads must be at least 1, got {config.num_threads}.")
+            torch.set_num_threads(config.num_threads)
         if not config.experiment and config.experiment is not None:
             raise UserError("experiment is empty; give a name, or leave it out.")
         if config.experiment is None:
@@ -162,10 +179,17 @@ class StreamCLI(LightningCLI):
         assert self.run_folder is not None
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        kinds = [kind for kind in DEFAULT_CALLBACKS if not any(isinstance(one, kind) for one in given)]
+        kinds: list[type[Callback]] = [
+            kind for kind in DEFAULT_CALLBACKS if not any(isinstance(one, kind) for one in given)
+        ]
         if config.get("enable_checkpointing") is False:
             kinds = [kind for kind in kinds if kind is not callbacks.TaskCheckpoints]
-        added: list[Callback] = [kind() for kind in kinds]
+        pictures = self._get(self.config_init, "pictures")
+        if pictures:
+            kinds += [kind for kind in PICTURES if not any(isinstance(one, kind) for one in given)]
+        added = [
+            callbacks.ContinualMetrics(pictures) if kind is callbacks.ContinualMetrics else kind() for kind in kinds
+        ]
         if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
             added.append(callbacks.TaskProgressBar())
         if config.get("logger") in (None, True):
@@ -286,7 +310,7 @@ def _parser_sentence(message: str) -> str:
 
     Example:
         >>> _parser_sentence('Parser key "data":\n  Errors:\n    - Option \'x\' is not accepted\n  Given value: 1')
-        "--data: Option 'x' is not accepted (--help lists what is)."
+        "--data: Option 'x' is not accepted (see --help)."
     """
     option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
@@ -294,4 +318,5 @@ def _parser_sentence(message: str) -> str:
     if not option:  # no value is refused, but the whole line or file
         told = [" ".join(message.split())]
     reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
-    return f"--{option}: {reason} (--help lists what is)." if option else f"{reason}."
+    reason = re.sub("^Expected a dot import path string: (.*)", r"'\1' is no class that is known here", reason)
+    return f"--{option}: {reason} (see --help)." if option else f"{reason}."

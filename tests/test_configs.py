@@ -1,6 +1,7 @@
 """Every shipped configuration runs, on a few tiny samples."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def write_images(root: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{index}.png")
 
 
+def write_mini_imagenet(root: Path) -> None:
+    """The three archives, with two classes of ten images each."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "val", "test"):
+        images = generator.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+        content = {"image_data": images, "class_dict": {f"{part}{label}": [*range(10 * label, 10 * label + 10)]
+                                                        for label in (0, 1)}}  # fmt: skip
+        (root / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickle.dumps(content))
+
+
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
     options = list(SMALL)
@@ -52,3 +63,27 @@ def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)
     assert folder.parent.name == config.stem
+
+
+# mini-ImageNet's ResNet-18 would come from the network
+PERTURBED: dict[str, tuple[int, tuple[str, ...]]] = {
+    "digits_perturbed_cdi_memory_head": (5, ("--data.init_args.split_fractions", "[0.88, 0.02, 0.1]", *FEW)),
+    "fashion_mnist_perturbed_cdi_memory_head": (5, FEW),
+    "mini_imagenet_cdi_memory_head": (3, ("--model.init_args.backbone.init_args.pretrained", "false",
+                                          "--data.init_args.num_workers", "0")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PERTURBED)
+def test_config_of_perturbed_images(run: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    increment, options = PERTURBED[name]
+    root: tuple[str, ...] = ()
+    if not name.startswith("digits"):
+        (write_mini_imagenet if name.startswith("mini") else write_fashion_mnist)(tmp_path)
+        root = ("--data.init_args.root", str(tmp_path))
+    folder = run(
+        "fit", CONFIGS / "ocdi" / f"{name}.yaml", *SMALL, *options, *root, "--data.init_args.increment", str(increment)
+    )
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["accuracy_matrix"]) == len(results["accuracy_matrix"][0]) == results["num_tasks"] == 6
+    assert len(results["validation"]["accuracy_matrix"][0]) == 3

@@ -3,14 +3,19 @@
 from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO, TaskCheckpoints
 from mh_lightning.callbacks.continual_metrics import ContinualMetrics
 from mh_lightning.callbacks.memory_heads import MemoryHeadMonitor
+from mh_lightning.callbacks.online_accuracy import OnlineAccuracy
 from mh_lightning.callbacks.predictions import PredictionWriter
+from mh_lightning.callbacks.stream_pictures import DecisionSurfaces, StreamPreview
 from mh_lightning.callbacks.tasks import TaskBoundaries, TaskProgressBar
 
 __all__ = [
     "AtomicCheckpointIO",
     "ContinualMetrics",
+    "DecisionSurfaces",
     "MemoryHeadMonitor",
+    "OnlineAccuracy",
     "PredictionWriter",
+    "StreamPreview",
     "TaskBoundaries",
     "TaskCheckpoints",
     "TaskProgressBar",

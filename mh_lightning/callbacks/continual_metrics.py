@@ -25,9 +25,13 @@ class ContinualMetrics(Callback):
 
     Writes each metric to the loggers, the matrix as a heat map to TensorBoard, and at the end of the fit
     ``results.json`` and ``accuracy_matrix.png`` into the run folder. Its state is part of every checkpoint.
+
+    Args:
+        figures: draw heat maps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, figures: bool = True) -> None:
+        self._figures = figures
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
         self._counts: dict[str, dict[str, Tensor]] = {}  # (T, T) for each split: correct and total, over all ranks
@@ -131,8 +135,9 @@ class ContinualMetrics(Callback):
                 # tasks are the axis that matters here, not optimizer steps
                 for name, value in scalars.items():
                     logger.experiment.add_scalar(name, value, task + 1)
-                figure = accuracy_matrix_figure(_array(matrix), f"{split} accuracy after task {task + 1}")
-                logger.experiment.add_figure(f"{split}/accuracy_matrix", figure, task + 1)
+                if self._figures:
+                    figure = accuracy_matrix_figure(_array(matrix), f"{split} accuracy after task {task + 1}")
+                    logger.experiment.add_figure(f"{split}/accuracy_matrix", figure, task + 1)
             else:
                 logger.log_metrics({"task": task + 1, **scalars}, trainer.global_step)
         pl_module.print(
@@ -193,8 +198,9 @@ class ContinualMetrics(Callback):
         partial = folder / ".results.json.tmp"
         partial.write_text(json.dumps(results, indent=2) + "\n")
         partial.replace(folder / "results.json")
-        matrix = np.array(results["accuracy_matrix"])
-        accuracy_matrix_figure(matrix, "test accuracy").savefig(folder / "accuracy_matrix.png", dpi=150)
+        if self._figures:
+            matrix = np.array(results["accuracy_matrix"])
+            accuracy_matrix_figure(matrix, "test accuracy").savefig(folder / "accuracy_matrix.png", dpi=150)
         print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
 
     def _summary(self, split: str) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 
 
 def stream_of(trainer: Trainer) -> Any:
@@ -49,3 +51,15 @@ def run_folder(trainer: Trainer) -> Path:
     if Path(folder) == Path.cwd():
         folder = trainer.log_dir or folder
     return Path(trainer.strategy.broadcast(folder))
+
+
+def show_figure(trainer: Trainer, name: str, figure: Figure, file: str) -> None:
+    """Write a figure of the whole run into its folder, and show it in TensorBoard. All ranks must call."""
+    folder = run_folder(trainer)
+    if not trainer.is_global_zero:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / file, dpi=150)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, stream_of(trainer).num_tasks)

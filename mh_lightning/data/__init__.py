@@ -3,6 +3,7 @@
 from mh_lightning.data.digits import Digits
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
+from mh_lightning.data.mini_imagenet import MiniImageNet
 from mh_lightning.data.perturbations import GaussianNoise, Occlusion, Perturbation, Unperturbed
 from mh_lightning.data.splitting import Splits
 from mh_lightning.data.stream import StreamDataModule
@@ -14,6 +15,7 @@ __all__ = [
     "FashionMNIST",
     "GaussianNoise",
     "ImageFolder",
+    "MiniImageNet",
     "Modes",
     "Moons",
     "Occlusion",

@@ -32,32 +32,44 @@ class ImageFolder(StreamDataModule):
     def load(self) -> Splits:
         """List the images and, if asked to, try them."""
         root = Path(self.root).expanduser()
-        train_classes, test_classes = (_class_names(root / split) for split in ("train", "test"))
+        layout = "root/train/<class>/ and root/test/<class>/"
+        train_classes, test_classes = (class_names_in(root / split, layout) for split in ("train", "test"))
         if train_classes != test_classes:
             differ = sorted(set(train_classes) ^ set(test_classes))
             raise UserError(
                 f"data.root={self.root!r}: train and test must hold the same classes; {differ[0]!r} is in "
                 "one of them only."
             )
-        train, test = (_list_images(root / split, train_classes) for split in ("train", "test"))
+        train, test = (list_images(root / split, train_classes) for split in ("train", "test"))
         if self.check_images:
-            _check_images([*train.inputs, *test.inputs])
+            check_images_of(train, test)
         return Splits(train, test, train_classes)
 
 
-def _class_names(folder: Path) -> list[str]:
+def class_names_in(folder: Path, layout: str) -> list[str]:
+    """The names of the folders in `folder`, hidden ones left out, in alphabetical order.
+
+    Args:
+        folder: of a folder for each class.
+        layout: what belongs where, to be told if there is none.
+
+    Raises:
+        UserError: if there is no such folder, or none in it.
+    """
     if not folder.is_dir():
-        raise UserError(
-            f"data.root: the folder {str(folder)!r} does not exist; images belong into root/train/<class>/ "
-            "and root/test/<class>/."
-        )
+        raise UserError(f"data.root: the folder {str(folder)!r} does not exist; images belong into {layout}.")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(f"data.root: {str(folder)!r} holds no class folder; images belong into {folder.name}/<class>/.")
+        raise UserError(f"data.root: {str(folder)!r} holds no class folder; images belong into {layout}.")
     return names
 
 
-def _list_images(folder: Path, class_names: list[str]) -> Labelled:
+def list_images(folder: Path, class_names: list[str]) -> Labelled:
+    """The paths of the images in ``folder/<class>``, however deep, class after class in alphabetical order.
+
+    Raises:
+        UserError: names a class without images.
+    """
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
@@ -72,7 +84,13 @@ def _list_images(folder: Path, class_names: list[str]) -> Labelled:
     return Labelled(paths, np.array(labels))
 
 
-def _check_images(paths: list[str]) -> None:
+def check_images_of(*parts: Labelled) -> None:
+    """Decode each image once.
+
+    Raises:
+        UserError: names the first that cannot be read.
+    """
+    paths = [path for part in parts for path in part.inputs]
     rank_zero_info(f"Checking {len(paths)} images; data.check_images=false leaves this out.")
     with ThreadPoolExecutor() as pool:
         failures = tqdm(pool.map(_failure, paths), total=len(paths), desc="images", unit="", disable=len(paths) < 1000)

@@ -80,7 +80,8 @@ class StreamDataset(Dataset[Item]):
         samples: where the items come from.
         tasks: index of the task of each sample, (samples,).
         transform: applied to images; None passes tensors on.
-        perturbations: of images, one a domain; applied before the transform.
+        perturbations: of images, one a domain, on samples from `one_domain_a_perturbation`; applied before the
+            transform.
         perturbation_seed: of what perturbations draw; the same image is always perturbed alike.
     """
 
@@ -121,8 +122,8 @@ class StreamDataset(Dataset[Item]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
     def _perturb(self, image: Image.Image, index: int) -> Image.Image:
-        domain = int(self.samples.domain_of_sample[index])
-        row = int(self.samples.inputs.rows[index]) if isinstance(self.samples.inputs, Rows) else index
+        assert isinstance(self.samples.inputs, Rows)
+        domain, row = int(self.samples.domain_of_sample[index]), int(self.samples.inputs.rows[index])
         generator = np.random.default_rng([*self.perturbation_seed, domain, row])
         return Image.fromarray(self.perturbations[domain](np.asarray(image), generator))
 
@@ -151,6 +152,16 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, split: str) -> Non
     if len(wrong):
         raise UserError(
             f"data: {split} labels must lie in 0 to {num_classes - 1} (C-1, with {num_classes} classes), "
+            f"got {int(wrong[0])}."
+        )
+
+
+def check_domains(domains: NDArray[np.int64], num_domains: int, split: str) -> None:
+    """Refuse domains outside 0 to D-1."""
+    wrong = domains[(domains < 0) | (domains >= num_domains)]
+    if len(wrong):
+        raise UserError(
+            f"data: {split} domains must lie in 0 to {num_domains - 1} (the training samples have {num_domains}), "
             f"got {int(wrong[0])}."
         )
 

@@ -11,7 +11,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Perturbation(ABC):
-    """Changes images. Subclasses define `__call__`."""
+    """Changes images. Subclasses define `__call__`, and keep their settings in attributes."""
 
     @abstractmethod
     def __call__(self, image: Pixels, generator: np.random.Generator) -> Pixels:
@@ -21,6 +21,10 @@ class Perturbation(ABC):
             image: (height, width, 3), not to be changed.
             generator: what to draw from.
         """
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
 
 
 class Unperturbed(Perturbation):
@@ -40,7 +44,7 @@ class GaussianNoise(Perturbation):
         sigma: at least 0.
 
     Raises:
-        UserError: on a negative argument.
+        UserError: on an argument that is negative or not finite.
 
     Example:
         >>> grey = np.full((1, 2, 3), 128, dtype=np.uint8)
@@ -51,7 +55,7 @@ class GaussianNoise(Perturbation):
     def __init__(self, factor: float, sigma: float) -> None:
         for name, value in (("factor", factor), ("sigma", sigma)):
             if not 0 <= value < np.inf:
-                raise UserError(f"GaussianNoise: {name} must not be negative, got {value}.")
+                raise UserError(f"data.perturbations: GaussianNoise's {name} must be at least 0, got {value}.")
         self.factor, self.sigma = factor, sigma
 
     def __call__(self, image: Pixels, generator: np.random.Generator) -> Pixels:
@@ -62,30 +66,29 @@ class GaussianNoise(Perturbation):
 
 
 class Occlusion(Perturbation):
-    """Covers a square at a random place with white.
+    """Covers a rectangle of the image's proportions, at a random place, with white.
 
     Args:
-        fraction: side of the square, as a part of the image's shorter side, in [0, 1].
+        fraction: of the image's area, in [0, 1], up to rounding to whole pixels.
 
     Raises:
         UserError: on a fraction outside [0, 1].
 
     Example:
-        >>> black = np.zeros((4, 4, 3), dtype=np.uint8)
-        >>> int((Occlusion(0.5)(black, np.random.default_rng(0)) == 255).sum())
-        12
+        >>> black = np.zeros((4, 8, 3), dtype=np.uint8)
+        >>> float((Occlusion(0.25)(black, np.random.default_rng(0)) == 255).mean())
+        0.25
     """
 
     def __init__(self, fraction: float) -> None:
         if not 0 <= fraction <= 1:
-            raise UserError(f"Occlusion: fraction must lie in [0, 1], got {fraction}.")
+            raise UserError(f"data.perturbations: Occlusion's fraction must lie in [0, 1], got {fraction}.")
         self.fraction = fraction
 
     def __call__(self, image: Pixels, generator: np.random.Generator) -> Pixels:
-        """The image with a white square."""
-        height, width = image.shape[:2]
-        side = round(self.fraction * min(height, width))
-        top, left = generator.integers(height - side + 1), generator.integers(width - side + 1)
+        """The image with a white rectangle."""
+        covered = [round(side * self.fraction**0.5) for side in image.shape[:2]]
+        top, left = (generator.integers(side - part + 1) for side, part in zip(image.shape[:2], covered, strict=True))
         occluded = image.copy()
-        occluded[top : top + side, left : left + side] = 255
+        occluded[top : top + covered[0], left : left + covered[1]] = 255
         return occluded

@@ -16,23 +16,31 @@ PUBLISHED_SHUFFLE = 1234  # seed of the published 2-D streams' permutations
 
 
 class Splits(NamedTuple):
-    """A data set as it was read, before it is cut into tasks."""
+    """A data set as it was read, before it is cut into tasks.
+
+    One that comes without test samples is all `train`, and is split by `split_anew`.
+    """
 
     train: Labelled
-    test: Labelled
+    test: Labelled | None
     class_names: list[str]
     validation: Labelled | None = None
 
 
 def draw_stratified(samples: Labelled, size: int | float, seed: int, option: str) -> list[NDArray[np.int64]]:
-    """The indices of two random parts, sorted, the second with `size` samples (or that fraction), each class alike.
+    """The indices of two random parts, sorted, the second with `size` samples (or that fraction), each class of each
+    domain alike.
 
     Raises:
         UserError: names the option if a class would be missing on a side.
     """
+    domains = samples.domain_of_sample
     try:
         parts: list[NDArray[np.int64]] = train_test_split(
-            np.arange(len(samples.labels)), test_size=size, stratify=samples.labels, random_state=seed
+            np.arange(len(domains)),
+            test_size=size,
+            stratify=samples.labels * (domains.max() + 1) + domains,
+            random_state=seed,
         )
     except ValueError as error:
         raise UserError(
@@ -43,7 +51,7 @@ def draw_stratified(samples: Labelled, size: int | float, seed: int, option: str
 
 
 def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
-    """Pool training and test samples, and cut each class, in the data's order, into training, validation and test.
+    """Pool all samples, and cut each class, in the data's order, into training, validation and test.
 
     Args:
         splits: as read.
@@ -61,14 +69,14 @@ def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
     if (
         len(fractions) != 3
         or min(fractions) < 0
-        or abs(sum(fractions) - 1) > 1e-9
+        or not abs(sum(fractions) - 1) < 1e-9
         or not (fractions[0] and fractions[2])
     ):
         raise UserError(
             "data.split_fractions must be three fractions of training, validation and test samples that sum to 1, "
             f"such as [0.7, 0.1, 0.2]; got {list(fractions)}."
         )
-    pool = concatenate([splits.train, *([] if splits.validation is None else [splits.validation]), splits.test])
+    pool = concatenate([part for part in (splits.train, splits.validation, splits.test) if part is not None])
     parts: list[list[NDArray[np.int64]]] = [[], [], []]
     for label in np.unique(pool.labels):
         places = np.flatnonzero(pool.labels == label)
@@ -81,6 +89,8 @@ def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
 
 def concatenate(parts: Sequence[Labelled]) -> Labelled:
     """All samples, one part after the other; they must be of one kind."""
+    if len(parts) == 1:
+        return parts[0]
     tensors = [part.inputs for part in parts if isinstance(part.inputs, Tensor)]
     paths = [path for part in parts for path in part.inputs if isinstance(path, str)]
     inputs = torch.cat(tensors) if len(tensors) == len(parts) else paths
@@ -119,4 +129,4 @@ def first_half(samples: Labelled, tasks: Sequence[NDArray[np.int64]]) -> Labelle
     if len(tasks) > 1:
         return samples.take(np.sort(np.concatenate(tasks[: len(tasks) // 2])))
     order = np.random.RandomState(PUBLISHED_SHUFFLE).permutation(len(samples.labels))
-    return samples.take(order[: len(order) // 2])
+    return samples.take(order[: max(len(order) // 2, 1)])

@@ -9,11 +9,19 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.data.labelled import Labelled, StreamDataset, already_collated, check_finite, check_labels
+from mh_lightning.data.labelled import (
+    Labelled,
+    StreamDataset,
+    already_collated,
+    check_domains,
+    check_finite,
+    check_labels,
+)
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks, tasks_of_scenario
@@ -30,6 +38,7 @@ SPLIT_OPTIONS = (
 )
 ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size")
 SPLIT_NAMES = ("train", "test", "validation")
+PREVIEW_PIXELS = 84
 
 
 class StreamDataModule(LightningDataModule):
@@ -66,9 +75,12 @@ class StreamDataModule(LightningDataModule):
         perturbations: of images; each makes a domain of all images, in this order, for scenarios with domains.
 
     Attributes:
+        may_bring_validation: whether the data set may have validation samples of its own.
         tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
     """
+
+    may_bring_validation = False
 
     def __init__(
         self,
@@ -128,7 +140,7 @@ class StreamDataModule(LightningDataModule):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Read the training and the test samples."""
+        """Read the training and the test samples, or all samples as training samples; see `Splits`."""
 
     @property
     def num_classes(self) -> int:
@@ -174,10 +186,12 @@ class StreamDataModule(LightningDataModule):
             return
         data = self.load()
         splits = self._split(data)
+        num_domains = len(np.unique(splits["train"].domain_of_sample))
         for split, samples in splits.items():
             check_labels(samples.labels, len(data.class_names), split)
+            check_domains(samples.domain_of_sample, num_domains, split)
             check_finite(samples.inputs, split)
-        tasks = self._tasks_of(data, splits)
+        tasks = self._tasks_of(splits["train"], len(data.class_names), num_domains)
         parts = {
             split: samples_of_tasks(samples.labels, samples.domain_of_sample, tasks)
             for split, samples in splits.items()
@@ -200,6 +214,11 @@ class StreamDataModule(LightningDataModule):
             data = split_anew(data, self.split_fractions)
         elif self.validation_fraction and data.validation is not None:
             raise UserError("data.validation_fraction: this data set has validation samples of its own; leave it out.")
+        if data.test is None:
+            raise UserError(
+                "data.split_fractions is null, but this data set has no test samples of its own; give the fractions of "
+                "training, validation and test samples, such as [0.7, 0.1, 0.2]."
+            )
         train = self._subset(data.train, self.max_train_samples, "max_train_samples")
         splits = {"train": train, "test": self._subset(data.test, self.max_test_samples, "max_test_samples")}
         if self.validation_fraction:
@@ -223,19 +242,18 @@ class StreamDataModule(LightningDataModule):
             return samples
         return samples.take(draw_stratified(samples, size, self.split_seed, option)[1])
 
-    def _tasks_of(self, data: Splits, splits: dict[str, Labelled]) -> list[Task]:
+    def _tasks_of(self, train: Labelled, num_classes: int, num_domains: int) -> list[Task]:
         groups = class_groups(
-            len(data.class_names), self.increment, self.first_task_size, self.class_order, self.class_order_seed
+            num_classes, self.increment, self.first_task_size, self.class_order, self.class_order_seed
         )
-        domains = splits["train"].domains
-        if domains is None and self.scenario in ("DI", "CDI", "CDID"):
+        if train.domains is None and self.scenario in ("DI", "CDI", "CDID"):
             raise UserError(
                 f"data.scenario={self.scenario} needs domains, and this data set has none; give images "
                 "data.perturbations, or tensors an entry domain_train."
             )
-        if self.scenario == "CDID" and splits["train"].features is None:
+        if self.scenario == "CDID" and train.features is None:
             raise UserError("data.scenario=CDID orders samples by their first feature, and images have none; use CDI.")
-        return tasks_of_scenario(self.scenario, groups, 1 if domains is None else int(domains.max()) + 1)
+        return tasks_of_scenario(self.scenario, groups, num_domains)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The current task's training samples, in a random order that depends on the global seed and the epoch."""
@@ -246,14 +264,21 @@ class StreamDataModule(LightningDataModule):
         if self.batch_size % ranks:
             raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {ranks} devices.")
         epoch = self.trainer.current_epoch if self.trainer else 0
-        seed = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), epoch]).generate_state(1)[0]
+        seed = _seed(epoch)
         indices = self._samples_of_tasks["train"][task]
         if self.scenario != "CDID":
-            return self._loader("train", indices, self.chunk_size or self.batch_size, int(seed), even=True)
+            return self._loader("train", indices, self.chunk_size or self.batch_size, seed, even=True)
         features = self._splits["train"].features
         assert features is not None
         drifting = np.argsort(features[indices].flatten(1)[:, 0].numpy(), kind="stable")
         return self._loader("train", indices[drifting], self.chunk_size or self.batch_size, even=True)
+
+    def joint_train_dataloader(self, task: int, epoch: int) -> DataLoader[Any]:
+        """The training samples of the first tasks up to `task`, together in a random order that depends on the global
+        seed, the task and the epoch.
+        """
+        indices = np.concatenate(self._samples_of_tasks["train"][: task + 1])
+        return self._loader("train", indices, self.batch_size, _seed(task, epoch), even=True)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """All tasks' samples: one loader for each of `evaluation_splits`."""
@@ -300,7 +325,7 @@ class StreamDataModule(LightningDataModule):
             tasks,
             self._transform(split == "train" and self.augment),
             self.perturbations,
-            (self.split_seed, 0 if self.split_fractions else SPLIT_NAMES.index(split)),
+            (self.split_seed, SPLIT_NAMES.index(split)),
         )
 
     def first_input(self) -> Tensor:
@@ -315,6 +340,34 @@ class StreamDataModule(LightningDataModule):
         stop = min(start + self.eval_batch_size, len(self._splits[split].labels))
         return list(range(start + rank, stop, ranks))
 
+    def samples_to_show(self, split: str, task: int, count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The first samples of a task before any transform, and their classes (count,): images
+        (count, height, width, 3) of type uint8, all scaled to one size, or features (samples, ...), of which none is
+        left out if they are points of a plane.
+        """
+        indices = self._samples_of_tasks[split][task]
+        indices = indices if self.is_plane() else indices[:count]
+        samples = self._splits[split].take(indices)
+        if samples.features is not None:
+            return samples.features.numpy(), samples.labels
+        seed = (self.split_seed, SPLIT_NAMES.index(split))
+        dataset = StreamDataset(samples, np.full(len(indices), task), _small_picture, self.perturbations, seed)
+        return np.stack([dataset[place][0].numpy() for place in range(len(indices))]), samples.labels
+
+    def is_plane(self) -> bool:
+        """Whether the samples are points (x, y)."""
+        features = self._splits["train"].features
+        return features is not None and features.shape[1:] == (2,)
+
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of a plane's training samples, with a margin."""
+        features = self._splits["train"].features
+        assert features is not None
+        low, high = features.amin(dim=0), features.amax(dim=0)
+        margin = 0.05 * (high - low).clamp_min(1e-6)
+        (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+        return left, right, bottom, top
+
     def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
         backbone = getattr(self.trainer.lightning_module, "backbone", None) if self.trainer else None
         return backbone.transform(augment) if isinstance(backbone, Backbone) else None
@@ -324,6 +377,7 @@ class StreamDataModule(LightningDataModule):
         return {
             "class_groups": self.class_groups,
             **{name: getattr(self, name) for name in SPLIT_OPTIONS + ORDER_OPTIONS},
+            "perturbations": [repr(perturbation) for perturbation in self.perturbations],
             "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
         }
 
@@ -341,3 +395,13 @@ class StreamDataModule(LightningDataModule):
                     f"ckpt_path: the checkpoint comes from another stream, with {name} {saved} instead of {own[name]}; "
                     "use the configuration it was trained with."
                 )
+
+
+def _seed(*parts: int) -> int:
+    """Of a permutation, from the global seed and what else it depends on."""
+    return int(np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), *parts]).generate_state(1)[0])
+
+
+def _small_picture(image: Image.Image) -> Tensor:
+    """A square (PREVIEW_PIXELS, PREVIEW_PIXELS, 3) of type uint8."""
+    return torch.from_numpy(np.array(image.resize((PREVIEW_PIXELS, PREVIEW_PIXELS), Image.Resampling.NEAREST)))

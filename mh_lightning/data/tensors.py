@@ -15,6 +15,7 @@ from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 ENTRIES = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL_ENTRIES = ("domain_train", "domain_test", "x_validation", "y_validation", "domain_validation")
 
 
 class Tensors(StreamDataModule):
@@ -27,6 +28,11 @@ class Tensors(StreamDataModule):
         x_test: as `x_train`.
         y_test: as `y_train`.
         num_classes: C, by default the number of different training labels.
+        domain_train: integer domains from 0, (samples,), for scenarios with domains; then all splits need them.
+        domain_test: as `domain_train`.
+        x_validation: as `x_train`, if there are validation samples.
+        y_validation: as `y_train`.
+        domain_validation: as `domain_train`.
         stream_options: options of `StreamDataModule`.
 
     Example:
@@ -37,6 +43,8 @@ class Tensors(StreamDataModule):
         2
     """
 
+    may_bring_validation = True
+
     def __init__(
         self,
         x_train: Tensor,
@@ -44,10 +52,19 @@ class Tensors(StreamDataModule):
         x_test: Tensor,
         y_test: Tensor,
         num_classes: int | None = None,
+        domain_train: Tensor | None = None,
+        domain_test: Tensor | None = None,
+        x_validation: Tensor | None = None,
+        y_validation: Tensor | None = None,
+        domain_validation: Tensor | None = None,
         **stream_options: Any,
     ) -> None:
         super().__init__(**stream_options)
+        optional = (domain_train, domain_test, x_validation, y_validation, domain_validation)
         self._given: dict[str, Tensor] = dict(zip(ENTRIES, (x_train, y_train, x_test, y_test), strict=True))
+        self._given |= {
+            name: entry for name, entry in zip(OPTIONAL_ENTRIES, optional, strict=True) if entry is not None
+        }
         self._given_classes = num_classes
 
     def load(self) -> Splits:
@@ -56,13 +73,16 @@ class Tensors(StreamDataModule):
 
 
 class TensorFile(StreamDataModule):
-    """Stream of the tensors x_train, y_train, x_test and y_test of a file; see `Tensors`.
+    """Stream of the tensors of a file: x_train, y_train, x_test, y_test and, if it has them, the optional ones of
+    `Tensors`.
 
     Args:
         path: a .safetensors, .npz or .pt file (a dict of tensors), read without running any code in it.
         num_classes: C, by default the number of different training labels.
         stream_options: options of `StreamDataModule`.
     """
+
+    may_bring_validation = True
 
     def __init__(self, path: str, num_classes: int | None = None, **stream_options: Any) -> None:
         super().__init__(**stream_options)
@@ -102,34 +122,63 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str) -> Splits:
-    def labelled(split: str) -> Labelled:
-        x, y = torch.as_tensor(entries[f"x_{split}"]), torch.as_tensor(entries[f"y_{split}"])
-        if x.dim() == 0 or x.is_complex():
-            raise UserError(
-                f"{source}: x_{split} must hold real samples in its rows, got shape {tuple(x.shape)} of {x.dtype}."
-            )
-        integers = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-        if y.dim() != 1 or not integers or len(x) != len(y) or not len(y):
-            raise UserError(
-                f"{source}: y_{split} must hold one integer for each of the {len(x)} samples of x_{split}, "
-                f"got shape {tuple(y.shape)} of {y.dtype}."
-            )
-        if x.dtype != torch.uint8:
-            x = x.float()
-        elif x.dim() != 3 and not (x.dim() == 4 and x.shape[3] == 3):
-            raise UserError(
-                f"{source}: images of type uint8 must have shape (samples, height, width) or (samples, "
-                f"height, width, 3), got {tuple(x.shape)}."
-            )
-        return Labelled(x, y.numpy().astype(np.int64))
-
     if num_classes is not None and num_classes < 1:
         raise UserError(f"data.num_classes must be at least 1, got {num_classes}.")
-    train, test = labelled("train"), labelled("test")
-    if train.inputs.shape[1:] != test.inputs.shape[1:]:  # type: ignore[union-attr]
+    splits = ["train", "test"]
+    if any(name.endswith("_validation") for name in entries.keys() & set(OPTIONAL_ENTRIES)):
+        splits.append("validation")
+    with_domains = any(f"domain_{split}" in entries for split in splits)
+    needed = [f"{kind}_{split}" for kind in ("x", "y", *(["domain"] if with_domains else [])) for split in splits]
+    missing = [name for name in needed if name not in entries]
+    if missing:
         raise UserError(
-            f"{source}: samples of x_train and x_test must have the same shape, got "
-            f"{tuple(entries['x_train'].shape[1:])} and {tuple(entries['x_test'].shape[1:])}."
+            f"{source} lacks {', '.join(missing)}; validation samples need classes, and domains belong to all splits "
+            "or to none."
         )
-    classes: NDArray[np.int64] = np.unique(train.labels)
-    return Splits(train, test, [str(name) for name in range(len(classes) if num_classes is None else num_classes)])
+    inputs = {split: _inputs(torch.as_tensor(entries[f"x_{split}"]), f"{source}: x_{split}") for split in splits}
+    kind = _kind(inputs["train"])
+    for split in splits:
+        if _kind(inputs[split]) != kind:
+            raise UserError(
+                f"{source}: samples of x_train and x_{split} must have the same shape and be images both or neither, "
+                f"got {kind} and {_kind(inputs[split])}."
+            )
+    labelled = {
+        split: Labelled(
+            inputs[split],
+            _integers(entries, f"y_{split}", split, source),
+            _integers(entries, f"domain_{split}", split, source) if with_domains else None,
+        )
+        for split in splits
+    }
+    classes = len(np.unique(labelled["train"].labels)) if num_classes is None else num_classes
+    names = [str(name) for name in range(classes)]
+    return Splits(labelled["train"], labelled["test"], names, labelled.get("validation"))
+
+
+def _inputs(x: Tensor, entry: str) -> Tensor:
+    if x.dim() == 0 or x.is_complex():
+        raise UserError(f"{entry} must hold real samples in its rows, got shape {tuple(x.shape)} of {x.dtype}.")
+    if x.dtype != torch.uint8:
+        return x.float()
+    if x.dim() != 3 and not (x.dim() == 4 and x.shape[3] == 3):
+        raise UserError(
+            f"{entry}: images of type uint8 must have shape (samples, height, width) or (samples, height, width, 3), "
+            f"got {tuple(x.shape)}."
+        )
+    return x
+
+
+def _kind(x: Tensor) -> str:
+    return f"{tuple(x.shape[1:])} of {x.dtype}"
+
+
+def _integers(entries: dict[str, Tensor], name: str, split: str, source: str) -> NDArray[np.int64]:
+    values, samples = torch.as_tensor(entries[name]), len(entries[f"x_{split}"])
+    integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    if values.dim() != 1 or not integers or len(values) != samples or not samples:
+        raise UserError(
+            f"{source}: {name} must hold one integer for each of the {samples} samples of x_{split}, "
+            f"got shape {tuple(values.shape)} of {values.dtype}."
+        )
+    return values.numpy().astype(np.int64)

@@ -4,7 +4,6 @@ Source: the streams "bi-modals" and "bi-moons" of the code published with Tiezzi
 scikit-learn from the published numbers.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.splitting import PUBLISHED_SHUFFLE, Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError
+
+LAST_SEED = 2**32 - 1  # that NumPy takes
 
 Points = NDArray[np.float64]
 
@@ -42,6 +43,8 @@ class Modes(StreamDataModule):
         [100, 200, 50, 150, 100, 200, 50, 150]
     """
 
+    may_bring_validation = True
+
     def __init__(
         self,
         num_samples: int = 1000,
@@ -58,11 +61,11 @@ class Modes(StreamDataModule):
         super().__init__(**stream_options)
         self.num_samples_to_draw, self.class_ratios, self.scale = num_samples, class_ratios, scale
         self.centres, self.spreads, self.seeds = centres, spreads, seeds
-        classes = len(class_ratios)
-        _check_ratios(class_ratios, num_samples, len(centres))
-        _check_shape("centres", centres, (len(centres), classes, 2))
-        _check_shape("spreads", spreads, (len(centres), classes))
-        _check_shape("seeds", seeds, (len(centres), classes))
+        domains, classes = max(len(centres), 1), len(class_ratios)
+        _check_ratios(class_ratios, num_samples, domains)
+        _check("centres", centres, (domains, classes, 2))
+        _check("spreads", spreads, (domains, classes), low=0)
+        _check("seeds", seeds, (domains, classes), low=0, high=LAST_SEED)
 
     def load(self) -> Splits:
         """Draw the clouds."""
@@ -105,6 +108,8 @@ class Moons(StreamDataModule):
         [400, 100, 300, 200]
     """
 
+    may_bring_validation = True
+
     def __init__(
         self,
         num_samples: int = 1000,
@@ -120,11 +125,11 @@ class Moons(StreamDataModule):
         self.offsets, self.noise, self.seeds = offsets, noise, seeds
         if len(class_ratios) % 2:
             raise UserError(f"data.class_ratios must hold an even number of classes, got {len(class_ratios)}.")
-        pairs = len(class_ratios) // 2
-        _check_ratios(class_ratios, num_samples, len(offsets))
-        _check_shape("offsets", offsets, (len(offsets), pairs, 2))
-        _check_shape("noise", noise, (len(offsets), pairs))
-        _check_shape("seeds", seeds, (len(offsets), pairs))
+        domains, pairs = max(len(offsets), 1), len(class_ratios) // 2
+        _check_ratios(class_ratios, num_samples, domains)
+        _check("offsets", offsets, (domains, pairs, 2))
+        _check("noise", noise, (domains, pairs), low=0)
+        _check("seeds", seeds, (domains, pairs), low=0, high=LAST_SEED)
 
     def load(self) -> Splits:
         """Draw the moons."""
@@ -168,17 +173,21 @@ def _splits(parts: list[tuple[Points, int, int]], classes: int, scale: bool) -> 
 def _check_ratios(ratios: list[float], num_samples: int, domains: int) -> None:
     if not ratios or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
         raise UserError(f"data.class_ratios must be positive and sum to 1, got {ratios}.")
-    if domains < 1 or num_samples < 1 or min(min(counts) for counts in _counts(ratios, num_samples, domains)) < 4:
+    if num_samples < 1 or min(min(counts) for counts in _counts(ratios, num_samples, domains)) < 4:
         raise UserError(
             f"data.num_samples={num_samples} is too few for each of {len(ratios)} classes to have samples in each of "
             f"{domains} domains and in each split; take more."
         )
 
 
-def _check_shape(option: str, values: Any, shape: tuple[int, ...]) -> None:
+def _check(option: str, values: Any, shape: tuple[int, ...], low: float = -np.inf, high: float = np.inf) -> None:
+    found: object
     try:
-        found: Callable[[], Any] | tuple[int, ...] | str = np.array(values, dtype=float).shape
+        numbers = np.array(values, dtype=float)
+        found = numbers.shape
     except ValueError:
         found = "uneven lists"
     if found != shape:
         raise UserError(f"data.{option} must be a list of shape {shape} (domains first), got {found}.")
+    if not (np.isfinite(numbers) & (numbers >= low) & (numbers <= high)).all():
+        raise UserError(f"data.{option} must hold finite numbers in [{low}, {high}], got {values}.")

@@ -1,5 +1,6 @@
 """Layers, usable in plain PyTorch without Lightning."""
 
 from mh_lightning.layers.memory_head import MHLinear
+from mh_lightning.layers.stacks import MLP, StackedMemoryHeads
 
-__all__ = ["MHLinear"]
+__all__ = ["MLP", "MHLinear", "StackedMemoryHeads"]

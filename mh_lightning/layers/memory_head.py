@@ -1,6 +1,7 @@
 """The Memory Head layer."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class MHLinear(KeyMemory):
         detach_gradients: no gradient reaches x through the match (it always does with cosine and gradient keys).
         distance: "cosine", "dot_scaled" or "euclidean".
         sigma_eu: width of the euclidean response, in units of squared distance over sqrt(d).
+        key_features: length of a separate input that is matched in place of x, see `forward`; by default x itself is.
 
     Attributes:
         K: keys, (q, m, d) with q = 1 for shared keys, else o: a buffer with ad-hoc keys, else a parameter.
@@ -59,6 +61,7 @@ class MHLinear(KeyMemory):
         mu, eta: usage and age of each unit, in samples, (q, m), integer; they move only with `scramble`.
         key_counter: training samples won by each unit, (q, m), integer.
         scrambling_count: units recycled, (q,), integer.
+        followers: layers with memory units of their own, in which units are recycled when they are here.
         defer_key_updates: collect the updates until `apply_key_updates` is called; off by default.
         sparse_gradients: where it costs less, M's gradient is a sparse tensor of the units that have one;
             `memory_head_optimizer` turns it on; turn it off before another optimizer takes over. Off by default, and
@@ -106,14 +109,16 @@ class MHLinear(KeyMemory):
         detach_gradients: bool = True,
         distance: str = "cosine",
         sigma_eu: float = 1.0,
+        key_features: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        require_positive(self, in_features=in_features, out_features=out_features)
+        matched = in_features if key_features is None else key_features
+        require_positive(self, in_features=in_features, out_features=out_features, key_features=matched)
         super().__init__(
             1 if shared_keys else out_features,
             key_mem_units,
-            in_features if key_size is None else key_size,
+            matched if key_size is None else key_size,
             psi_fn=psi_fn,
             delta=delta,
             gamma_alpha=gamma_alpha,
@@ -131,7 +136,8 @@ class MHLinear(KeyMemory):
             dtype=dtype,
         )
         self.in_features, self.out_features, self.bias = in_features, out_features, bias
-        self.shared_keys, self.layer_norm = shared_keys, layer_norm
+        self.shared_keys, self.layer_norm, self.key_features = shared_keys, layer_norm, key_features
+        self.followers: list[Any] = []
         self.upd_m = "vanilla" if upd_m is None else upd_m
         self._check_options()
         self.unit_outputs = out_features if shared_keys else 1
@@ -145,25 +151,31 @@ class MHLinear(KeyMemory):
             raise UserError(
                 "MHLinear: upd_m='WTA' needs upd_k='ad_hoc_WTA' or 'grad_WTA', got 'grad_not_WTA' (the default)."
             )
-        if self.psi_fn in ("identity", "sign") and self.key_size != self.in_features:
+        option, matched = ("in_features", self.in_features)
+        if self.key_features is not None:
+            option, matched = ("key_features", self.key_features)
+        if self.psi_fn in ("identity", "sign") and self.key_size != matched:
             raise UserError(
-                f"MHLinear: psi_fn={self.psi_fn!r} needs key_size={self.in_features} (in_features), got "
+                f"MHLinear: psi_fn={self.psi_fn!r} needs key_size={matched} ({option}), got "
                 f"{self.key_size}; psi_fn='resize1d' can change the size."
             )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw memories and keys anew and forget the counters."""
-        self._fill_with_random_memories(self.M)
+        for memories in (self.M, *(layer.M for layer in self.followers)):
+            fill_with_random_memories(memories)
         self._reset_keys()
 
-    def _fill_with_random_memories(self, memories: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        bound = 1 / math.sqrt(self.M.shape[2])
-        return nn.init.uniform_(memories, -bound, bound, generator=generator)
+    def forward(self, x: Tensor, key_input: Tensor | None = None) -> Tensor:
+        """Map (*, n) to (*, o); see the class. A layer with `key_features` matches `key_input` (*, key_features)."""
+        return self.forward_with_attention(x, key_input)[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (*, n) to (*, o); see the class."""
+    def forward_with_attention(self, x: Tensor, key_input: Tensor | None = None) -> tuple[Tensor, MF.Attention]:
+        """As `forward`, with what each sample attends to."""
         images, rows, batch_shape = self._arrange(x)
+        if self.key_features is not None or key_input is not None:
+            images = self._arrange_key_input(key_input, batch_shape)
         lower = autocast_dtype(x)
         with without_autocast(x):
             attention, z = self._attend(images)
@@ -174,7 +186,7 @@ class MHLinear(KeyMemory):
                 y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
         if self.training and y.requires_grad and self.M.requires_grad:
             self._update_after_backward(y, attention, z)
-        return y
+        return y, attention
 
     def _arrange(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
         """The input of psi, the input of the units (b, n), and the shape of the batch."""
@@ -200,6 +212,16 @@ class MHLinear(KeyMemory):
         raise UserError(
             f"MHLinear: in_features={n} numbers a sample are needed, got an input of shape {tuple(x.shape)}."
         )
+
+    def _arrange_key_input(self, key_input: Tensor | None, batch_shape: torch.Size) -> Tensor:
+        if self.key_features is None:
+            raise UserError("MHLinear: a key_input was given, but not how long it is; set key_features.")
+        if key_input is None or key_input.shape != (*batch_shape, self.key_features):
+            raise UserError(
+                f"MHLinear: key_features={self.key_features} needs a key_input of shape "
+                f"{(*batch_shape, self.key_features)}, got {None if key_input is None else tuple(key_input.shape)}."
+            )
+        return key_input.reshape(-1, self.key_features)
 
     def _blend(self, x: Tensor, attention: MF.Attention, lower: torch.dtype | None) -> Tensor:
         n, q = self.in_features, self.M.shape[0]
@@ -228,12 +250,13 @@ class MHLinear(KeyMemory):
         return MF.blend(x, memories, attention, bias=self.bias, winner_only=winner_only, sparse=sparse)
 
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
-        if self.random_memories:
-            generator = torch.Generator().manual_seed(seed)
-            fresh = self._fill_with_random_memories(torch.empty(self.M[:, 0].shape), generator).to(self.M)
-            self.M[sets, units] = fresh[sets]
-        else:
-            self.M[sets, units] = self.M[sets, sources]
+        for memories in (self.M, *(layer.M for layer in self.followers)):
+            if self.random_memories:
+                generator = torch.Generator().manual_seed(seed)
+                fresh = fill_with_random_memories(torch.empty(memories[:, 0].shape), generator).to(memories)
+                memories[sets, units] = fresh[sets]
+            else:
+                memories[sets, units] = memories[sets, sources]
 
     def reference_state_dict(self) -> dict[str, Tensor]:
         """The state in the form of the published code: counters only with `scramble`, and mostly as floats."""
@@ -250,3 +273,9 @@ class MHLinear(KeyMemory):
             f"key_mem_units={self.key_mem_units}, delta={self.delta}, shared_keys={self.shared_keys}, "
             f"distance={self.distance}, upd_m={self.upd_m}, upd_k={self.upd_k}, scramble={self.scramble}"
         )
+
+
+def fill_with_random_memories(memories: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Units (..., u) from U(-1/sqrt(u), 1/sqrt(u)), in place."""
+    bound = 1 / math.sqrt(memories.shape[-1])
+    return nn.init.uniform_(memories, -bound, bound, generator=generator)

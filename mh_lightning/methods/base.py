@@ -2,23 +2,30 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.layers import MHLinear
+from mh_lightning.losses import LOSSES
 from mh_lightning.optimizer import memory_head_optimizer
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
+
+
+class Learnt(TypedDict, total=False):
+    """What a training step hands to the trainer and to the callbacks."""
+
+    loss: Tensor  # to be back-propagated; absent where the method has done so
+    correct: Tensor  # (b,) whether each sample was classified correctly before it was learnt
 
 
 class Evaluation(TypedDict):
@@ -36,11 +43,15 @@ class ContinualMethod(LightningModule):
     The head is made once the data module knows the number of classes, before the fit, and covers all of them. Keys of
     Memory Heads move once for each optimizer step, whatever the number of micro-batches accumulated for it.
 
+    With the data module's `chunk_size`, one training step learns a whole chunk of the stream, batch after batch, with a
+    bare optimizer: the same result without the trainer's cost for each batch.
+
     Args:
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate scheduler, stepped once an epoch, from the optimizer.
+        loss: of a sample, "cross_entropy" or "hinge"; see `mh_lightning.losses`.
         reset_optimizer: start each task with a new optimizer and scheduler.
         only_touched_units: step only the memory units that have a gradient, see
             `mh_lightning.memory_head_optimizer`.
@@ -52,6 +63,7 @@ class ContinualMethod(LightningModule):
         head: Callable[[int, int], nn.Module],
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
+        loss: Literal["cross_entropy", "hinge"] = "cross_entropy",
         reset_optimizer: bool = False,
         only_touched_units: bool = False,
     ) -> None:
@@ -61,10 +73,12 @@ class ContinualMethod(LightningModule):
         self._make_head = head
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
+        self.losses = LOSSES[loss]
         self.reset_optimizer = reset_optimizer
         self.only_touched_units = only_touched_units
         self._optimizer_settings: dict[str, str] = {}
         self._settings_of_checkpoint: dict[str, str] | None = None
+        self._memory_heads: list[MHLinear] = []
 
     # --- the parts that methods override
 
@@ -74,18 +88,28 @@ class ContinualMethod(LightningModule):
     def on_task_end(self, task: int) -> None:
         """Called after the last batch of a task, before it is evaluated."""
 
-    def loss(self, logits: Tensor, targets: Tensor, tasks: Tensor) -> Tensor:
-        """Mean loss of a training batch, from logits (b, C), classes (b,) and tasks (b,)."""
-        return F.cross_entropy(logits, targets)
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss that a batch of the stream is learnt by, and the batch's logits (b, C). Called once a batch."""
+        x, targets, _ = batch
+        logits = self(x)
+        return self.losses(logits, targets).mean(), logits
+
+    def adjust_gradients(self) -> None:
+        """Called when the gradients of an optimizer step are complete."""
 
     # --- the frame
 
     def configure_model(self) -> None:
         """Make the head, once."""
+        if self._stream.chunk_size is not None:
+            self.automatic_optimization = False
         if self.head is None:
-            num_classes: int = self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
             with _blame("model.init_args.head"):
-                self.head = self._make_head(self.backbone.num_features, num_classes)
+                self.head = self._make_head(self.backbone.num_features, self._stream.num_classes)
+
+    @property
+    def _stream(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def memory_heads(self) -> dict[str, MHLinear]:
         """All Memory Head layers, by name."""
@@ -136,13 +160,47 @@ class ContinualMethod(LightningModule):
                 layer.sparse_gradients = False  # torch clips no values of sparse tensors, and lately only norms
         return optimizer
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """One micro-batch: forward, loss, training curves."""
-        x, targets, tasks = batch
-        logits = self(x)
-        loss = self.loss(logits, targets, tasks)
-        self.log_training(loss, logits, targets)
-        return loss * self._weight_in_step(batch_idx)
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        """One micro-batch, which the trainer optimizes; or, without its help, one chunk of the stream."""
+        if not self.automatic_optimization:
+            return self._learn_chunk(batch)
+        loss, logits = self.training_loss(batch)
+        correct = self.log_training(loss, logits, batch[1])
+        return Learnt(loss=loss * self._weight_in_step(batch_idx), correct=correct)
+
+    def _learn_chunk(self, chunk: Batch) -> Learnt:
+        optimizer = self.trainer.optimizers[0]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        losses, logits = [], []
+        for batch in zip(*(torch.split(part, self._stream.batch_size) for part in chunk), strict=True):
+            for parameter in parameters:
+                parameter.grad = None
+            loss, logits_of_batch = self.training_loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.adjust_gradients()
+            optimizer.step()
+            losses.append(loss.detach())
+            logits.append(logits_of_batch.detach())
+        self._count_optimizer_steps(len(losses))
+        return Learnt(correct=self.log_training(torch.stack(losses).mean(), torch.cat(logits), chunk[1]))
+
+    def _count_optimizer_steps(self, steps: int) -> None:
+        """Let the trainer's global step count optimizer steps, though it did not take them."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for tracker in (progress.total, progress.current):
+            tracker.ready += steps
+            tracker.completed += steps
+        self.log("step", float(self.global_step))  # the axis of the logged curves
+
+    def on_train_epoch_end(self) -> None:
+        """Step the scheduler where the trainer leaves that to the method."""
+        if self.automatic_optimization or self._make_lr_scheduler is None:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)])
+            else:
+                config.scheduler.step()
 
     def _weight_in_step(self, batch_idx: int) -> float:
         """What the mean over a step's micro-batches must weigh this one with to be the mean over its samples."""
@@ -155,16 +213,21 @@ class ContinualMethod(LightningModule):
         sizes: list[int] = loader.batch_sampler.sizes[first:last]
         return steps * sizes[batch_idx - first] / sum(sizes)
 
-    def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Training curves: refuses logits that are not finite."""
+    def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """Draw training curves, and tell which samples (b,) were classified correctly.
+
+        Raises:
+            UserError: if the loss is not finite.
+        """
         if not bool(loss.detach().isfinite()):
             raise UserError(
                 f"The training loss became {loss.item()} at step {self.global_step}: the features hold NaN "
                 "or infinite values, or the learning rate (model.init_args.optimizer) is too large."
             )
-        accuracy = (logits.argmax(dim=1) == targets).float().mean()
+        correct = logits.argmax(dim=1) == targets
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/accuracy", accuracy, prog_bar=True)
+        self.log("train/accuracy", correct.float().mean(), prog_bar=True)
+        return correct
 
     def _evaluate(self, batch: Batch) -> Evaluation:
         x, targets, tasks = batch
@@ -178,7 +241,7 @@ class ContinualMethod(LightningModule):
             logits=logits,
             targets=targets,
             tasks=tasks,
-            losses=F.cross_entropy(logits.float(), targets, reduction="none"),
+            losses=self.losses(logits.float(), targets),
         )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -208,8 +271,25 @@ class ContinualMethod(LightningModule):
                 f"{own.get(name)}; a resumed run keeps its optimizer, so use the settings it was trained with."
             )
         self._try_first_sample()
-        for layer in self.memory_heads().values():
+        if not self.automatic_optimization:
+            self._check_own_optimization()
+            return
+        self._memory_heads = list(self.memory_heads().values())
+        for layer in self._memory_heads:
             layer.defer_key_updates = True
+
+    def _check_own_optimization(self) -> None:
+        """Refuse what the trainer would have done in its optimization."""
+        trainer = self.trainer
+        for option, given, plain in (
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
+            ("gradient_clip_val", trainer.gradient_clip_val or None, None),
+            ("precision", trainer.precision, "32-true"),
+        ):
+            if given != plain and self._stream.chunk_size is not None:
+                raise UserError(
+                    f"trainer.{option}={given} cannot be combined with data.chunk_size; leave one of them out."
+                )
 
     @torch.no_grad()
     def _try_first_sample(self) -> None:
@@ -241,8 +321,9 @@ class ContinualMethod(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Update keys and counters from all micro-batches of this step, as if they had been one batch."""
-        for layer in self.memory_heads().values():
+        for layer in self._memory_heads:
             layer.apply_key_updates()
+        self.adjust_gradients()
 
     def on_fit_end(self) -> None:
         """Hand Memory Heads back as plain layers."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.distributed import gather_rows
-from mh_lightning.methods.base import Batch, ContinualMethod
+from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
 
 
 class ClassMeans(nn.Module):
@@ -58,14 +58,14 @@ class NearestClassMean(ContinualMethod):
         """There is nothing to optimize."""
         return
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> Learnt | None:
         """Add a batch to the class means, in the first epoch of a task."""
         if self.trainer.current_epoch % self.trainer.datamodule.epochs_per_task:  # type: ignore[attr-defined]
-            return
-        x, targets, tasks = batch
+            return None
+        x, targets, _ = batch
         with torch.no_grad():
             features, targets = gather_rows(self.features(x), targets)
             assert isinstance(self.head, ClassMeans)
             self.head.update(features, targets)
             logits = self.head(features)
-        self.log_training(self.loss(logits, targets, tasks), logits, targets)
+        return Learnt(correct=self.log_training(self.losses(logits, targets).mean(), logits, targets))

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mh_lightning.data.labelled import Labelled, StreamDataset, check_finite, check_labels
+from mh_lightning.data import GaussianNoise, Unperturbed
+from mh_lightning.data.labelled import Labelled, Rows, StreamDataset, check_domains, check_finite, check_labels
+from mh_lightning.data.splitting import one_domain_a_perturbation
 from tests.data.refusal import refused
 
 GREY = torch.tensor([[[0, 255], [51, 102]], [[1, 2], [3, 4]]], dtype=torch.uint8)
@@ -53,10 +55,45 @@ def test_take() -> None:
     assert tensors.inputs.tolist() == [2.0, 0.0] and tensors.labels.tolist() == [2, 0]
 
 
+def test_rows() -> None:
+    paths = Rows(["a", "b", "c"], np.array([2, 0, 2]))
+    assert (len(paths), paths[0], paths[1], list(paths)) == (3, "c", "a", ["c", "a", "c"])
+    images = Rows(GREY, np.array([1, 0, 1]))
+    assert torch.equal(images[2], GREY[1]) and images[2].data_ptr() == GREY[1].data_ptr()
+    taken = Labelled(images, np.array([7, 8, 9]), np.array([0, 1, 2])).take(np.array([1, 2]))
+    assert isinstance(taken.inputs, Rows) and taken.inputs.source is GREY and taken.inputs.rows.tolist() == [0, 1]
+    assert taken.labels.tolist() == [8, 9] and taken.domains.tolist() == [1, 2]
+
+
+def test_domain_of_sample() -> None:
+    assert Labelled(["a", "b"], np.array([3, 4])).domain_of_sample.tolist() == [0, 0]
+    assert Labelled(["a", "b"], np.array([3, 4]), np.array([1, 0])).domain_of_sample.tolist() == [1, 0]
+
+
+def test_a_batch_is_its_items() -> None:
+    labels, tasks = np.array([3, 4, 5, 6]), np.array([0, 1, 0, 1])
+    perturbations = [Unperturbed(), GaussianNoise(0.5, 0.5)]
+    perturbed = one_domain_a_perturbation(Labelled(GREY, labels[:2]), 2)
+    for dataset in (
+        StreamDataset(Labelled(torch.randn(4, 2, 3), labels), tasks),
+        StreamDataset(Labelled(GREY.repeat(2, 1, 1), labels), tasks),
+        StreamDataset(perturbed, tasks, perturbations=perturbations),
+    ):
+        for indices in ([2, 0, 3], [1], [0, 0]):
+            x, targets, of_tasks = dataset.__getitems__(indices)
+            items = [dataset[index] for index in indices]
+            assert torch.equal(x, torch.stack([item[0] for item in items])) and x.dtype == torch.float32
+            assert targets.tolist() == [item[1] for item in items] and targets.dtype == torch.int64
+            assert of_tasks.tolist() == [item[2] for item in items] and of_tasks.dtype == torch.int64
+
+
 def test_checks() -> None:
     check_labels(np.array([0, 2]), 3, "train")
     refused(lambda: check_labels(np.array([0, 3]), 3, "test"), "data: test labels", "0 to 2", "got 3")
     refused(lambda: check_labels(np.array([-1, 1]), 3, "train"), "data: train labels", "got -1")
+    check_domains(np.array([0, 1, 1]), 2, "train")
+    refused(lambda: check_domains(np.array([0, 2]), 2, "test"), "data: test domains", "0 to 1", "got 2")
+    refused(lambda: check_domains(np.array([-1]), 1, "validation"), "data: validation domains", "got -1")
     inputs = torch.zeros(4, 2, 2)
     check_finite(inputs, "train")
     check_finite(["a path"], "train")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks
+from mh_lightning.data.scenarios import SCENARIOS, Task, class_groups, samples_of_tasks, tasks_of_scenario
 from tests.data.refusal import refused
 
 
@@ -80,3 +80,41 @@ def test_tasks_partition_the_classes(labels: list[int], order: list[int], cut: i
         assert indices.tolist() == [index for index, label in enumerate(labels) if label in group]
     listed = sorted(index for indices in tasks for index in indices.tolist())
     assert listed == [index for index, label in enumerate(labels) if label < 6]
+
+
+CDI = [([2, 0], 0), ([1], 0), ([2, 0], 1), ([1], 1), ([2, 0], 2), ([1], 2)]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [
+        ("IID", [([2, 0, 1], None)]),
+        ("CI", [([2, 0], None), ([1], None)]),
+        ("DI", [([2, 0, 1], 0), ([2, 0, 1], 1), ([2, 0, 1], 2)]),
+        ("CDI", CDI),
+        ("CDID", CDI),
+    ],
+)
+def test_scenarios(scenario: str, expected: list[tuple[list[int], int | None]]) -> None:
+    assert [tuple(task) for task in tasks_of_scenario(scenario, [[2, 0], [1]], 3)] == expected
+
+
+def test_unknown_scenario() -> None:
+    refused(lambda: tasks_of_scenario("cdi", [[0]], 1), "data.scenario", "IID, CI, DI, CDI, CDID", "'cdi'")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=60),
+    st.permutations(range(6)),
+    st.integers(1, 5),
+    st.sampled_from(SCENARIOS),
+)
+def test_tasks_partition_the_samples(samples: list[tuple[int, int]], order: list[int], cut: int, scenario: str) -> None:
+    labels, domains = np.array(samples, dtype=np.int64).reshape(-1, 2).T
+    tasks = tasks_of_scenario(scenario, [order[:cut], order[cut:]], 3)
+    parts = samples_of_tasks(labels, domains, tasks)
+    assert sorted(index for part in parts for index in part.tolist()) == list(range(len(samples)))
+    for task, part in zip(tasks, parts, strict=True):
+        assert part.tolist() == sorted(part) and set(labels[part]) <= set(task.classes)
+        assert task.domain is None or set(domains[part]) <= {task.domain}

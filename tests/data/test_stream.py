@@ -116,6 +116,16 @@ def test_subset_of_nearly_all() -> None:
         ({"max_test_samples": 1}, "data.max_test_samples=1"),
         ({"split_seed": -1, "validation_fraction": 0.2}, "data.split_seed"),
         ({"increment": 3}, "data.increment=3"),
+        ({"scenario": "DI"}, "data.scenario=DI needs domains"),
+        ({"scenario": "CDI"}, "data.scenario=CDI needs domains"),
+        ({"scenario": "CDID"}, "data.scenario=CDID needs domains"),
+        ({"scenario": "ID"}, "data.scenario must be one of IID"),
+        ({"chunk_size": 48, "batch_size": 32}, "data.chunk_size=48 must be a multiple of data.batch_size=32"),
+        ({"chunk_size": 0}, "data.chunk_size=0"),
+        ({"validation_fraction": 0.2, "split_fractions": [0.7, 0.1, 0.2]}, "exclude each other"),
+        ({"split_fractions": [0.7, 0.2]}, "data.split_fractions"),
+        ({"split_fractions": [0.98, 0.01, 0.01]}, "no test sample of class"),
+        ({"validation_tasks": "first_half"}, "data.validation_tasks=first_half needs validation samples"),
         ({"class_order": [0, 1]}, "data.class_order"),
     ],
 )
@@ -126,6 +136,86 @@ def test_refused_options(options: dict, part: str) -> None:
 def test_every_task_needs_samples() -> None:
     x, y = torch.randn(8, 2), torch.arange(8) % 4
     refused_stream(Tensors(x, y, x[:6], y[:6].clamp_max(2)), "no test sample", "class 3")
+
+
+def with_domains(**options: object) -> Tensors:
+    """Four classes in each of three domains: ten training samples, two validation samples, four test samples."""
+    labels, domains = torch.arange(4).repeat(30), torch.arange(3).repeat_interleave(4).repeat(10)
+    numbers = torch.randperm(120, generator=torch.Generator().manual_seed(0)).float().view(-1, 1)
+    given: dict[str, Tensor] = {"x_train": numbers, "y_train": labels, "domain_train": domains}
+    for split, samples, start in (("validation", 24, 1000), ("test", 48, 2000)):
+        x = torch.arange(start, start + samples).float().view(-1, 1)
+        given |= {f"x_{split}": x, f"y_{split}": labels[:samples], f"domain_{split}": domains[:samples]}
+    module = Tensors(**given | options)
+    module.setup("fit")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("scenario", "train", "validated"),
+    [("IID", [120], 1), ("CI", [60] * 2, 1), ("DI", [40] * 3, 1), ("CDI", [20] * 6, 3), ("CDID", [20] * 6, 3)],
+)
+def test_scenarios(scenario: str, train: list[int], validated: int) -> None:
+    module = with_domains(scenario=scenario, increment=2, validation_tasks="first_half")
+    tasks = range(module.num_tasks)
+    assert [module.num_samples("train", task) for task in tasks] == train
+    assert [module.num_samples("test", task) for task in tasks] == [48 // len(train)] * len(train)
+    counts = [module.num_samples("validation", task) for task in tasks]
+    assert counts == [24 // len(train) if len(train) > 1 else 12] * validated + [0] * (len(train) - validated)
+    assert module.num_evaluated_tasks("validation") == validated and module.num_evaluated_tasks("test") == len(train)
+    seen = [samples(attach(module, epoch=task).train_dataloader()) for task in tasks]
+    assert sorted(number for task in seen for number in task) == list(range(120))
+    assert all((task == sorted(task)) == (scenario == "CDID") for task in seen)
+    for loader, first, last in zip(module.val_dataloader(), (2000, 1000), (2048, 1024), strict=True):
+        batches = list(loader)
+        shown = [(int(label), int(task)) for _, labels, of in batches for label, task in zip(labels, of, strict=True)]
+        numbers = samples(batches)
+        if scenario != "IID":
+            assert numbers == [number for number in range(first, last) if number in numbers]
+        by_domain, by_class = scenario in ("DI", "CDI", "CDID"), scenario in ("CI", "CDI", "CDID")
+        for number, (label, task) in zip(numbers, shown, strict=True):
+            domain = (number - first) // 4 % 3 if by_domain else 0
+            group = (number - first) % 4 // 2 if by_class else 0
+            assert label == (number - first) % 4 and task == domain * (2 if by_class else 1) + group
+
+
+def test_chunks_hold_whole_batches_in_the_same_order() -> None:
+    for options in ({}, {"scenario": "CDID"}):
+        alone, chunked = (with_domains(increment=4, batch_size=3, chunk_size=size, **options) for size in (None, 9))
+        batches = [x for x, _, _ in attach(alone).train_dataloader()]
+        chunks = [x for x, _, _ in attach(chunked).train_dataloader()]
+        assert [len(chunk) for chunk in chunks[:-1]] == [9] * (len(chunks) - 1) and len(chunks) > 1
+        split = [batch for chunk in chunks for batch in chunk.split(3)]
+        assert all(torch.equal(batch, part) for batch, part in zip(batches, split, strict=True))
+    refused(attach(chunked, ranks=3).train_dataloader, "data.chunk_size", "3")
+
+
+def test_published_split() -> None:
+    module = ready(split_fractions=[0.7, 0.1, 0.2])
+    whole = torch.tensor(COUNTS) + torch.bincount(torch.from_numpy(stream().load().test.labels))
+    found = {split: drawn(module, split) for split in ("train", "validation", "test")}
+    assert sorted(number for numbers, _ in found.values() for number in numbers) == [*range(100), *range(1000, 1040)]
+    for split, fraction in zip(found, (0.7, 0.1, 0.2), strict=True):
+        assert (found[split][1] - whole * fraction).abs().max() <= 1
+    for label in range(4):  # the data's order
+        train, validation, test = (np.array(found[split][0])[module._splits[split].labels == label] for split in found)
+        assert train.max() < validation.min() and validation.max() < test.min()
+    small = ready(split_fractions=[0.7, 0.1, 0.2], max_train_samples=20, max_test_samples=10)
+    assert len(drawn(small, "train")[0]) == 20 and set(drawn(small, "train")[0]) < set(found["train"][0])
+    assert len(drawn(small, "test")[0]) == 10 and drawn(small, "validation")[0] == found["validation"][0]
+
+
+def test_each_domain_needs_samples_of_each_class() -> None:
+    domains = torch.arange(3).repeat_interleave(4).repeat(4)
+    refused(lambda: with_domains(scenario="CDI", domain_test=domains.clamp_max(1)), "no test sample", "0 in domain 3")
+    refused(lambda: with_domains(scenario="CDI", domain_test=domains + 1), "test domains", "0 to 2", "got 3")
+    with_domains(scenario="CI", domain_test=domains.clamp_max(1))
+
+
+def test_images_do_not_drift() -> None:
+    images, labels = torch.zeros(8, 2, 2, dtype=torch.uint8), torch.arange(8) % 2
+    domains = {"domain_train": labels // 2, "domain_test": labels // 2}
+    refused_stream(Tensors(images, labels, images, labels, scenario="CDID", **domains), "data.scenario=CDID", "use CDI")
 
 
 def epoch_order(seed: str | None, epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

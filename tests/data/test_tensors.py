@@ -93,6 +93,58 @@ def test_file(saved: Callable[[Entries], Path]) -> None:
     assert torch.equal(loaded.inputs, values["x_train"]) and loaded.labels.tolist() == values["y_train"].tolist()
 
 
+def full_entries(**changes: Tensor) -> Entries:
+    """The same with validation samples, and two domains."""
+    generator = torch.Generator().manual_seed(1)
+    values = {"x_validation": torch.randn(12, 3, generator=generator), "y_validation": torch.arange(12) % 4}
+    for split, samples in (("train", 20), ("test", 8), ("validation", 12)):
+        values[f"domain_{split}"] = torch.arange(samples) // 4 % 2
+    return entries(**values) | changes
+
+
+def test_validation_samples_and_domains(saved: Callable[[Entries], Path]) -> None:
+    values = full_entries()
+    for stream in (TensorFile(str(saved(values)), scenario="CDI"), Tensors(**values, scenario="CDI")):
+        stream.setup("fit")
+        assert [tuple(task) for task in stream.tasks] == [([label], domain) for domain in (0, 1) for label in range(4)]
+        splits = stream.load()
+        for split, part in (("train", splits.train), ("test", splits.test), ("validation", splits.validation)):
+            assert part is not None and torch.equal(part.inputs, values[f"x_{split}"])
+            assert part.labels.tolist() == values[f"y_{split}"].tolist()
+            assert part.domains is not None and part.domains.tolist() == values[f"domain_{split}"].tolist()
+        assert [stream.num_samples("train", task) for task in range(8)] == [3] * 4 + [2] * 4
+        assert [stream.num_samples("validation", task) for task in range(8)] == [2] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        ("domain_test",),
+        ("domain_train",),
+        ("domain_validation",),
+        ("x_validation",),
+        ("y_validation",),
+        ("x_validation", "y_validation"),
+        ("domain_train", "domain_test"),
+    ],
+)
+def test_lonely_entries(absent: tuple[str, ...], tmp_path: Path) -> None:
+    values = {name: entry for name, entry in full_entries().items() if name not in absent}
+    refused_stream(Tensors(**values), f"data lacks {', '.join(absent)};", "to all splits")
+    torch.save(values, tmp_path / "data.pt")
+    refused_stream(TensorFile(str(tmp_path / "data.pt")), "data.path=", f"lacks {', '.join(absent)};")
+
+
+def test_optional_entries_one_by_one() -> None:
+    values = full_entries()
+    only_validation = Tensors(**{name: entry for name, entry in values.items() if "domain" not in name})
+    only_domains = Tensors(**{name: entry for name, entry in values.items() if "validation" not in name})
+    for stream, expected in ((only_validation, ["test", "validation"]), (only_domains, ["test"])):
+        stream.setup("fit")
+        assert stream.evaluation_splits == expected
+    refused_stream(Tensors(**values, validation_fraction=0.2), "data.validation_fraction", "of its own")
+
+
 def test_file_lacks_entries(saved: Callable[[Entries], Path]) -> None:
     values = entries()
     path = saved({"x_train": values["x_train"], "y_test": values["y_test"], "more": torch.ones(2)})
@@ -196,10 +248,22 @@ IMAGES = torch.zeros(20, 2, 2, dtype=torch.uint8)
         ({"x_train": IMAGES.flatten(1), "x_test": IMAGES[:8].flatten(1)}, ("uint8", "(20, 4)")),
         ({"x_train": IMAGES.unsqueeze(1), "x_test": IMAGES[:8].unsqueeze(1)}, ("uint8", "(20, 1, 2, 2)")),
         ({"x_train": torch.tensor(1.0)}, ("x_train",)),
+        ({"x_test": torch.zeros(8, 3, dtype=torch.complex64)}, ("x_test", "complex64")),
+        ({"x_train": IMAGES, "x_test": torch.zeros(8, 2, 2)}, ("same shape", "images", "uint8", "float32")),
+        ({"x_validation": torch.zeros(12, 4)}, ("x_train and x_validation", "(3,)", "(4,)")),
+        ({"x_validation": torch.full((12, 3), float("nan"))}, ("validation inputs", "NaN", "sample 0")),
+        ({"y_validation": torch.arange(12)}, ("validation labels", "got 4")),
+        ({"y_validation": torch.arange(11) % 4}, ("y_validation", "12 samples", "(11,)")),
+        ({"domain_train": torch.zeros(20)}, ("domain_train must hold one integer", "torch.float32")),
+        ({"domain_test": torch.zeros(7, dtype=torch.long)}, ("domain_test", "8 samples", "(7,)")),
+        ({"domain_train": torch.arange(20) // 4 % 2 - 1}, ("train domains", "0 to 1", "got -1")),
+        ({"domain_train": torch.arange(20) // 4 % 2 * 2}, ("train domains", "0 to 1", "got 2")),
+        ({"domain_validation": torch.arange(12)}, ("validation domains", "0 to 1", "got 2")),
     ],
 )
 def test_refused_entries(changes: Entries, parts: tuple[str, ...], tmp_path: Path) -> None:
-    values = entries(**changes)
+    optional = any("validation" in name or "domain" in name for name in changes)
+    values = full_entries(**changes) if optional else entries(**changes)
     refused_stream(Tensors(**values), "data", *parts)
     path = tmp_path / "data.pt"
     torch.save(values, path)

@@ -1,0 +1,97 @@
+"""Pictures of the stream: what the tasks look like, and how a plane is divided among classes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+
+from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
+from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, show_figure, stream_of
+
+PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
+GRID = 160  # points a side
+
+
+class StreamPreview(Callback):
+    """Draws training samples of the first tasks before the fit: ``data_preview.png``, and in TensorBoard. Images are
+    shown as they are, after their perturbation and before the backbone's transform; samples of two features as points;
+    others are not drawn.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        stream = stream_of(trainer)
+        if is_trial(trainer) or not trainer.is_global_zero:
+            return
+        tasks = range(min(stream.num_tasks, PREVIEW_TASKS))
+        pictures = [stream.samples_to_show("train", task, PREVIEW_SAMPLES) for task in tasks]
+        names = [stream.name_of_task(task) for task in tasks]
+        figure = preview_figure(pictures, names, stream.class_names)
+        if figure is not None:
+            show_figure(trainer, "data_preview", figure, "data_preview.png")
+
+
+class DecisionSurfaces(Callback):
+    """For streams of two features: after each task, which class each point of the plane is given, with the training
+    samples so far and the keys of the first Memory Head; in TensorBoard, and at the end all tasks in
+    ``decision_surfaces.png``.
+    """
+
+    def __init__(self) -> None:
+        self._planes: list[Plane] = []
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the plane after a task."""
+        stream, task = stream_of(trainer), current_task(trainer)
+        if not is_fitting(trainer) or is_trial(trainer) or not trainer.is_global_zero or not stream.is_plane():
+            return
+        parts = [stream.samples_to_show("train", earlier, 0) for earlier in range(task + 1)]
+        plane = Plane(
+            classes=self._classify(pl_module, extent := stream.extent()),
+            extent=extent,
+            samples=np.concatenate([samples for samples, _ in parts]),
+            labels=np.concatenate([labels for _, labels in parts]),
+            keys=_keys(pl_module),
+            title=f"after task {task + 1}: {stream.name_of_task(task)}",
+        )
+        self._planes.append(plane)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                image = decision_surface_image(plane)
+                logger.experiment.add_image("decision_surface", image, task + 1, dataformats="HWC")
+
+    @torch.no_grad()
+    def _classify(self, pl_module: LightningModule, extent: tuple[float, float, float, float]) -> NDArray[np.int64]:
+        """Classes (GRID, GRID) of the points of a grid, rows from bottom to top."""
+        left, right, bottom, top = extent
+        y, x = torch.meshgrid(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID), indexing="ij")
+        points = torch.stack([x.flatten(), y.flatten()], dim=1).to(pl_module.device)
+        classes: NDArray[np.int64] = pl_module(points).argmax(dim=1).view(GRID, GRID).cpu().numpy()
+        return classes
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw all tasks."""
+        if self._planes:
+            names = stream_of(trainer).class_names
+            figure = decision_surfaces_figure(self._planes, names)
+            show_figure(trainer, "decision_surfaces", figure, "decision_surfaces.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The planes so far, as plain tensors and values."""
+        return {"planes": [plane.as_plain() for plane in self._planes]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._planes = [Plane.from_plain(plain) for plain in state_dict["planes"]]
+
+
+def _keys(pl_module: Any) -> NDArray[np.float32]:
+    """Keys (units, 2) that lie in the plane; none if there is no such Memory Head."""
+    for layer in pl_module.memory_heads().values():
+        if layer.K.shape[2] == 2 and layer.distance == "euclidean" and layer.psi_fn == "identity":
+            keys: NDArray[np.float32] = layer.K.detach().reshape(-1, 2).float().cpu().numpy()
+            return keys
+    return np.zeros((0, 2), np.float32)

@@ -1,0 +1,108 @@
+"""``python -m mh_lightning.experiments run|search``: many runs of the command line."""
+
+import re
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mh_lightning.errors import UserError
+from mh_lightning.experiments.runs import seeds_of
+from mh_lightning.experiments.search import run_search
+from mh_lightning.experiments.series import run_series
+
+
+def _parser() -> ArgumentParser:
+    run = ArgumentParser(
+        description="Run experiments with several seeds and write tables.", exit_on_error=False, allow_abbrev=False
+    )
+    run.add_argument("--configs", nargs="+", required=True, help="YAML files; each is an experiment.")
+    run.add_argument("--output", type=str, required=True, help="Folder for the tables and the figure.")
+    run.add_argument("--class_order_seeds", nargs="+", default=[], help="Run each seed with each class order.")
+    run.add_argument("--baseline", type=str, help="Experiment to compare with, or the end of one name in each stream.")
+    run.add_argument("--run_dir", type=str, default="runs", help="Folder of the run folders.")
+    run.add_argument("--title", type=str, help="Title of the tables.")
+    run.add_argument("--reference", type=str, help="CSV file of published values: experiment, value, source.")
+
+    search = ArgumentParser(
+        description="Search for hyper-parameters on validation data.", exit_on_error=False, allow_abbrev=False
+    )
+    search.add_argument("--config", type=str, required=True, help="YAML file of the experiment.")
+    search.add_argument("--space", type=str, required=True, help="YAML file of the options and their ranges.")
+    search.add_argument("--trials", type=int, required=True, help="Trials in the storage at the end.")
+    search.add_argument("--storage", type=str, required=True, help="Journal file, or a database's URL.")
+    search.add_argument("--output", type=str, required=True, help="YAML file for the best values.")
+    search.add_argument("--run_dir", type=str, help="Keep the trials' run folders here.")
+
+    parser = ArgumentParser(prog="python -m mh_lightning.experiments", exit_on_error=False, allow_abbrev=False)
+    subcommands = parser.add_subcommands()
+    for name, one in (("run", run), ("search", search)):
+        one.add_argument("--seeds", nargs="+", required=True, help="Numbers, or ranges such as 0-9.")
+        one.add_argument("--overrides", nargs="+", default=[], help="Options of fit for all, as key=value.")
+        one.add_argument("--metric", type=str, default="average_accuracy", help="Of results.json.")
+        one.add_argument("--workers", type=int, default=1, help="Processes that run at the same time.")
+        subcommands.add_subcommand(name, one)
+    return parser
+
+
+def _run(given: Namespace, words: Sequence[str]) -> int:
+    return run_series(
+        [Path(config) for config in given.configs],
+        seeds_of(given.seeds, "--seeds"),
+        Path(given.output),
+        seeds_of(given.class_order_seeds, "--class_order_seeds"),
+        given.overrides,
+        given.workers,
+        Path(given.run_dir),
+        given.baseline,
+        given.metric,
+        given.title,
+        None if given.reference is None else Path(given.reference),
+        ("python", "-m", "mh_lightning.experiments", *words),
+    )
+
+
+def _search(given: Namespace) -> int:
+    return run_search(
+        Path(given.config),
+        Path(given.space),
+        given.trials,
+        seeds_of(given.seeds, "--seeds"),
+        given.storage,
+        Path(given.output),
+        given.metric,
+        given.overrides,
+        given.workers,
+        None if given.run_dir is None else Path(given.run_dir),
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: its words, by default those of the process.
+
+    Returns:
+        0, 1 if a run failed, 2 for a mistake in the arguments, 130 if it was stopped.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    try:
+        # argparse takes an override with its dashes for an option of its own
+        given = _parser().parse_args([re.sub(r"^--(?=\w+\.[\w.]+\+?=)", "", word) for word in words])
+        code = _run(given.run, words) if given.subcommand == "run" else _search(given.search)
+    except (UserError, ArgumentError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return min(code, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A series: every experiment with every seed and class order, and what came out."""
+
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mh_lightning.errors import UserError
+from mh_lightning.experiments.figures import series_figure
+from mh_lightning.experiments.progress import Progress
+from mh_lightning.experiments.runs import METRICS, Run, read_experiment
+from mh_lightning.experiments.streams import Stream, group_by_stream
+from mh_lightning.experiments.tables import (
+    Key,
+    Published,
+    experiments_csv,
+    markdown_table,
+    read_published,
+    runs_csv,
+    summarise,
+)
+from mh_lightning.experiments.workers import run_all
+
+Found = dict[str, dict[Key, dict[str, Any]]]
+
+
+def run_series(
+    configs: Sequence[Path],
+    seeds: Sequence[int],
+    output: Path,
+    class_order_seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    workers: int = 1,
+    run_dir: Path = Path("runs"),
+    baseline: str | None = None,
+    metric: str = "average_accuracy",
+    title: str | None = None,
+    reference: Path | None = None,
+    command: Sequence[str] = (),
+) -> int:
+    """Run what has no result yet, then write table.md, experiments.csv, runs.csv and figure.png.
+
+    Args:
+        configs: a file for each experiment, which is named after it.
+        seeds: of everything.
+        output: folder of what is written.
+        class_order_seeds: of the class order; none leaves it to the configurations.
+        overrides: options of `fit` as key=value, for all.
+        workers: processes.
+        run_dir: folder of the run folders.
+        baseline: experiment that the others are compared with, or the end of one name in each stream.
+        metric: that is compared and drawn.
+        title: of the table.
+        reference: CSV file of published values.
+        command: that the table says it was made with.
+
+    Returns:
+        How many runs failed.
+
+    Raises:
+        UserError: if an argument does not fit; nothing is run or written then.
+    """
+    check_metric(metric)
+    check_workers(workers)
+    names = [config.stem for config in configs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--configs: two files are called {twice!r}, which names their experiments; rename one.")
+    published = {} if reference is None else read_published(reference)
+    orders: Sequence[int | None] = list(class_order_seeds) or [None]
+    experiments = [read_experiment(config, overrides, seeds[0], orders[0]) for config in configs]
+    streams = group_by_stream(experiments, baseline)
+    for folder, option in ((output, "--output"), (run_dir, "--run_dir")):
+        make_folder(folder, option)
+    runs = [
+        experiment.run(run_dir / experiment.name, seed, order)
+        for order in orders
+        for seed in seeds
+        for experiment in experiments
+    ]
+    found, failures = _run_missing(runs, workers)
+    results: Found = {name: {} for name in names}
+    for run in runs:  # in the order of the command line, not in that of their ends
+        if run.name in found:
+            results[run.experiment][run.seed, run.order] = found[run.name]
+    _write(output, streams, results, published, metric, title or "Results", command, failures)
+    print(f"{len(found)} of {len(runs)} runs have a result; tables and figure in {output}")
+    for name, error in failures.items():
+        print(f"failed: {name}: {error} (see {run_dir / name / 'log.txt'})")
+    return len(failures)
+
+
+def _run_missing(runs: Sequence[Run], workers: int) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Results and errors, by the run's name."""
+    found = {run.name: result for run in runs if (result := run.result()) is not None}
+    missing = [run for run in runs if run.name not in found]
+    print(f"{len(runs)} runs, {len(found)} of them with a result")
+    failures: dict[str, str] = {}
+    if not missing:
+        return found, failures
+    with Progress(len(missing), "runs") as progress:
+        for run, error in run_all(missing, workers, lambda run: progress.started(run.name)):
+            result = run.result() if error is None else None
+            if result is None:
+                failures[run.name] = error or "it ended before its last task, without a complete results.json"
+                progress.finished(run.name, f"{run.name}: {failures[run.name]}", failed=True)
+                continue
+            found[run.name] = result
+            accuracy, seconds = result["average_accuracy"], result["seconds"]
+            progress.finished(run.name, f"{run.name}: average accuracy {accuracy:.3f} ({seconds:.1f} s)")
+    return found, failures
+
+
+def _write(
+    output: Path,
+    streams: Sequence[Stream],
+    results: Found,
+    published: Mapping[str, Published],
+    metric: str,
+    title: str,
+    command: Sequence[str],
+    failures: Mapping[str, str],
+) -> None:
+    summaries = [summarise(stream, results, metric, published) for stream in streams]
+    number = sum(len(runs) for runs in results.values())
+    parts = [f"# {title}", "![Means and 95% intervals](figure.png)"]
+    for stream, rows in zip(streams, summaries, strict=True):
+        parts += [f"## {stream.title}", markdown_table(rows, metric, stream.baseline)]
+    parts.append(
+        f"In per cent, means over {number} runs in all; ± is the half-width of the 95% interval (Student's t)."
+        + (" Differences are paired by seed and class order, **bold** where their interval excludes 0."
+           if any(stream.baseline for stream in streams) else "")
+    )  # fmt: skip
+    if failures:
+        parts.append("\n".join(["Without a result:", "", *(f"- {name}: {error}" for name, error in failures.items())]))
+    parts.append(
+        f"Made by `{_readable(command)}` with mh_lightning {_version()} and torch {torch.__version__} "
+        f"on {_processor()}."
+    )
+    write_text(output / "experiments.csv", experiments_csv(streams, summaries, metric))
+    write_text(output / "runs.csv", runs_csv(results))
+    partial = output / ".figure.png"
+    series_figure(streams, summaries, metric, title).savefig(partial, dpi=150)
+    partial.replace(output / "figure.png")
+    write_text(output / "table.md", "\n\n".join(parts) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder that an option names.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{option}: {str(folder)!r} cannot be made a folder ({error.strerror}); give another."
+        ) from error
+
+
+def check_metric(metric: str) -> None:
+    """Refuse what results.json does not have."""
+    if metric not in METRICS:
+        raise UserError(f"--metric: {metric!r} is none of {', '.join(METRICS)}.")
+
+
+def check_workers(workers: int) -> None:
+    """Refuse less than one."""
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}.")
+
+
+def _readable(command: Sequence[str]) -> str:
+    """The command, without the folders above the working folder.
+
+    Example:
+        >>> _readable(["run", "--configs", str(Path.cwd() / "a.yaml"), "/home/me/b.yaml"])
+        'run --configs a.yaml b.yaml'
+    """
+    here = Path.cwd()
+    shown = []
+    for word in command:
+        path = Path(word)
+        if path.is_absolute():
+            word = str(path.relative_to(here) if path.is_relative_to(here) else path.name)
+        shown.append(word)
+    return shlex.join(shown)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("mh_lightning")
+    except metadata.PackageNotFoundError:
+        return "from its source tree"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,188 @@
+"""What a series has found: a table to read, and two to compute with."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mh_lightning.errors import UserError
+from mh_lightning.experiments.runs import METRICS
+from mh_lightning.experiments.statistics import Interval, mean_interval, paired_difference
+from mh_lightning.experiments.streams import Stream
+
+Key = tuple[int, int | None]  # seed, and seed of the class order
+Results = Mapping[str, Mapping[Key, Mapping[str, Any]]]  # results.json of each experiment's runs
+SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy")
+NUMBERS = (*METRICS, "seconds")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A value that others have reported."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An experiment's runs in numbers.
+
+    Args:
+        experiment: its name.
+        numbers: mean and interval of each metric and of the seconds; empty without a run.
+        difference: of the chosen metric to the baseline, over the runs that have the same seed and class order.
+        published: a reported value of the chosen metric.
+    """
+
+    experiment: str
+    numbers: dict[str, Interval]
+    difference: Interval | None = None
+    published: Published | None = None
+
+    @property
+    def runs(self) -> int:
+        """How many have a result."""
+        return self.numbers["seconds"].number if self.numbers else 0
+
+
+def summarise(stream: Stream, results: Results, metric: str, published: Mapping[str, Published]) -> list[Summary]:
+    """One summary for each experiment of a stream, in its order.
+
+    Args:
+        stream: the experiments.
+        results: of all experiments, by seed and class order.
+        metric: compared with the baseline.
+        published: by experiment.
+    """
+
+    def values(experiment: str, name: str) -> dict[Key, float]:
+        return {key: float(result[name]) for key, result in results.get(experiment, {}).items()}
+
+    summaries = []
+    for experiment in stream.experiments:
+        numbers = {name: mean_interval(list(values(experiment, name).values())) for name in NUMBERS
+                   if values(experiment, name)}  # fmt: skip
+        difference = None
+        if stream.baseline not in (None, experiment):
+            difference = paired_difference(values(experiment, metric), values(str(stream.baseline), metric))
+        summaries.append(Summary(experiment, numbers, difference, published.get(experiment)))
+    return summaries
+
+
+def read_published(path: Path) -> dict[str, Published]:
+    """Reported values, from a CSV file with the columns experiment, value and source.
+
+    Raises:
+        UserError: if it cannot be read, lacks a column, or a value is no fraction as those of results.json are.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--reference: {str(path)!r} cannot be read; give a CSV file.") from error
+    published = {}
+    for line, row in enumerate(rows, start=2):
+        try:
+            value = float(row["value"])
+            published[row["experiment"]] = Published(value, row["source"] or "")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"--reference: line {line} of {str(path)!r} needs the columns experiment, value (a number) and source."
+            ) from error
+        if not -1 <= value <= 1:
+            raise UserError(
+                f"--reference: line {line} of {str(path)!r} has the value {value}; give a fraction such as 0.785."
+            )
+    return published
+
+
+def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | None) -> str:
+    """One stream's table, in per cent; differences whose interval excludes 0 are bold.
+
+    Args:
+        summaries: its rows.
+        metric: with its interval, in the first column.
+        baseline: that the differences are to.
+
+    Example:
+        >>> numbers = {name: Interval(0.5, 0.02, 3) for name in NUMBERS}
+        >>> print(markdown_table([Summary("replay", numbers)], "average_accuracy", None))
+        | experiment | average accuracy | forgetting | backward transfer | last accuracy | seconds | runs |
+        |---|---|---|---|---|---|---|
+        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 |
+    """
+    others = [name for name in SHOWN if name != metric]
+    header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds", "runs"]
+    with_published = any(summary.published for summary in summaries)
+    header += [f"difference to {baseline}"] * bool(baseline) + ["published"] * with_published
+    lines = [header, ["---"] * len(header)]
+    for summary in summaries:
+        numbers = summary.numbers
+        cells = [summary.experiment, _interval(numbers.get(metric))]
+        cells += [f"{100 * numbers[name].mean:.1f}" if numbers else "" for name in others]
+        cells += [f"{numbers['seconds'].mean:.1f}" if numbers else "", str(summary.runs)]
+        if baseline:
+            difference = _interval(summary.difference, signed=True)
+            cells.append(f"**{difference}**" if summary.difference and summary.difference.excludes_zero else difference)
+        if with_published:
+            reported = summary.published
+            cells.append(f"{100 * reported.value:.1f} ({reported.source})" if reported else "")
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+
+
+def _interval(interval: Interval | None, signed: bool = False) -> str:
+    if interval is None:
+        return ""
+    mean = f"{100 * interval.mean:{'+' if signed else ''}.1f}"
+    return mean if interval.half_width is None else f"{mean} ± {100 * interval.half_width:.1f}"
+
+
+def experiments_csv(streams: Sequence[Stream], summaries: Sequence[Sequence[Summary]], metric: str) -> str:
+    """A line an experiment, unrounded; half-widths are those of the 95% intervals.
+
+    Args:
+        streams: the groups.
+        summaries: of each of them.
+        metric: that differences and published values are of.
+    """
+    columns = ["stream", "experiment", "runs"]
+    for name in NUMBERS:
+        columns += [name, f"{name}_half_width"]
+    columns += ["baseline", f"{metric}_difference", f"{metric}_difference_half_width", "pairs"]
+    columns += [f"{metric}_published", "source"]
+    lines: list[Sequence[object]] = [columns]
+    for stream, rows in zip(streams, summaries, strict=True):
+        for row in rows:
+            line: list[object] = [stream.title, row.experiment, row.runs]
+            for name in NUMBERS:
+                line += list(row.numbers[name][:2]) if row.numbers else [None, None]
+            line += [stream.baseline, *(row.difference or (None, None, None))]
+            line += [row.published.value, row.published.source] if row.published else [None, None]
+            lines.append(line)
+    return _csv(lines)
+
+
+def runs_csv(results: Results) -> str:
+    """A line a run, with its metrics.
+
+    Args:
+        results: of all experiments, by seed and class order.
+
+    Example:
+        >>> result = {name: 0.5 for name in NUMBERS}
+        >>> print(runs_csv({"replay": {(0, None): result}}).splitlines()[1][:20])
+        replay,0,,0.5,0.5,0.
+    """
+    lines: list[Sequence[object]] = [["experiment", "seed", "class_order_seed", *NUMBERS]]
+    for experiment, runs in results.items():
+        lines += [[experiment, *key, *(result[name] for name in NUMBERS)] for key, result in runs.items()]
+    return _csv(lines)
+
+
+def _csv(lines: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()

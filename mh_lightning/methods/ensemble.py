@@ -1,0 +1,67 @@
+"""An ensemble of heads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.errors import UserError
+from mh_lightning.methods.base import Batch, ContinualMethod
+
+
+class EnsembleHead(nn.Module):
+    """Heads whose class probabilities are averaged.
+
+    Args:
+        members: heads of the same size.
+
+    Example:
+        >>> EnsembleHead([nn.Linear(2, 3), nn.Linear(2, 3)])(torch.ones(4, 2)).exp().sum(dim=1)
+        tensor([1., 1., 1., 1.], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logarithm of the mean probabilities (b, C), from features (b, n)."""
+        return mean_of_members(self.logits_of_members(features))
+
+    def logits_of_members(self, features: Tensor) -> Tensor:
+        """Logits (members, b, C)."""
+        return torch.stack([member(features) for member in self.members])
+
+
+def mean_of_members(logits: Tensor) -> Tensor:
+    """Logarithm of the mean of the members' probabilities (b, C), from logits (members, b, C)."""
+    return torch.logsumexp(torch.log_softmax(logits, dim=2), dim=0) - torch.tensor(float(len(logits))).log()
+
+
+class Ensemble(ContinualMethod):
+    """Heads that start from different weights and learn the same stream, each by its own loss; their class
+    probabilities are averaged.
+
+    Args:
+        backbone: maps inputs to features, for all members.
+        head: makes each member from the numbers of features and of classes.
+        members: number of heads.
+        options: of `ContinualMethod`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: Callable[[int, int], nn.Module], members: int = 5, **options: Any
+    ) -> None:
+        if members < 1:
+            raise UserError(f"model.init_args.members must be at least 1, got {members}.")
+        super().__init__(backbone, lambda n, c: EnsembleHead([head(n, c) for _ in range(members)]), **options)
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the members' mean losses, and the ensemble's logits."""
+        x, targets, _ = batch
+        assert isinstance(self.head, EnsembleHead)
+        logits = self.head.logits_of_members(self.features(x))
+        loss = torch.stack([self.losses(one, targets).mean() for one in logits]).sum()
+        return loss, mean_of_members(logits.detach())

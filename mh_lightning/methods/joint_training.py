@@ -1,0 +1,18 @@
+"""Joint training: the upper bound of continual learning."""
+
+from collections.abc import Iterable
+
+from mh_lightning.methods.base import Batch
+from mh_lightning.methods.retraining import RetrainingMethod
+
+
+class JointTraining(RetrainingMethod):
+    """At the end of each task, learns all training samples so far, in random order, from scratch.
+
+    See `RetrainingMethod` for the arguments. Batches have the data module's `batch_size`.
+    """
+
+    def batches(self, task: int, epoch: int) -> Iterable[Batch]:
+        """The samples of all tasks so far."""
+        batches: Iterable[Batch] = self._stream.joint_train_dataloader(task, epoch)
+        return batches

@@ -1,0 +1,110 @@
+"""What methods with a replay buffer share."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.distributed import gather_rows, world_size
+from mh_lightning.errors import UserError
+from mh_lightning.methods.base import Batch, ContinualMethod
+from mh_lightning.methods.replay_buffer import ReplayBuffer, ReservoirBuffer, Samples
+
+
+class ReplayMethod(ContinualMethod):
+    """A method that keeps samples of the stream, offered to its buffer in the first epoch of their task.
+
+    Args:
+        backbone: maps inputs to features.
+        head: makes the head from the numbers of features and of classes.
+        buffer_size: samples to keep, at least one a class.
+        replay_batch_size: samples drawn from the buffer for each batch, over all devices.
+        options: of `ContinualMethod`.
+    """
+
+    buffer_kind: Callable[..., ReplayBuffer] = ReservoirBuffer
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[int, int], nn.Module],
+        buffer_size: int,
+        replay_batch_size: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, head, **options)
+        if replay_batch_size < 1:
+            raise UserError(f"model.init_args.replay_batch_size must be at least 1, got {replay_batch_size}.")
+        self.buffer_size, self.replay_batch_size = buffer_size, replay_batch_size
+        self.replay_buffer: ReplayBuffer | None = None
+
+    def configure_model(self) -> None:
+        """Make the head and the buffer, once."""
+        super().configure_model()
+        if self.replay_buffer is None:
+            ranks = self.trainer.world_size
+            if self.replay_batch_size % ranks:
+                raise UserError(
+                    f"model.init_args.replay_batch_size={self.replay_batch_size} must be a multiple of the {ranks} "
+                    "devices."
+                )
+            self.replay_buffer = self.buffer_kind(
+                self.buffer_size,
+                self._stream.first_input().shape[1:],
+                self._stream.num_classes,
+                seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            )
+
+    def remember(self, batch: Batch) -> None:
+        """Offer a batch, and that of the other ranks, to the buffer."""
+        assert self.replay_buffer is not None
+        if self.trainer.current_epoch % self._stream.epochs_per_task == 0:
+            ranks = world_size()
+            inputs, targets, tasks = gather_rows(*batch)
+            # ranks were dealt the samples in turn
+            order = torch.arange(len(targets), device=targets.device).view(ranks, -1).t().flatten()
+            self.replay_buffer.add(inputs[order], targets[order], tasks[order])
+
+    def share(self, samples: Samples | None) -> Samples | None:
+        """The part for this rank of samples that all ranks have drawn alike."""
+        ranks = world_size()
+        if samples is None or ranks == 1:
+            return samples
+        rank, whole = self.global_rank, len(samples[0]) // ranks * ranks
+        inputs, targets, tasks = (part[:whole][rank::ranks] for part in samples)
+        return (inputs, targets, tasks) if whole else None
+
+    def loss_with_replay(self, batch: Batch, replayed: Samples | None) -> tuple[Tensor, Tensor]:
+        """Sum of the mean losses of a batch and of replayed samples, and the batch's logits (b, C)."""
+        if replayed is None:
+            return ContinualMethod.training_loss(self, batch)
+        (x, targets, _), (old_x, old_targets, _) = batch, replayed
+        logits = self(torch.cat([x, old_x]))
+        losses = self.losses(logits, torch.cat([targets, old_targets]))
+        return losses[: len(x)].mean() + losses[len(x) :].mean(), logits[: len(x)]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The method in evaluation mode, so that trial forwards and gradients leave no trace in its layers."""
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Gradients of the trainable parameters on this rank, zeros where there is none."""
+        trained = self.trained_parameters()
+        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+            for parameter, gradient in zip(trained.values(), found, strict=True)
+        ]
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer steps, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

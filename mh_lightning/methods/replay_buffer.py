@@ -1,0 +1,143 @@
+"""Buffers: samples that are kept from a stream, the same on all ranks and part of every checkpoint."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mh_lightning.errors import UserError
+
+Samples = tuple[Tensor, Tensor, Tensor]  # inputs (s, ...), classes (s,), tasks (s,)
+
+
+class ReplayBuffer(nn.Module):
+    """Room for `capacity` samples of any shape. Subclasses choose which ones stay.
+
+    What is random follows from the seed and the number of samples seen, so that it needs no state of its own: buffers
+    that were saved and loaded, or that other ranks keep, go on alike.
+
+    Args:
+        capacity: samples.
+        sample_shape: of one input.
+        num_classes: C.
+        seed: of all that is random here.
+
+    Raises:
+        UserError: if the buffer has fewer places than there are classes.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    tasks: Tensor
+    counts: Tensor
+
+    def __init__(self, capacity: int, sample_shape: Sequence[int], num_classes: int, seed: int = 0) -> None:
+        super().__init__()
+        if capacity < num_classes:
+            raise UserError(
+                f"model.init_args.buffer_size={capacity} is smaller than the {num_classes} classes; each should have "
+                "a place at least."
+            )
+        self.capacity, self.num_classes, self.seed = capacity, num_classes, seed
+        self.register_buffer("inputs", torch.zeros(capacity, *sample_shape))
+        self.register_buffer("targets", torch.zeros(capacity, dtype=torch.long))
+        self.register_buffer("tasks", torch.zeros(capacity, dtype=torch.long))
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))  # samples kept, samples seen
+
+    def __len__(self) -> int:
+        return int(self.counts[0])
+
+    @property
+    def seen(self) -> int:
+        """Samples offered so far."""
+        return int(self.counts[1])
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor, targets: Tensor, tasks: Tensor) -> None:
+        """Offer samples (b, ...) with their classes (b,) and tasks (b,), as if one after the other."""
+        kept, seen = self.counts.tolist()
+        classes = self.targets.cpu().numpy().copy()
+        row_of_place: dict[int, int] = {}
+        for row, label in enumerate(targets.tolist()):
+            place: int | None = kept
+            if kept == self.capacity:
+                place = self._place(label, classes, seen, np.random.default_rng([self.seed, seen, 0]))
+            if place is not None:
+                row_of_place[place] = row
+                classes[place] = label
+                kept = max(kept, place + 1)
+            seen += 1
+        if row_of_place:
+            places, rows = (
+                torch.tensor(list(part), device=inputs.device) for part in (row_of_place.keys(), row_of_place.values())
+            )
+            for buffer, values in ((self.inputs, inputs), (self.targets, targets), (self.tasks, tasks)):
+                buffer[places] = values[rows].to(buffer.dtype)
+        self.counts.copy_(torch.tensor([kept, seen]))
+
+    @abstractmethod
+    def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:
+        """Where the next sample goes in a full buffer of these classes, after `seen` others; None leaves it out."""
+
+    def draw(self, count: int, before_task: int | None = None) -> Samples | None:
+        """At most `count` different samples, at random, in no particular order; None if there is none.
+
+        Args:
+            count: samples.
+            before_task: only samples of earlier tasks.
+        """
+        places = np.arange(len(self))
+        if before_task is not None:
+            places = places[self.tasks[: len(self)].cpu().numpy() < before_task]
+        if not len(places):
+            return None
+        generator = np.random.default_rng([self.seed, self.seen, 1])
+        drawn = torch.from_numpy(generator.choice(places, min(count, len(places)), replace=False))
+        drawn = drawn.to(self.targets.device)
+        return self.inputs[drawn], self.targets[drawn], self.tasks[drawn]
+
+    def content(self) -> Samples:
+        """All samples that are kept."""
+        kept = len(self)
+        return self.inputs[:kept], self.targets[:kept], self.tasks[:kept]
+
+
+class ReservoirBuffer(ReplayBuffer):
+    """Each sample of the stream is kept with the same probability.
+
+    Source: Vitter, "Random Sampling with a Reservoir", ACM Transactions on Mathematical Software 1985, algorithm R.
+
+    Example:
+        >>> buffer = ReservoirBuffer(2, sample_shape=[3], num_classes=2)
+        >>> buffer.add(torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 0]), torch.zeros(5))
+        >>> len(buffer), buffer.seen
+        (2, 5)
+    """
+
+    def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:
+        place = int(generator.integers(seen + 1))
+        return place if place < self.capacity else None
+
+
+class RandomReplacementBuffer(ReplayBuffer):
+    """Each new sample replaces a random one, so that the newest prevail."""
+
+    def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:
+        return int(generator.integers(self.capacity))
+
+
+class ClassBalancedBuffer(ReplayBuffer):
+    """Greedy balance: a sample replaces a random one of the largest class, unless its own is among the largest.
+
+    Source: Prabhu, Torr, Dokania, "GDumb: A Simple Approach that Questions Our Progress in Continual Learning",
+    ECCV 2020, algorithm 1.
+    """
+
+    def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:
+        sizes = np.bincount(classes, minlength=self.num_classes)
+        if sizes[label] == sizes.max():
+            return None
+        return int(generator.choice(np.flatnonzero(classes == sizes.argmax())))

@@ -1,0 +1,96 @@
+"""What methods share that learn anew at the end of each task."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.distributed import sum_over_ranks, world_size
+from mh_lightning.errors import UserError
+from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
+
+
+class RetrainingMethod(ContinualMethod):
+    """A method that only looks at the stream, and at the end of each task learns from scratch: from the weights that
+    the run started with, with a new optimizer, without a scheduler. Subclasses define `batches`.
+
+    Args:
+        backbone: maps inputs to features.
+        head: makes the head from the numbers of features and of classes.
+        epochs: passes over what is learnt at the end of a task.
+        options: of `ContinualMethod`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: Callable[[int, int], nn.Module], *, epochs: int = 10, **options: Any
+    ) -> None:
+        super().__init__(backbone, head, **options)
+        if self._make_lr_scheduler is not None:
+            raise UserError(
+                f"model.init_args.lr_scheduler: {type(self).__name__} learns anew after each task, without a "
+                "scheduler; leave it out."
+            )
+        if epochs < 1:
+            raise UserError(f"model.init_args.epochs must be at least 1, got {epochs}.")
+        self.epochs = epochs
+        self.automatic_optimization = False
+        self._initial_weights: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def batches(self, task: int, epoch: int) -> Iterable[Batch]:
+        """The batches of an epoch after a task, for this rank; each as large as those of the other ranks."""
+
+    def configure_model(self) -> None:
+        """Make the head, and keep the weights to start from."""
+        super().configure_model()
+        if not self._initial_weights:
+            changing = [module for module in (self.backbone, self.head) if module is not None and _learns(module)]
+            names = {id(value) for module in changing for value in module.state_dict(keep_vars=True).values()}
+            self._initial_weights = {
+                name: value.detach().clone()
+                for name, value in self.state_dict(keep_vars=True).items()
+                if id(value) in names
+            }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Learnt:
+        """Classify, for the curves."""
+        x, targets, _ = batch
+        with torch.no_grad():
+            logits = self(x)
+        return Learnt(correct=self.log_training(self.losses(logits, targets).mean(), logits, targets))
+
+    def on_task_end(self, task: int) -> None:
+        """Learn from scratch."""
+        self.load_state_dict(self._initial_weights, strict=False)
+        optimizer = self._new_optimizer()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        heads = list(self.memory_heads().values())
+        for layer in heads:
+            layer.defer_key_updates = True
+        quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
+        with torch.enable_grad():
+            for epoch in tqdm(
+                range(self.epochs), desc=f"After task {task + 1}", unit="epoch", leave=False, disable=quiet
+            ):
+                for batch in self.batches(task, epoch):
+                    x, targets, _ = self.trainer.precision_plugin.convert_input(
+                        [part.to(self.device) for part in batch]
+                    )
+                    optimizer.zero_grad()
+                    loss = self.losses(self(x), targets).mean()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    for layer in heads:
+                        layer.apply_key_updates()
+                    if world_size() > 1:
+                        for parameter in trained:
+                            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                            parameter.grad = sum_over_ranks(gradient) / world_size()
+                    optimizer.step()
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,115 @@
+"""Dividing samples among training, validation and test."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mh_lightning.data.labelled import Labelled, Rows
+from mh_lightning.data.splitting import (
+    Splits,
+    concatenate,
+    draw_stratified,
+    first_half,
+    one_domain_a_perturbation,
+    split_anew,
+)
+from tests.data.refusal import refused
+
+
+def numbered(labels: list[int], start: int = 0, domains: list[int] | None = None) -> Labelled:
+    """Each sample is its own number."""
+    inputs = torch.arange(start, start + len(labels)).float().view(-1, 1)
+    return Labelled(inputs, np.array(labels), None if domains is None else np.array(domains))
+
+
+def numbers(samples: Labelled | None) -> list[int]:
+    assert samples is not None
+    return samples.inputs.flatten().int().tolist()
+
+
+def test_each_class_is_cut_in_order() -> None:
+    """Class 0 is at 0, 2, 4, ..., 18, class 1 at the odd numbers; both have ten samples."""
+    train, validation, test = numbered([0, 1] * 5), numbered([0, 1] * 2, 10), numbered([0, 1] * 3, 14)
+    splits = split_anew(Splits(train, test, ["a", "b"], validation), [0.7, 0.1, 0.2])
+    assert numbers(splits.train) == list(range(14))
+    assert numbers(splits.validation) == [14, 15] and numbers(splits.test) == [16, 17, 18, 19]
+    assert splits.test.labels.tolist() == [0, 1, 0, 1] and splits.class_names == ["a", "b"]
+    whole = split_anew(Splits(train, None, ["a", "b"]), [0.6, 0, 0.4])
+    assert numbers(whole.train) == list(range(6)) and numbers(whole.test) == [6, 7, 8, 9]
+    assert whole.validation is None
+
+
+def test_domains_go_along() -> None:
+    samples = numbered([0, 0, 1, 1] * 2, domains=[0, 1] * 4)
+    splits = split_anew(Splits(samples, None, ["a", "b"]), [0.5, 0.25, 0.25])
+    assert splits.train.domains.tolist() == [0, 1, 0, 1] and numbers(splits.train) == [0, 1, 2, 3]
+    assert (splits.validation.domains.tolist(), splits.test.domains.tolist()) == ([0, 0], [1, 1])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=50), st.integers(0, 9), st.integers(1, 10))
+def test_each_sample_is_in_one_split(labels: list[int], validation: int, train: int) -> None:
+    if train + validation >= 10:
+        validation, train = 0, 5
+    fractions = [train / 10, validation / 10, 1 - train / 10 - validation / 10]
+    splits = split_anew(Splits(numbered(labels), None, list("abcd")), fractions)
+    parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
+    assert sorted(number for part in parts for number in numbers(part)) == list(range(len(labels)))
+    for part in parts:
+        assert part.labels.tolist() == [labels[number] for number in numbers(part)]
+    for label in set(labels):
+        assert abs((splits.train.labels == label).sum() - labels.count(label) * fractions[0]) <= 0.5
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [[0.7, 0.3], [0.7, 0.1, 0.1], [0.8, -0.1, 0.3], [1, 0, 0], [0, 0.5, 0.5], [], [float("nan"), 0.5, 0.5], [1, 1, 1]],
+)
+def test_refused_fractions(fractions: list[float]) -> None:
+    samples = numbered([0] * 10)
+    refused(lambda: split_anew(Splits(samples, samples, ["0"]), fractions), "data.split_fractions", str(fractions))
+
+
+def test_concatenate() -> None:
+    tensors = concatenate([numbered([0, 1]), numbered([1], 2)])
+    assert numbers(tensors) == [0, 1, 2] and tensors.labels.tolist() == [0, 1, 1] and tensors.domains is None
+    paths = concatenate([Labelled(["a"], np.array([1])), Labelled(["b", "c"], np.array([0, 2]))])
+    assert list(paths.inputs) == ["a", "b", "c"] and paths.labels.tolist() == [1, 0, 2]
+    domains = concatenate([numbered([0], domains=[3]), numbered([1], 1, domains=[5])])
+    assert domains.domains.tolist() == [3, 5]
+
+
+def test_one_domain_a_perturbation() -> None:
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1)
+    thrice = one_domain_a_perturbation(Labelled(images, np.array([5, 6, 7])), 3)
+    assert [int(image) for image in thrice.inputs] == [0, 1, 2] * 3
+    assert thrice.labels.tolist() == [5, 6, 7] * 3 and thrice.domains.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert isinstance(thrice.inputs, Rows) and thrice.inputs.source is images
+    refused(lambda: one_domain_a_perturbation(thrice, 2), "data.perturbations", "its own")
+    refused(lambda: one_domain_a_perturbation(numbered([0]), 2), "data.perturbations", "floating-point")
+
+
+def test_first_half_of_the_tasks() -> None:
+    samples = numbered([0, 1, 2] * 2)
+    tasks = [np.array([2, 5]), np.array([1, 4]), np.array([0, 3])]
+    assert numbers(first_half(samples, tasks)) == [2, 5]
+    assert numbers(first_half(samples, [*tasks[:2], *tasks[1:]])) == [1, 2, 4, 5]
+
+
+def test_half_of_a_single_task() -> None:
+    half = numbers(first_half(numbered([0] * 9), [np.arange(9)]))
+    assert half == np.random.RandomState(1234).permutation(9)[:4].tolist()
+    assert numbers(first_half(numbered([0]), [np.arange(1)])) == [0]
+
+
+def test_stratified_draw() -> None:
+    samples = numbered([0] * 20 + [1] * 10, domains=[0, 1] * 15)
+    kept, drawn = draw_stratified(samples, 6, 0, "max_train_samples")
+    assert sorted([*kept, *drawn]) == list(range(30)) and drawn.tolist() == sorted(drawn)
+    for seed in range(10):
+        drawn = draw_stratified(samples, 6, seed, "max_train_samples")[1]
+        assert np.bincount(samples.labels[drawn] * 2 + samples.domains[drawn]).tolist() == [2, 2, 1, 1]
+    assert draw_stratified(samples, 6, 0, "max_train_samples")[1].tolist() != drawn.tolist()
+    refused(lambda: draw_stratified(samples, 1, 0, "max_test_samples"), "data.max_test_samples=1", "30 samples")

@@ -1,0 +1,86 @@
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mh_lightning.errors import UserError
+from mh_lightning.experiments.figures import series_figure
+from mh_lightning.experiments.streams import Stream
+from mh_lightning.experiments.tables import (
+    NUMBERS,
+    Published,
+    experiments_csv,
+    markdown_table,
+    read_published,
+    runs_csv,
+    summarise,
+)
+
+
+def result(accuracy: float) -> dict[str, Any]:
+    return dict.fromkeys(NUMBERS, 0.25) | {"average_accuracy": accuracy, "seconds": 2.0}
+
+
+STREAM = Stream("blobs (TensorFile)", ("blobs_tuning", "blobs_heads", "blobs_new"), "blobs_tuning")
+RESULTS = {
+    "blobs_tuning": {(0, None): result(0.2), (1, None): result(0.3), (2, None): result(0.4)},
+    "blobs_heads": {(0, None): result(0.7), (1, None): result(0.8), (2, None): result(0.901)},
+    "blobs_new": {},
+}
+
+
+def rows() -> Any:
+    return summarise(STREAM, RESULTS, "average_accuracy", {"blobs_heads": Published(0.777, "Doe 2024")})
+
+
+def test_markdown_table_in_full() -> None:
+    # mean 0.3 ± 4.3027 * 0.1 / sqrt(3) = 0.2484; differences 0.5, 0.5, 0.501: 0.5003 ± 4.3027 * 0.00057735 / sqrt(3)
+    assert markdown_table(rows(), "average_accuracy", "blobs_tuning").splitlines() == [
+        "| experiment | average accuracy | forgetting | backward transfer | last accuracy | seconds | runs "
+        "| difference to blobs_tuning | published |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| blobs_tuning | 30.0 ± 24.8 | 25.0 | 25.0 | 25.0 | 2.0 | 3 |  |  |",
+        "| blobs_heads | 80.0 ± 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 | **+50.0 ± 0.1** | 77.7 (Doe 2024) |",
+        "| blobs_new |  |  |  |  |  | 0 |  |  |",
+    ]
+
+
+def test_csv_tables_are_unrounded() -> None:
+    lines = list(csv.DictReader(io.StringIO(experiments_csv([STREAM], [rows()], "average_accuracy"))))
+    assert [line["runs"] for line in lines] == ["3", "3", "0"]
+    heads = lines[1]
+    assert float(heads["average_accuracy"]) == pytest.approx(2.401 / 3, abs=1e-15)
+    assert float(heads["average_accuracy_difference"]) == pytest.approx(1.501 / 3, abs=1e-15)
+    assert (heads["pairs"], heads["average_accuracy_published"], heads["source"]) == ("3", "0.777", "Doe 2024")
+    runs = list(csv.DictReader(io.StringIO(runs_csv(RESULTS))))
+    assert [(run["experiment"], run["seed"], run["average_accuracy"]) for run in runs][3:5] == [
+        ("blobs_heads", "0", "0.7"),
+        ("blobs_heads", "1", "0.8"),
+    ]
+
+
+def test_figure_has_a_panel_a_stream_and_a_point_a_result() -> None:
+    other = Stream("moons (TensorFile)", ("blobs_heads",))
+    figure = series_figure([STREAM, other], [rows(), rows()[1:2]], "average_accuracy", "All")
+    panels = figure.get_axes()
+    assert [panel.get_title(loc="left") for panel in panels] == ["blobs (TensorFile)", "moons (TensorFile)"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["tuning", "heads", "new"]
+    assert len(panels[0].containers) == 2  # one has no result
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("experiment,value\na,0.5\n", ["line 2", "source"]),
+        ("experiment,value,source\na,0.5,b\nc,high,d\n", ["line 3", "a number"]),
+        ("experiment,value,source\na,77.5,b\n", ["line 2", "77.5", "fraction"]),
+    ],
+)
+def test_published_values_that_do_not_fit_are_refused(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "published.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_published(path)
+    assert all(word in str(refused.value) for word in ["--reference", *words])

@@ -1,0 +1,176 @@
+"""Online streams and rivals as a user runs them: chunks, resuming, two processes, pictures."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import results_of, weights_of
+
+Run = Callable[..., Path]
+Refuses = Callable[..., str]
+
+BUFFER: dict[str, Any] = {"buffer_size": 12, "replay_batch_size": 4}
+METHODS: dict[str, dict[str, Any]] = {
+    "FineTuning": {},
+    "ExperienceReplay": BUFFER | {"replacement": "random"},
+    "MaximallyInterferedRetrieval": BUFFER | {"candidates": 8},
+    "AveragedGEM": BUFFER,
+    "GDumb": BUFFER | {"epochs": 2},
+    "JointTraining": {"epochs": 2},
+    "Ensemble": {"members": 2},
+}
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def use(config: Path, method: str, **data: Any) -> Path:
+    """The tiny configuration with another method and other options of the data module."""
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["class_path"] = f"mh_lightning.methods.{method}"
+    settings["model"]["init_args"] |= METHODS[method]
+    settings["data"]["init_args"] |= data
+    if method in ("GDumb", "JointTraining"):
+        settings["model"]["init_args"].pop("lr_scheduler")
+    config.write_text(yaml.safe_dump(settings))
+    return config
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    ours, theirs = weights_of(one), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=tolerance if value.is_floating_point() else 0)
+    if not tolerance:
+        assert results_of(one) == results_of(other)
+
+
+@every_method
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_chunks_equal_one_step_a_batch(run: Run, tiny_config: Path, method: str, batch_size: int) -> None:
+    config = use(tiny_config, method, batch_size=batch_size)
+    steps = run("fit", config)
+    chunks = run("fit", config, "--data.init_args.chunk_size", "12")
+    assert_same(steps, chunks)
+    if method not in ("GDumb", "JointTraining"):
+        counted = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+                   for folder in (steps, chunks)]  # fmt: skip
+        assert counted[0] == counted[1] == 3 * 2 * 32 // batch_size
+
+
+@every_method
+def test_resumed_equals_uninterrupted(run: Run, tiny_config: Path, method: str) -> None:
+    config = use(tiny_config, method, batch_size=4, chunk_size=16)
+    whole = run("fit", config)
+    assert_same(whole, run("fit", config, "--ckpt_path", str(whole / "checkpoints" / "task_2.ckpt")))
+    pictures = [(folder / "accuracy_over_stream.png").read_bytes() for folder in (whole, max(whole.parent.iterdir()))]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "FineTuning"])
+def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path, method: str) -> None:
+    config, exact = use(tiny_config, method), ("--trainer.precision", "64-true")
+    command = [sys.executable, "train.py", "fit", "--config", str(config), "--run_dir", str(tmp_path / "two"),
+               "--trainer.devices", "2", "--trainer.strategy", "ddp", "--num_threads", "1", *exact]  # fmt: skip
+    root = Path(__file__).parents[1]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert_same(run("fit", config, *exact), tmp_path / "two" / "tiny" / "version_0", tolerance=1e-6)
+
+
+MODES = """
+seed_everything: 1
+model:
+  class_path: mh_lightning.methods.FineTuning
+  init_args:
+    backbone: {class_path: mh_lightning.backbones.Identity, init_args: {num_features: 2}}
+    head: {class_path: mh_lightning.MHLinear, init_args: {key_mem_units: 10, delta: 2, distance: euclidean,
+           gamma_alpha: 25.0, upd_m: WTA, upd_k: ad_hoc_WTA, beta_k: 0.01, scramble: true, tau_alpha: 0.95, tau_mu: 50,
+           tau_eta: 50}}
+    optimizer: {class_path: torch.optim.Adam, init_args: {lr: 0.01}}
+data:
+  class_path: mh_lightning.data.Modes
+  init_args: {num_samples: 200, scenario: CDID, validation_tasks: first_half, batch_size: 1, chunk_size: 100}
+trainer: {accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+@pytest.fixture
+def modes(tmp_path: Path) -> Path:
+    path = tmp_path / "modes.yaml"
+    path.write_text(MODES)
+    return path
+
+
+def test_pictures_of_a_plane(run: Run, modes: Path) -> None:
+    folder = run("fit", modes)
+    for name in ("data_preview", "decision_surfaces", "accuracy_over_stream", "accuracy_matrix"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    surfaces = events.Images("decision_surface")
+    assert [event.step for event in surfaces] == list(range(1, 9))
+    assert len({event.encoded_image_string for event in surfaces}) == 8
+    assert {"decision_surfaces", "data_preview", "train/accuracy_over_stream"} <= set(events.Tags()["images"])
+    assert [event.step for event in events.Scalars("train/loss")][-1] == 200  # optimizer steps, not chunks
+
+
+def test_validation_of_the_first_tasks_only(run: Run, modes: Path) -> None:
+    results = results_of(run("fit", modes, "--pictures", "false"))
+    matrix = torch.tensor(results["validation"]["accuracy_matrix"])
+    assert matrix.shape == (8, 4) and torch.tensor(results["accuracy_matrix"]).shape == (8, 8)
+    assert results["validation"]["average_accuracy"] == pytest.approx(matrix[-1].mean().item())
+    forgetting = (matrix[:-1].amax(dim=0) - matrix[-1]).mean().item()
+    assert results["validation"]["forgetting"] == pytest.approx(forgetting)
+
+
+def test_without_pictures(run: Run, modes: Path) -> None:
+    folder = run("fit", modes, "--pictures", "false")
+    assert (folder / "results.json").exists() and not list(folder.glob("*.png"))
+
+
+def test_resumed_pictures(run: Run, modes: Path) -> None:
+    whole = run("fit", modes)
+    resumed = run("fit", modes, "--ckpt_path", str(whole / "checkpoints" / "task_3.ckpt"))
+    assert_same(whole, resumed)
+    assert (whole / "decision_surfaces.png").read_bytes() == (resumed / "decision_surfaces.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--data.init_args.chunk_size", "0"), "data.chunk_size=0"),
+        (("--data.init_args.batch_size", "4", "--data.init_args.chunk_size", "10"), "multiple of data.batch_size=4"),
+        (("--trainer.accumulate_grad_batches", "2"), "trainer.accumulate_grad_batches=2"),
+        (("--trainer.gradient_clip_val", "1.0"), "trainer.gradient_clip_val=1.0"),
+        (("--trainer.precision", "bf16-mixed"), "trainer.precision=bf16-mixed"),
+        (
+            ("--model", "JointTraining", "--model.init_args.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"),
+            "JointTraining learns anew after each task, without a scheduler",
+        ),
+        (("--num_threads", "0"), "num_threads must be at least 1, got 0"),
+        (("--model.init_args.loss", "square"), "loss"),
+        (("--model.init_args.backbone.init_args.num_features", "3"), "num_features is 3, but the data has 2"),
+        (("--data.init_args.scenario", "XY"), "scenario"),
+    ],
+)
+def test_refusals(refuses: Refuses, modes: Path, options: tuple[str, ...], part: str) -> None:
+    assert part in refuses("fit", modes, *options)
+
+
+def test_an_optimizer_of_touched_units_learns_chunks(run: Run, modes: Path) -> None:
+    touched = ("--model.init_args.only_touched_units", "true", "--pictures", "false")
+    assert_same(run("fit", modes, *touched), run("fit", modes, *touched, "--data.init_args.chunk_size", "null"))
+
+
+def test_hinge(run: Run, modes: Path) -> None:
+    plain, hinge = (run("fit", modes, "--pictures", "false", "--model.init_args.loss", loss)
+                    for loss in ("cross_entropy", "hinge"))  # fmt: skip
+    assert not torch.equal(weights_of(plain)["head.M"], weights_of(hinge)["head.M"])
