@@ -92,6 +92,6 @@ def _keys(pl_module: Any) -> NDArray[np.float32]:
     """Keys (units, 2) that lie in the plane; none if there is no such Memory Head."""
     for layer in pl_module.memory_heads().values():
         if layer.K.shape[2] == 2 and layer.distance == "euclidean" and layer.psi_fn == "identity":
-            keys: NDArray[np.float32] = layer.K.detach().reshape(-1, 2).float().cpu().numpy()
+            keys: NDArray[np.float32] = layer.K.detach().reshape(-1, 2).float().cpu().numpy().copy()  # they move on
             return keys
     return np.zeros((0, 2), np.float32)
