@@ -1,5 +1,6 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
+import os
 import re
 import shutil
 import sys
@@ -283,6 +284,9 @@ def main(args: ArgsType = None) -> None:
     """Run the command line; a mistake of the user ends it with one sentence and exit code 2."""
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    if not torch.cuda.is_available():
+        # Lightning makes torch look for GPUs by NVML; where there is none, each step of Adam would search that library
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     try:
         StreamCLI(args)
     except (ValueError, ArgumentError, MisconfigurationException) as error:

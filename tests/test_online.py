@@ -1,5 +1,6 @@
 """Online streams and rivals as a user runs them: chunks, resuming, two processes, pictures."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,15 +74,32 @@ def test_resumed_equals_uninterrupted(run: Run, tiny_config: Path, method: str) 
     assert pictures[0] == pictures[1]
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "FineTuning"])
-def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path, method: str) -> None:
-    config, exact = use(tiny_config, method), ("--trainer.precision", "64-true")
-    command = [sys.executable, "train.py", "fit", "--config", str(config), "--run_dir", str(tmp_path / "two"),
-               "--trainer.devices", "2", "--trainer.strategy", "ddp", "--num_threads", "1", *exact]  # fmt: skip
+TWO_PROCESSES = """
+import sys
+from mh_lightning.cli import main
+sys.argv, (runs, *configs) = sys.argv[:1], sys.argv[1:]
+for config in configs:
+    main(["fit", "--config", config, "--run_dir", runs, "--trainer.devices", "2", "--trainer.strategy", "ddp",
+          "--trainer.precision", "64-true"])
+"""
+
+
+def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path) -> None:
+    script, configs = tmp_path / "two_processes.py", {}
+    script.write_text(TWO_PROCESSES)
+    for method in METHODS:
+        configs[method] = tmp_path / f"{method}.yaml"
+        configs[method].write_text(tiny_config.read_text())
+        use(configs[method], method)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+               str(tmp_path / "two"), *map(str, configs.values())]  # fmt: skip
     root = Path(__file__).parents[1]
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    assert_same(run("fit", config, *exact), tmp_path / "two" / "tiny" / "version_0", tolerance=1e-6)
+    for method, config in configs.items():
+        alone = run("fit", config, "--trainer.precision", "64-true")
+        assert_same(alone, tmp_path / "two" / method / "version_0", tolerance=1e-6)
 
 
 MODES = """

@@ -1,6 +1,7 @@
 """After each task: the accuracy matrix and all that follows from it, in the logs, on the screen and in files."""
 
 import json
+import math
 import os
 import time
 from typing import Any
@@ -19,6 +20,8 @@ from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_f
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
 
+SECONDS_BETWEEN_FIGURES = 10.0
+
 
 class ContinualMetrics(Callback):
     """Evaluates the whole stream after each task, in one pass over the evaluation data.
@@ -27,7 +30,7 @@ class ContinualMetrics(Callback):
     ``results.json`` and ``accuracy_matrix.png`` into the run folder. Its state is part of every checkpoint.
 
     Args:
-        figures: draw heat maps.
+        figures: draw heat maps, in TensorBoard after the first and the last task and every ten seconds.
     """
 
     def __init__(self, figures: bool = True) -> None:
@@ -37,6 +40,7 @@ class ContinualMetrics(Callback):
         self._counts: dict[str, dict[str, Tensor]] = {}  # (T, T) for each split: correct and total, over all ranks
         self._seconds_before = 0.0
         self._started = 0.0
+        self._drawn: dict[str, float] = {}
 
     # --- evaluation
 
@@ -130,12 +134,19 @@ class ContinualMetrics(Callback):
         for other in range(matrix.shape[1]):
             scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[task, other])
             scalars[f"{split}_loss_by_task/task_{other + 1}"] = float(losses[other])
+        # a matrix holds all earlier ones: in a fast stream not each of them is worth the time to draw it
+        last = task == stream_of(trainer).num_tasks - 1
+        draw = self._figures and (
+            last or time.monotonic() - self._drawn.get(split, -math.inf) > SECONDS_BETWEEN_FIGURES
+        )
+        if draw:
+            self._drawn[split] = time.monotonic()
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, TensorBoardLogger):
                 # tasks are the axis that matters here, not optimizer steps
                 for name, value in scalars.items():
                     logger.experiment.add_scalar(name, value, task + 1)
-                if self._figures:
+                if draw:
                     figure = accuracy_matrix_figure(_array(matrix), f"{split} accuracy after task {task + 1}")
                     logger.experiment.add_figure(f"{split}/accuracy_matrix", figure, task + 1)
             else:

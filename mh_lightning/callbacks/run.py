@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from PIL import Image
 
 
 def stream_of(trainer: Trainer) -> Any:
@@ -62,4 +64,6 @@ def show_figure(trainer: Trainer, name: str, figure: Figure, file: str) -> None:
     figure.savefig(folder / file, dpi=150)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, stream_of(trainer).num_tasks)
+            with Image.open(folder / file) as picture:
+                pixels = np.array(picture.convert("RGB"))
+            logger.experiment.add_image(name, pixels, stream_of(trainer).num_tasks, dataformats="HWC")

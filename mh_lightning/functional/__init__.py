@@ -7,17 +7,29 @@ Source: Tiezzi, Becattini, Marullo, Melacci, "Memory Head for Pre-Trained Backbo
 CoLLAs 2024, section 3.
 """
 
-from mh_lightning.functional.attention import Attention, attend, match, spread, unit_length
+from mh_lightning.functional.attention import EPSILON, Attention, attend, match, spread, unit_length
 from mh_lightning.functional.blending import blend, blend_vectors
 from mh_lightning.functional.key_updates import ScramblePlan, move_keys_, plan_scramble
-from mh_lightning.functional.one_sample import attend_one, is_one_sample, move_key_, unit_to_scramble
+from mh_lightning.functional.one_sample import (
+    Floats,
+    OneAttention,
+    attend_one,
+    blend_one,
+    is_one_sample,
+    move_key_,
+    unit_to_scramble,
+)
 
 __all__ = [
+    "EPSILON",
     "Attention",
+    "Floats",
+    "OneAttention",
     "ScramblePlan",
     "attend",
     "attend_one",
     "blend",
+    "blend_one",
     "blend_vectors",
     "is_one_sample",
     "match",

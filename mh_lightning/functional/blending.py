@@ -15,7 +15,6 @@ from mh_lightning.functional.grouped import (
     grouped_sums,
     grouping_pays,
 )
-from mh_lightning.functional.one_sample import blend_one, is_one_sample
 from mh_lightning.functional.recorded import recorded, refuse_second_derivatives
 
 
@@ -51,8 +50,6 @@ def blend(
         >>> blend(torch.tensor([[10.0]]), units, equal)
         tensor([[20.]])
     """
-    if inputs.dim() == 2 and is_one_sample(inputs, memories) and not attention.alphas.requires_grad:
-        return blend_one(inputs, memories, attention, bias=bias, winner_only=winner_only)
     blended: Tensor = _Blend.apply(inputs, memories, attention.alphas, attention.units, bias, winner_only, sparse)
     return blended
 

@@ -6,14 +6,14 @@ and `key_updates`.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mh_lightning.functional.attention import EPSILON, Attention
+from mh_lightning.functional.attention import EPSILON
 from mh_lightning.functional.recorded import recorded, refuse_second_derivatives
 
 MOST_NUMBERS = 4096  # keys or memories of more numbers keep torch's calls busy
@@ -22,58 +22,62 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
-def is_one_sample(sample: Tensor, memory: Tensor) -> bool:
-    """Whether this module serves: one sample (1, ...) and a small memory of one set (1, m, ...), on the CPU."""
+class OneAttention(NamedTuple):
+    """What one sample attends to: the k best units, best first."""
+
+    responses: Floats  # (k,)
+    units: Integers  # (k,)
+    alphas: Floats  # (k,)
+
+
+def is_one_sample(sample: Tensor, memories: Tensor) -> bool:
+    """Whether this module serves: one sample (1, n) and a small memory of one set (1, m, u), on the CPU."""
     return (
-        sample.shape[0] == 1
-        and memory.shape[0] == 1
-        and memory.numel() <= MOST_NUMBERS
-        and memory.dtype == sample.dtype
+        sample.dim() == 2
+        and sample.shape[0] == 1
+        and memories.shape[0] == 1
+        and memories.numel() <= MOST_NUMBERS
+        and memories.dtype == sample.dtype
+        and sample.dtype in (torch.float32, torch.float64)
         and sample.device.type == "cpu"
         and not recorded(sample)
     )
 
 
-def attend_one(z: Tensor, keys: Tensor, distance: str, sigma_eu: float, delta: int, gamma_alpha: float) -> Attention:
+def attend_one(z: Floats, keys: Floats, distance: str, sigma_eu: float, delta: int, gamma_alpha: float) -> OneAttention:
     """`attend` of `match`, for one sample.
 
     Args:
-        z: (1, d).
-        keys: (1, m, d).
+        z: (d,); with cosine, of any length.
+        keys: (m, d).
         distance: as in `match`.
         sigma_eu: as in `match`.
         delta: as in `attend`.
         gamma_alpha: as in `attend`.
 
     Example:
-        >>> attend_one(torch.tensor([[1.0, 0.0]]), torch.eye(2).unsqueeze(0), "euclidean", 1.0, 1, 1.0).units
-        tensor([[[0]]])
+        >>> int(attend_one(np.array([0.0, 1.0]), np.eye(2), "euclidean", 1.0, 1, 1.0).units[0])
+        1
     """
-    responses = _responses(z.numpy()[0], keys.numpy()[0], distance, sigma_eu)
+    root = math.sqrt(len(z))
+    if distance == "euclidean":
+        difference = keys - z
+        responses = np.exp(np.einsum("md,md->m", difference, difference) / keys.dtype.type(-root * sigma_eu))
+    else:
+        responses = keys @ z / keys.dtype.type(root)
     units = (-responses).argsort(kind="stable")[:delta]
     top = responses[units]
     weights = np.exp(gamma_alpha * (top - top[0]))
-    alphas = weights / weights.sum()
-    return Attention(*(torch.from_numpy(part).view(1, 1, delta) for part in (top, units, alphas)))
+    return OneAttention(top, units, weights / weights.sum())
 
 
-def _responses(z: Floats, keys: Floats, distance: str, sigma_eu: float) -> Floats:
-    root = math.sqrt(len(z))
-    if distance != "euclidean":
-        products: Floats = keys @ z / keys.dtype.type(root)
-        return products
-    difference = keys - z
-    near: Floats = np.exp(np.einsum("md,md->m", difference, difference) / keys.dtype.type(-root * sigma_eu))
-    return near
-
-
-def blend_one(inputs: Tensor, memories: Tensor, attention: Attention, *, bias: bool, winner_only: bool) -> Tensor:
-    """`blend` for one sample and attention without a gradient.
+def blend_one(inputs: Tensor, memories: Tensor, attention: OneAttention, bias: bool, winner_only: bool) -> Tensor:
+    """`blend` for one sample.
 
     Args:
         inputs: (1, n).
         memories: (1, m, u).
-        attention: as in `blend`.
+        attention: from `attend_one`.
         bias: as in `blend`.
         winner_only: as in `blend`.
 
@@ -81,41 +85,43 @@ def blend_one(inputs: Tensor, memories: Tensor, attention: Attention, *, bias: b
         (1, p).
 
     Example:
-        >>> equal = Attention(torch.zeros(1, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([[[0.5, 0.5]]]))
+        >>> equal = OneAttention(np.zeros(2), np.array([0, 1]), np.array([0.5, 0.5], np.float32))
         >>> blend_one(torch.tensor([[10.0]]), torch.tensor([[[1.0], [3.0]]]), equal, bias=False, winner_only=True)
         tensor([[20.]])
     """
-    learning = 1 if winner_only else attention.units.shape[2]
-    blended: Tensor = _BlendOne.apply(inputs, memories, attention.alphas, attention.units, bias, learning)
+    blended: Tensor = _BlendOne.apply(inputs, memories, attention, bias, winner_only)
     return blended
 
 
 class _BlendOne(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, memories: Tensor, alphas: Tensor, units: Tensor, bias: bool, learning: int
+        ctx: Any, inputs: Tensor, memories: Tensor, attention: OneAttention, bias: bool, winner_only: bool
     ) -> Tensor:
-        x, selected, weights = inputs.numpy()[0], units.numpy()[0, 0], alphas.numpy()[0, 0]
-        matrix = (weights @ memories.numpy()[0, selected]).reshape(-1, len(x) + bias)
-        y = matrix @ np.append(x, x.dtype.type(1)) if bias else matrix @ x
-        ctx.sample, ctx.matrix, ctx.units, ctx.alphas = x, matrix, selected[:learning], weights[:learning]
-        ctx.memory_shape = memories.shape
+        x, (_, units, alphas) = inputs.numpy()[0], attention
+        matrix = (alphas @ memories.numpy()[0, units]).reshape(-1, len(x) + bias)
+        y = matrix[:, :-1] @ x + matrix[:, -1] if bias else matrix @ x
+        ctx.save_for_backward(inputs)
+        ctx.matrix, ctx.memory_shape = matrix, memories.shape
+        learning = 1 if winner_only else len(units)
+        ctx.units, ctx.alphas = units[:learning], alphas[:learning]
         return torch.from_numpy(y).unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        x, g = ctx.sample, grad.numpy()[0]
+        (inputs,) = ctx.saved_tensors
+        x, g = inputs.numpy()[0], grad.numpy()[0]
         grad_inputs = grad_memories = None
         if ctx.needs_input_grad[0]:
             grad_inputs = torch.from_numpy(g @ ctx.matrix[:, : len(x)]).unsqueeze(0)
         if ctx.needs_input_grad[1]:
             gradient = np.zeros((ctx.memory_shape[1], *ctx.matrix.shape), x.dtype)
-            rows = np.multiply.outer(ctx.alphas, g)
-            gradient[ctx.units, :, : len(x)] = rows[:, :, None] * x
-            gradient[ctx.units, :, len(x) :] = rows[:, :, None]
+            rows = np.multiply.outer(ctx.alphas, g)[:, :, None]
+            gradient[ctx.units, :, : len(x)] = rows * x
+            gradient[ctx.units, :, len(x) :] = rows
             grad_memories = torch.from_numpy(gradient).view(ctx.memory_shape)
-        return grad_inputs, grad_memories, None, None, None, None
+        return grad_inputs, grad_memories, None, None, None
 
 
 def unit_to_scramble(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import functional as MF
-from mh_lightning.distributed import gather_rows
+from mh_lightning.distributed import gather_rows, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.after_backward import after_backward
@@ -31,6 +31,22 @@ class _Matched(NamedTuple):
     z: Tensor  # (b, d)
     winners: Tensor  # (b, q)
     responses: Tensor  # (b, q), of the winners
+
+
+class _MatchedOne(NamedTuple):
+    """The same for one sample and one key set."""
+
+    order: int
+    z: MF.Floats  # (d,)
+    winner: int
+    response: float
+
+
+def _as_batch(matched: _Matched | _MatchedOne) -> _Matched:
+    if isinstance(matched, _Matched):
+        return matched
+    z = torch.from_numpy(matched.z).unsqueeze(0)
+    return _Matched(matched.order, z, torch.tensor([[matched.winner]]), z.new_tensor([[matched.response]]))
 
 
 class KeyMemory(nn.Module):
@@ -94,7 +110,7 @@ class KeyMemory(nn.Module):
             self.register_buffer(name, torch.zeros(key_sets, key_mem_units, dtype=torch.long, device=device))
         self.register_buffer("scrambling_count", torch.zeros(key_sets, dtype=torch.long, device=device))
         self.defer_key_updates = False
-        self._pending: list[_Matched] = []
+        self._pending: list[_Matched | _MatchedOne] = []
 
     @torch.no_grad()
     def _reset_keys(self) -> None:
@@ -116,8 +132,6 @@ class KeyMemory(nn.Module):
             z = MF.unit_length(z)
             if keys_by_gradient:
                 keys = _Normalised.apply(keys)
-        if MF.is_one_sample(z, keys) and not (z.requires_grad or keys.requires_grad):
-            return MF.attend_one(z, keys, self.distance, self.sigma_eu, self.delta, self.gamma_alpha), z
         attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)
         return attention, z
 
@@ -127,27 +141,47 @@ class KeyMemory(nn.Module):
         )
         after_backward(y, self, matched, self._end_of_backward)
 
-    def _end_of_backward(self, collected: list[_Matched]) -> None:
-        collected.sort(key=lambda one: one.order)
+    def _attend_one(self, x: Tensor) -> tuple[MF.OneAttention, MF.Floats]:
+        """As `_attend` for one sample (1, d) that is matched as it is; see `mh_lightning.functional.one_sample`."""
+        z: MF.Floats = x.detach().numpy()[0]
+        if self.distance == "cosine":
+            z = z / max(math.sqrt(float(z @ z)), MF.EPSILON)
+        keys = self.K.numpy()[0]
+        return MF.attend_one(z, keys, self.distance, self.sigma_eu, self.delta, self.gamma_alpha), z
+
+    def _update_one_after_backward(self, y: Tensor, attention: MF.OneAttention, z: MF.Floats) -> None:
+        matched = _MatchedOne(next(_forward_order), z, int(attention.units[0]), float(attention.responses[0]))
+        after_backward(y, self, matched, self._end_of_backward)
+
+    def _end_of_backward(self, collected: list[_Matched | _MatchedOne]) -> None:
+        if len(collected) > 1:
+            collected.sort(key=lambda one: one.order)
         if self.defer_key_updates:
             self._pending += collected
             return
-        with without_autocast(self.K):
-            for matched in collected:
-                self._update(matched.z, matched.winners, matched.responses)
+        for matched in collected:
+            if isinstance(matched, _MatchedOne) and world_size() == 1:
+                self._update_one(matched)
+            else:
+                with without_autocast(self.K):
+                    self._update(*_as_batch(matched)[1:])
 
     def apply_key_updates(self) -> None:
         """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
         been one batch. To be called before each optimizer step, on all ranks.
         """
         pending, self._pending = self._pending, []
+        if len(pending) == 1 and isinstance(pending[0], _MatchedOne) and world_size() == 1:
+            self._update_one(pending[0])
+            return
+        batches = [_as_batch(matched) for matched in pending]
         empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
         zero_sets = empty.new_zeros(0, self.K.shape[0])
         with without_autocast(self.K):
             self._update(
-                torch.cat([empty, *(one.z for one in pending)]),
-                torch.cat([zero_sets.long(), *(one.winners for one in pending)]),
-                torch.cat([zero_sets, *(one.responses for one in pending)]),
+                torch.cat([empty, *(one.z for one in batches)]),
+                torch.cat([zero_sets.long(), *(one.winners for one in batches)]),
+                torch.cat([zero_sets, *(one.responses for one in batches)]),
             )
 
     @torch.inference_mode()
@@ -159,9 +193,6 @@ class KeyMemory(nn.Module):
         z, winners, responses, *seeds = gather_rows(z, winners, responses, *seeds)
         batch = z.shape[0]
         if batch == 0:
-            return
-        if self.upd_k == "ad_hoc_WTA" and MF.is_one_sample(z, self.K):
-            self._update_of_one_sample(z, winners, responses, int(seeds[0][0]) if seeds else 0)
             return
         keys = self.K.to(z.dtype)
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
@@ -191,20 +222,22 @@ class KeyMemory(nn.Module):
             self.mu.scatter_(1, winners.t(), 1, reduce="add")
             self.eta.add_(batch)
 
-    def _update_of_one_sample(self, z: Tensor, winners: Tensor, responses: Tensor, seed: int) -> None:
-        """As `_update`, see `mh_lightning.functional.one_sample`."""
-        winner, response = int(winners), float(responses)
-        keys, mu, eta, sample = self.K.numpy()[0], self.mu.numpy()[0], self.eta.numpy()[0], z.numpy()[0]
+    def _update_one(self, matched: _MatchedOne) -> None:
+        """As `_update`, for one sample and one key set whose keys are moved ad hoc."""
+        _, z, winner, response = matched
+        keys, mu, eta = self.K.numpy()[0], self.mu.numpy()[0], self.eta.numpy()[0]
         self.key_counter.numpy()[0, winner] += 1
+        seed = int(torch.randint(2**31, (1,))) if self.random_memories else 0
         if self.scramble:
             unit = MF.unit_to_scramble(
                 response, mu, eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
             )
             if unit is not None:
-                self._recycle_memories(torch.zeros_like(winners[0]), torch.tensor([unit]), winners[0], seed)
-                keys[unit], mu[unit] = sample, 0
-                self.scrambling_count += 1
-        MF.move_key_(keys[winner], sample, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu)
+                with torch.inference_mode():
+                    self._recycle_memories(torch.tensor([0]), torch.tensor([unit]), torch.tensor([winner]), seed)
+                    self.scrambling_count += 1
+                keys[unit], mu[unit] = z, 0
+        MF.move_key_(keys[winner], z, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu)
         if self.scramble:
             eta[winner] = 0
             mu[winner] += 1

@@ -169,7 +169,26 @@ class MHLinear(KeyMemory):
 
     def forward(self, x: Tensor, key_input: Tensor | None = None) -> Tensor:
         """Map (*, n) to (*, o); see the class. A layer with `key_features` matches `key_input` (*, key_features)."""
-        return self.forward_with_attention(x, key_input)[0]
+        if key_input is not None or not self._serves_one(x):
+            return self.forward_with_attention(x, key_input)[0]
+        attention, z = self._attend_one(x)
+        y = MF.blend_one(x, self.M, attention, self.bias, self.upd_m == "WTA")
+        if self.training and y.requires_grad and self.M.requires_grad:
+            self._update_one_after_backward(y, attention, z)
+        return y
+
+    def _serves_one(self, x: Tensor) -> bool:
+        """Whether x is one sample and this layer so plain and small that NumPy is faster than torch."""
+        return (
+            MF.is_one_sample(x, self.M)
+            and x.shape[1] == self.in_features
+            and self.upd_k == "ad_hoc_WTA"
+            and self.psi_fn == "identity"
+            and self.detach_gradients
+            and self.key_features is None
+            and not self.layer_norm
+            and autocast_dtype(x) is None
+        )
 
     def forward_with_attention(self, x: Tensor, key_input: Tensor | None = None) -> tuple[Tensor, MF.Attention]:
         """As `forward`, with what each sample attends to."""

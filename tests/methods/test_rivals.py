@@ -162,7 +162,7 @@ def test_the_most_interfered_by_hand(tmp_path: Path) -> None:
                 for parameter in twin.parameters():
                     parameter -= 0.1 * parameter.grad
                 after = self.losses(twin(drawn[0]), drawn[1])
-            order = sorted(range(len(before)), key=lambda place: float(before[place] - after[place]))
+            order = (before - after).argsort().tolist()
             expected = [float(drawn[0][place, 0]) for place in order[: self.replay_batch_size]]
             chosen.append(([float(value) for value in found[0][:, 0]], expected))
             return found

@@ -114,3 +114,17 @@ def test_against_the_definitions(num_tasks: int, seed: int) -> None:
     }
     for value, by_loops in expected.items():
         assert value.item() == pytest.approx(by_loops, abs=1e-12)
+
+
+def test_data_of_the_first_tasks_alone() -> None:
+    # after three tasks, evaluated on the first two
+    matrix = torch.tensor([[0.9, 0.1], [0.6, 0.8], [0.3, 1.0]])
+    assert MF.average_accuracy(matrix).item() == pytest.approx(0.65)
+    assert MF.forgetting(matrix).item() == pytest.approx(((0.9 - 0.3) + (0.8 - 1.0)) / 2)
+    assert MF.backward_transfer(matrix).item() == pytest.approx(((0.6 - 0.9) + (0.3 - 0.9) + (1.0 - 0.8)) / 3)
+    assert MF.forward_transfer(matrix).item() == pytest.approx(0.1)
+    samples = torch.tensor([10, 30])
+    assert MF.last_accuracy(matrix, samples).item() == pytest.approx((3 + 30) / 40)
+    assert MF.incremental_accuracy(matrix, samples).item() == pytest.approx((0.9 + 30 / 40 + 33 / 40) / 3)
+    # with one task evaluated, nothing of it is to come
+    assert MF.forward_transfer(matrix[:, :1]).item() == 0
