@@ -87,3 +87,27 @@ def test_config_of_perturbed_images(run: Callable[..., Path], tmp_path: Path, na
     results = json.loads((folder / "results.json").read_text())
     assert len(results["accuracy_matrix"]) == len(results["accuracy_matrix"][0]) == results["num_tasks"] == 6
     assert len(results["validation"]["accuracy_matrix"][0]) == 3
+
+
+PLANES = sorted(path for path in (CONFIGS / "ocdi").glob("*.yaml") if path.stem.startswith(("modes_", "moons_")))
+TINY_PLANE = ("--data.init_args.num_samples", "60", "--pictures", "false", "--trainer.enable_checkpointing", "false",
+              "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+              "--trainer.accelerator", "cpu")  # fmt: skip
+
+
+def test_every_plane_has_every_method() -> None:
+    streams = {f"{name}_{order}" for name in ("modes", "moons") for order in ("iid", "ci", "cdi", "cdid")}
+    methods: dict[str, set[str]] = {stream: set() for stream in streams}
+    for path in PLANES:
+        stream = "_".join(path.stem.split("_")[:2])
+        methods[stream].add(path.stem.removeprefix(f"{stream}_"))
+    assert len(set(map(frozenset, methods.values()))) == 1 and len(methods["modes_ci"]) == 11
+
+
+@pytest.mark.parametrize("config", PLANES, ids=lambda path: path.stem)
+def test_config_of_a_plane(run: Callable[..., Path], config: Path) -> None:
+    folder = run("fit", config, *TINY_PLANE)
+    results = json.loads((folder / "results.json").read_text())
+    tasks = {"iid": 1, "ci": 4, "cdi": 8, "cdid": 8}[config.stem.split("_")[1]]
+    assert len(results["accuracy_matrix"]) == results["num_tasks"] == tasks
+    assert len(results["validation"]["accuracy_matrix"][0]) == max(1, tasks // 2)

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mh_lightning.data.labelled import Labelled, Rows
+from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.errors import UserError, reason_of
 
 PUBLISHED_SHUFFLE = 1234  # seed of the published 2-D streams' permutations
@@ -25,6 +26,54 @@ class Splits(NamedTuple):
     test: Labelled | None
     class_names: list[str]
     validation: Labelled | None = None
+
+
+def split_as_asked(
+    data: Splits,
+    perturbations: Sequence[Perturbation],
+    *,
+    validation_fraction: float,
+    split_fractions: Sequence[float] | None,
+    validation_tasks: str,
+    split_seed: int,
+    max_train_samples: int | None,
+    max_test_samples: int | None,
+) -> dict[str, Labelled]:
+    """The samples of each split, by the options of `StreamDataModule`.
+
+    Raises:
+        UserError: if an option does not fit the data set.
+    """
+    if split_fractions is not None:
+        data = split_anew(data, split_fractions)
+    elif validation_fraction and data.validation is not None:
+        raise UserError("data.validation_fraction: this data set has validation samples of its own; leave it out.")
+    if data.test is None:
+        raise UserError(
+            "data.split_fractions is null, but this data set has no test samples of its own; give the fractions of "
+            "training, validation and test samples, such as [0.7, 0.1, 0.2]."
+        )
+
+    def at_most(samples: Labelled, size: int | None, option: str) -> Labelled:
+        if size is None or size >= len(samples.labels):
+            return samples
+        return samples.take(draw_stratified(samples, size, split_seed, option)[1])
+
+    train = at_most(data.train, max_train_samples, "max_train_samples")
+    splits = {"train": train, "test": at_most(data.test, max_test_samples, "max_test_samples")}
+    if validation_fraction:
+        kept, held_out = draw_stratified(train, validation_fraction, split_seed, "validation_fraction")
+        splits |= {"train": train.take(kept), "validation": train.take(held_out)}
+    elif data.validation is not None:
+        splits["validation"] = data.validation
+    elif validation_tasks != "all":
+        raise UserError(
+            "data.validation_tasks=first_half needs validation samples; give data.validation_fraction or "
+            "data.split_fractions."
+        )
+    if perturbations:
+        splits = {split: one_domain_a_perturbation(samples, len(perturbations)) for split, samples in splits.items()}
+    return splits
 
 
 def draw_stratified(samples: Labelled, size: int | float, seed: int, option: str) -> list[NDArray[np.int64]]:

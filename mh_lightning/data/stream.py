@@ -25,7 +25,7 @@ from mh_lightning.data.labelled import (
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks, tasks_of_scenario
-from mh_lightning.data.splitting import Splits, draw_stratified, first_half, one_domain_a_perturbation, split_anew
+from mh_lightning.data.splitting import Splits, first_half, split_as_asked
 from mh_lightning.errors import UserError
 
 SPLIT_OPTIONS = (
@@ -185,7 +185,16 @@ class StreamDataModule(LightningDataModule):
         if self._splits:
             return
         data = self.load()
-        splits = self._split(data)
+        splits = split_as_asked(
+            data,
+            self.perturbations,
+            validation_fraction=self.validation_fraction,
+            split_fractions=self.split_fractions,
+            validation_tasks=self.validation_tasks,
+            split_seed=self.split_seed,
+            max_train_samples=self.max_train_samples,
+            max_test_samples=self.max_test_samples,
+        )
         num_domains = len(np.unique(splits["train"].domain_of_sample))
         for split, samples in splits.items():
             check_labels(samples.labels, len(data.class_names), split)
@@ -208,39 +217,6 @@ class StreamDataModule(LightningDataModule):
             splits["validation"] = held_out
             parts["validation"] = samples_of_tasks(held_out.labels, held_out.domain_of_sample, tasks)
         self._splits, self._samples_of_tasks = splits, parts
-
-    def _split(self, data: Splits) -> dict[str, Labelled]:
-        if self.split_fractions is not None:
-            data = split_anew(data, self.split_fractions)
-        elif self.validation_fraction and data.validation is not None:
-            raise UserError("data.validation_fraction: this data set has validation samples of its own; leave it out.")
-        if data.test is None:
-            raise UserError(
-                "data.split_fractions is null, but this data set has no test samples of its own; give the fractions of "
-                "training, validation and test samples, such as [0.7, 0.1, 0.2]."
-            )
-        train = self._subset(data.train, self.max_train_samples, "max_train_samples")
-        splits = {"train": train, "test": self._subset(data.test, self.max_test_samples, "max_test_samples")}
-        if self.validation_fraction:
-            kept, held_out = draw_stratified(train, self.validation_fraction, self.split_seed, "validation_fraction")
-            splits |= {"train": train.take(kept), "validation": train.take(held_out)}
-        elif data.validation is not None:
-            splits["validation"] = data.validation
-        elif self.validation_tasks != "all":
-            raise UserError(
-                "data.validation_tasks=first_half needs validation samples; give data.validation_fraction or "
-                "data.split_fractions."
-            )
-        if self.perturbations:
-            splits = {
-                split: one_domain_a_perturbation(samples, len(self.perturbations)) for split, samples in splits.items()
-            }
-        return splits
-
-    def _subset(self, samples: Labelled, size: int | None, option: str) -> Labelled:
-        if size is None or size >= len(samples.labels):
-            return samples
-        return samples.take(draw_stratified(samples, size, self.split_seed, option)[1])
 
     def _tasks_of(self, train: Labelled, num_classes: int, num_domains: int) -> list[Task]:
         groups = class_groups(
