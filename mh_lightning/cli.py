@@ -70,7 +70,7 @@ class SaveConfig(SaveConfigCallback):
         """Show the configuration in TensorBoard."""
         folder = Path(trainer.default_root_dir)  # only rank 0 comes here, and knows the folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -1,6 +1,7 @@
 """What several tests need: a tiny stream in a file, and the command line on it."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from mh_lightning.cli import main
+
+# tiny tensors are fastest on one thread, here and in the processes that tests start, and the reference vectors were
+# recorded with one
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 CLASSES, FEATURES = 6, 16
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -111,3 +112,5 @@ def test_config_of_a_plane(run: Callable[..., Path], config: Path) -> None:
     tasks = {"iid": 1, "ci": 4, "cdi": 8, "cdid": 8}[config.stem.split("_")[1]]
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == tasks
     assert len(results["validation"]["accuracy_matrix"][0]) == max(1, tasks // 2)
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["data"]["class_path"] and saved["model"]["init_args"]["backbone"]["class_path"]  # in one file

@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "JointTraining": {"epochs": 2},
     "Ensemble": {"members": 2},
 }
+NO_PICTURES = ("--pictures", "false")
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -56,8 +57,8 @@ def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_chunks_equal_one_step_a_batch(run: Run, tiny_config: Path, method: str, batch_size: int) -> None:
     config = use(tiny_config, method, batch_size=batch_size)
-    steps = run("fit", config)
-    chunks = run("fit", config, "--data.init_args.chunk_size", "12")
+    steps = run("fit", config, *NO_PICTURES)
+    chunks = run("fit", config, *NO_PICTURES, "--data.init_args.chunk_size", "12")
     assert_same(steps, chunks)
     if method not in ("GDumb", "JointTraining"):
         counted = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
@@ -80,7 +81,7 @@ from mh_lightning.cli import main
 sys.argv, (runs, *configs) = sys.argv[:1], sys.argv[1:]
 for config in configs:
     main(["fit", "--config", config, "--run_dir", runs, "--trainer.devices", "2", "--trainer.strategy", "ddp",
-          "--trainer.precision", "64-true"])
+          "--trainer.precision", "64-true", "--pictures", "false"])
 """
 
 
@@ -98,7 +99,7 @@ def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path) ->
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     for method, config in configs.items():
-        alone = run("fit", config, "--trainer.precision", "64-true")
+        alone = run("fit", config, *NO_PICTURES, "--trainer.precision", "64-true")
         assert_same(alone, tmp_path / "two" / method / "version_0", tolerance=1e-6)
 
 
@@ -141,7 +142,7 @@ def test_pictures_of_a_plane(run: Run, modes: Path) -> None:
 
 
 def test_validation_of_the_first_tasks_only(run: Run, modes: Path) -> None:
-    results = results_of(run("fit", modes, "--pictures", "false"))
+    results = results_of(run("fit", modes, *NO_PICTURES))
     matrix = torch.tensor(results["validation"]["accuracy_matrix"])
     assert matrix.shape == (8, 4) and torch.tensor(results["accuracy_matrix"]).shape == (8, 8)
     assert results["validation"]["average_accuracy"] == pytest.approx(matrix[-1].mean().item())
@@ -150,7 +151,7 @@ def test_validation_of_the_first_tasks_only(run: Run, modes: Path) -> None:
 
 
 def test_without_pictures(run: Run, modes: Path) -> None:
-    folder = run("fit", modes, "--pictures", "false")
+    folder = run("fit", modes, *NO_PICTURES)
     assert (folder / "results.json").exists() and not list(folder.glob("*.png"))
 
 
@@ -184,7 +185,7 @@ def test_refusals(refuses: Refuses, modes: Path, options: tuple[str, ...], part:
 
 
 def test_an_optimizer_of_touched_units_learns_chunks(run: Run, modes: Path) -> None:
-    touched = ("--model.init_args.only_touched_units", "true", "--pictures", "false")
+    touched = ("--model.init_args.only_touched_units", "true", *NO_PICTURES)
     assert_same(run("fit", modes, *touched), run("fit", modes, *touched, "--data.init_args.chunk_size", "null"))
 
 

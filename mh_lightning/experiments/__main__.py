@@ -5,6 +5,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -19,7 +20,12 @@ def _parser() -> ArgumentParser:
     run = ArgumentParser(
         description="Run experiments with several seeds and write tables.", exit_on_error=False, allow_abbrev=False
     )
-    run.add_argument("--configs", nargs="+", required=True, help="YAML files; each is an experiment.")
+    run.add_argument(
+        "--configs",
+        nargs="+",
+        required=True,
+        help="YAML files, or quoted patterns such as 'x_*.yaml'; each file is an experiment.",
+    )
     run.add_argument("--output", type=str, required=True, help="Folder for the tables and the figure.")
     run.add_argument("--class_order_seeds", nargs="+", default=[], help="Run each seed with each class order.")
     run.add_argument("--baseline", type=str, help="Experiment to compare with, or the end of one name in each stream.")
@@ -48,9 +54,19 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _files(pattern: str) -> list[Path]:
+    """The files of a quoted pattern such as 'configs/ocdi/modes_*.yaml', in alphabetical order."""
+    if not set("*?[") & set(pattern):
+        return [Path(pattern)]
+    found = sorted(glob(pattern))
+    if not found:
+        raise UserError(f"--configs: no file matches {pattern!r}.")
+    return [Path(path) for path in found]
+
+
 def _run(given: Namespace, words: Sequence[str]) -> int:
     return run_series(
-        [Path(config) for config in given.configs],
+        [path for config in given.configs for path in _files(config)],
         seeds_of(given.seeds, "--seeds"),
         Path(given.output),
         seeds_of(given.class_order_seeds, "--class_order_seeds"),
