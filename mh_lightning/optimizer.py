@@ -67,7 +67,8 @@ def memory_head_optimizer(
     plain = type(made)
     made.__class__ = type(plain.__name__, (_StepsUnits, plain), {})
     assert isinstance(made, _StepsUnits)
-    made.units_of = {id(layer.M): _Units(layer.M) for layer in layers}
+    memories = [memory for layer in layers for memory in (layer.M, *(follower.M for follower in layer.followers))]
+    made.units_of = {id(memory): _Units(memory) for memory in memories}
     return made
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.conftest import results_of, weights_of
 
@@ -44,6 +45,14 @@ def use(config: Path, method: str, **data: Any) -> Path:
     return config
 
 
+def without_scheduler(config: Path, **optimizer: Any) -> None:
+    """A scheduler watches the optimizer's steps, and would hide the bare ones."""
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"].pop("lr_scheduler", None)
+    settings["model"]["init_args"]["optimizer"]["init_args"] |= optimizer
+    config.write_text(yaml.safe_dump(settings))
+
+
 def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
     ours, theirs = weights_of(one), weights_of(other)
     assert ours.keys() == theirs.keys()
@@ -57,6 +66,8 @@ def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_chunks_equal_one_step_a_batch(run: Run, tiny_config: Path, method: str, batch_size: int) -> None:
     config = use(tiny_config, method, batch_size=batch_size)
+    if batch_size == 1:
+        without_scheduler(config, fused=True)
     steps = run("fit", config, *NO_PICTURES)
     chunks = run("fit", config, *NO_PICTURES, "--data.init_args.chunk_size", "12")
     assert_same(steps, chunks)
@@ -75,32 +86,51 @@ def test_resumed_equals_uninterrupted(run: Run, tiny_config: Path, method: str) 
     assert pictures[0] == pictures[1]
 
 
+def test_chunks_with_plain_gradient_descent(run: Run, tiny_config: Path) -> None:
+    without_scheduler(use(tiny_config, "FineTuning", batch_size=2))
+    plain = (*NO_PICTURES, "--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.lr", "0.5")
+    assert_same(run("fit", tiny_config, *plain), run("fit", tiny_config, *plain, "--data.init_args.chunk_size", "8"))
+
+
+def test_hooks_of_an_optimizer_are_called_in_chunks(run: Run, tiny_config: Path) -> None:
+    without_scheduler(use(tiny_config, "FineTuning", batch_size=8, chunk_size=32))
+    calls: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: calls.append(1))
+    try:
+        run("fit", tiny_config, *NO_PICTURES)
+    finally:
+        handle.remove()
+    assert len(calls) == 3 * 2 * 4
+
+
 TWO_PROCESSES = """
 import sys
 from mh_lightning.cli import main
 sys.argv, (runs, *configs) = sys.argv[:1], sys.argv[1:]
 for config in configs:
     main(["fit", "--config", config, "--run_dir", runs, "--trainer.devices", "2", "--trainer.strategy", "ddp",
-          "--trainer.precision", "64-true", "--pictures", "false"])
+          "--trainer.precision", "64-true"])
 """
 
 
-def test_two_processes_equal_one(run: Run, tiny_config: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(run: Run, tiny_config: Path, modes: Path, tmp_path: Path) -> None:
     script, configs = tmp_path / "two_processes.py", {}
     script.write_text(TWO_PROCESSES)
     for method in METHODS:
         configs[method] = tmp_path / f"{method}.yaml"
         configs[method].write_text(tiny_config.read_text())
         use(configs[method], method)
+    configs["Modes"] = use(modes, "FineTuning", batch_size=2, chunk_size=None)  # a plane, of which pictures are drawn
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
                str(tmp_path / "two"), *map(str, configs.values())]  # fmt: skip
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    for method, config in configs.items():
+    for config in configs.values():
         alone = run("fit", config, *NO_PICTURES, "--trainer.precision", "64-true")
-        assert_same(alone, tmp_path / "two" / method / "version_0", tolerance=1e-6)
+        assert_same(alone, tmp_path / "two" / config.stem / "version_0", tolerance=1e-6)
+    assert (tmp_path / "two" / "modes" / "version_0" / "decision_surfaces.png").exists()
 
 
 MODES = """
@@ -169,6 +199,22 @@ def test_resumed_pictures(run: Run, modes: Path) -> None:
         (("--data.init_args.batch_size", "4", "--data.init_args.chunk_size", "10"), "multiple of data.batch_size=4"),
         (("--trainer.accumulate_grad_batches", "2"), "trainer.accumulate_grad_batches=2"),
         (("--trainer.gradient_clip_val", "1.0"), "trainer.gradient_clip_val=1.0"),
+        (("--trainer.max_steps", "5"), "trainer.max_steps=5"),
+        (("--trainer.limit_train_batches", "0.5"), "trainer.limit_train_batches=0.5"),
+        (("--model.init_args.optimizer", "torch.optim.LBFGS"), "data.chunk_size cannot be combined with LBFGS"),
+        (
+            (
+                "--model.init_args.lr_scheduler",
+                "lightning.pytorch.cli.ReduceLROnPlateau",
+                "--model.init_args.lr_scheduler.monitor",
+                "train/loss",
+            ),
+            "cannot be combined with ReduceLROnPlateau",
+        ),
+        (
+            ("--model", "JointTraining", "--trainer.precision", "16-mixed", "--data.init_args.chunk_size", "null"),
+            "trainer.precision=16-mixed: JointTraining",
+        ),
         (("--trainer.precision", "bf16-mixed"), "trainer.precision=bf16-mixed"),
         (
             ("--model", "JointTraining", "--model.init_args.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"),

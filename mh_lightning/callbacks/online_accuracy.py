@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mh_lightning.callbacks.plots import online_accuracy_figure
-from mh_lightning.callbacks.run import is_trial, show_figure, starts_task
+from mh_lightning.callbacks.run import is_trial, run_folder, show_figure, starts_task
 from mh_lightning.distributed import gather_rows
 
 
@@ -49,7 +49,7 @@ class OnlineAccuracy(Callback):
         """Draw."""
         if len(self._correct) and not is_trial(trainer):
             figure = online_accuracy_figure(self._correct.numpy(), self._task_starts)
-            show_figure(trainer, "train/accuracy_over_stream", figure, "accuracy_over_stream.png")
+            show_figure(trainer, "train/accuracy_over_stream", figure, run_folder(trainer) / "accuracy_over_stream.png")
 
     def state_dict(self) -> dict[str, Any]:
         """What was kept so far."""

@@ -55,15 +55,14 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(folder))
 
 
-def show_figure(trainer: Trainer, name: str, figure: Figure, file: str) -> None:
-    """Write a figure of the whole run into its folder, and show it in TensorBoard. All ranks must call."""
-    folder = run_folder(trainer)
+def show_figure(trainer: Trainer, name: str, figure: Figure, path: Path) -> None:
+    """Write a figure of the whole run to `path`, and show it in TensorBoard; on rank 0."""
     if not trainer.is_global_zero:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / file, dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            with Image.open(folder / file) as picture:
+            with Image.open(path) as picture:
                 pixels = np.array(picture.convert("RGB"))
             logger.experiment.add_image(name, pixels, stream_of(trainer).num_tasks, dataformats="HWC")

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
-from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, show_figure, stream_of
+from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, show_figure, stream_of
 
 PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
 GRID = 160  # points a side
@@ -24,14 +24,17 @@ class StreamPreview(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
         stream = stream_of(trainer)
-        if is_trial(trainer) or not trainer.is_global_zero:
+        if is_trial(trainer):
+            return
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero:
             return
         tasks = range(min(stream.num_tasks, PREVIEW_TASKS))
         pictures = [stream.samples_to_show("train", task, PREVIEW_SAMPLES) for task in tasks]
         names = [stream.name_of_task(task) for task in tasks]
         figure = preview_figure(pictures, names, stream.class_names)
         if figure is not None:
-            show_figure(trainer, "data_preview", figure, "data_preview.png")
+            show_figure(trainer, "data_preview", figure, folder / "data_preview.png")
 
 
 class DecisionSurfaces(Callback):
@@ -74,10 +77,13 @@ class DecisionSurfaces(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw all tasks."""
+        if is_trial(trainer) or not stream_of(trainer).is_plane():
+            return
+        folder = run_folder(trainer)
         if self._planes:
             names = stream_of(trainer).class_names
             figure = decision_surfaces_figure(self._planes, names)
-            show_figure(trainer, "decision_surfaces", figure, "decision_surfaces.png")
+            show_figure(trainer, "decision_surfaces", figure, folder / "decision_surfaces.png")
 
     def state_dict(self) -> dict[str, Any]:
         """The planes so far, as plain tensors and values."""

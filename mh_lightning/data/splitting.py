@@ -100,7 +100,7 @@ def draw_stratified(samples: Labelled, size: int | float, seed: int, option: str
 
 
 def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
-    """Pool all samples, and cut each class, in the data's order, into training, validation and test.
+    """Pool all samples, and cut each class of each domain, in the data's order, into training, validation and test.
 
     Args:
         splits: as read.
@@ -127,8 +127,9 @@ def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
         )
     pool = concatenate([part for part in (splits.train, splits.validation, splits.test) if part is not None])
     parts: list[list[NDArray[np.int64]]] = [[], [], []]
-    for label in np.unique(pool.labels):
-        places = np.flatnonzero(pool.labels == label)
+    kinds = pool.labels * (pool.domain_of_sample.max() + 1) + pool.domain_of_sample
+    for kind in np.unique(kinds):
+        places = np.flatnonzero(kinds == kind)
         ends = [round(len(places) * fractions[0]), round(len(places) * (fractions[0] + fractions[1]))]
         for part, piece in zip(parts, np.split(places, ends), strict=True):
             part.append(piece)

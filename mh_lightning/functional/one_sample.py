@@ -105,7 +105,7 @@ class _BlendOne(torch.autograd.Function):
         ctx.matrix, ctx.memory_shape = matrix, memories.shape
         learning = 1 if winner_only else len(units)
         ctx.units, ctx.alphas = units[:learning], alphas[:learning]
-        return torch.from_numpy(y).unsqueeze(0)
+        return torch.from_numpy(y[None])  # no view of a tensor, so that it can be changed in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -136,9 +136,9 @@ class KeyMemory(nn.Module):
         return attention, z
 
     def _update_after_backward(self, y: Tensor, attention: MF.Attention, z: Tensor) -> None:
-        matched = _Matched(
-            next(_forward_order), z.detach(), attention.units[..., 0], attention.responses[..., 0].detach()
-        )
+        # what waits for an optimizer step must not change with a buffer that the caller fills again
+        z = z.detach().clone() if self.defer_key_updates else z.detach()
+        matched = _Matched(next(_forward_order), z, attention.units[..., 0], attention.responses[..., 0].detach())
         after_backward(y, self, matched, self._end_of_backward)
 
     def _attend_one(self, x: Tensor) -> tuple[MF.OneAttention, MF.Floats]:
@@ -150,6 +150,7 @@ class KeyMemory(nn.Module):
         return MF.attend_one(z, keys, self.distance, self.sigma_eu, self.delta, self.gamma_alpha), z
 
     def _update_one_after_backward(self, y: Tensor, attention: MF.OneAttention, z: MF.Floats) -> None:
+        z = z.copy() if self.defer_key_updates else z
         matched = _MatchedOne(next(_forward_order), z, int(attention.units[0]), float(attention.responses[0]))
         after_backward(y, self, matched, self._end_of_backward)
 

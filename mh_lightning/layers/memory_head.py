@@ -198,6 +198,9 @@ class MHLinear(KeyMemory):
         lower = autocast_dtype(x)
         with without_autocast(x):
             attention, z = self._attend(images)
+            if self.upd_m == "WTA" and self.upd_k == "grad_WTA":
+                alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
+                attention = MF.Attention(attention.responses, attention.units, alphas)
             y = self._blend(rows, attention, lower)
         if batch_shape != y.shape[:1]:
             y = y.view(*batch_shape, self.out_features)
@@ -245,9 +248,6 @@ class MHLinear(KeyMemory):
     def _blend(self, x: Tensor, attention: MF.Attention, lower: torch.dtype | None) -> Tensor:
         n, q = self.in_features, self.M.shape[0]
         winner_only = self.upd_m == "WTA"
-        if winner_only and self.upd_k == "grad_WTA":
-            alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
-            attention = MF.Attention(attention.responses, attention.units, alphas)
         memories: Tensor = self.M
         if lower is not None:
             x = x.to(memories.dtype)

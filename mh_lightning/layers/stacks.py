@@ -94,7 +94,9 @@ class StackedMemoryHeads(nn.Module):
         self.later = nn.ModuleList(later)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (b, n) to (b, o)."""
+        """Map (*, n) to (*, o)."""
+        *batch_shape, _ = x.shape
+        x = x.reshape(-1, x.shape[-1])
         y, attention = self.first.forward_with_attention(x)
         for layer in self.later:
             hidden = torch.tanh(y)
@@ -102,7 +104,7 @@ class StackedMemoryHeads(nn.Module):
                 y = layer(hidden, attention)
             else:
                 y = layer(hidden, x if self.key_input else None)
-        return y
+        return y.view(*batch_shape, y.shape[-1]) if len(batch_shape) > 1 else y
 
 
 class RoutedLinear(nn.Module):

@@ -50,7 +50,7 @@ class AveragedGEM(ReplayMethod):
         if drawn is None:
             return
         inputs, targets, _ = drawn
-        with self.evaluating(), torch.enable_grad():
+        with self.evaluating(), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
             gradients = self.gradients(self.losses(self(inputs), targets).mean())
         reference = sum_over_ranks(_flat(gradients)) / world_size()
         trained = list(self.trained_parameters().values())

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.errors import UserError, reason_of
@@ -199,10 +200,7 @@ class ContinualMethod(LightningModule):
         if self.automatic_optimization or self._make_lr_scheduler is None:
             return
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)])
-            else:
-                config.scheduler.step()
+            config.scheduler.step()  # type: ignore[call-arg]
 
     def _weight_in_step(self, batch_idx: int) -> float:
         """What the mean over a step's micro-batches must weigh this one with to be the mean over its samples."""
@@ -287,19 +285,27 @@ class ContinualMethod(LightningModule):
             ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
             ("gradient_clip_val", trainer.gradient_clip_val or None, None),
             ("precision", trainer.precision, "32-true"),
+            ("max_steps", trainer.max_steps, -1),
+            ("limit_train_batches", trainer.limit_train_batches, 1.0),
         ):
             if given != plain and self._stream.chunk_size is not None:
                 raise UserError(
                     f"trainer.{option}={given} cannot be combined with data.chunk_size; leave one of them out."
                 )
+        kinds = [*trainer.optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)]
+        for kind in kinds if self._stream.chunk_size is not None else []:
+            if isinstance(kind, torch.optim.LBFGS | ReduceLROnPlateau):
+                raise UserError(
+                    f"data.chunk_size cannot be combined with {type(kind).__name__}, which needs the trainer at each "
+                    "step; leave one of them out."
+                )
 
     @torch.no_grad()
     def _try_first_sample(self) -> None:
-        trainer, training = self.trainer, self.training
+        trainer = self.trainer
         x = trainer.datamodule.first_input().to(self.device)  # type: ignore[attr-defined]
-        self.eval()
         try:
-            with trainer.precision_plugin.forward_context():
+            with self.evaluating(), trainer.precision_plugin.forward_context():
                 logits = self(trainer.precision_plugin.convert_input(x))
             finite = bool(logits.isfinite().all())
         except (RuntimeError, TypeError, IndexError) as error:
@@ -307,8 +313,6 @@ class ContinualMethod(LightningModule):
                 f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
                 f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."
             ) from error
-        finally:
-            self.train(training)
         num_classes: int = trainer.datamodule.num_classes  # type: ignore[attr-defined]
         if logits.shape != (1, num_classes):
             raise UserError(
@@ -320,6 +324,17 @@ class ContinualMethod(LightningModule):
                 "model: the features or outputs of the first test sample hold NaN or infinite values; check "
                 "model.init_args.backbone's weights and the data."
             )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """All modules in evaluation mode, so that a forward leaves no trace in them."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Update keys and counters from all micro-batches of this step, as if they had been one batch."""
@@ -367,12 +382,18 @@ class ContinualMethod(LightningModule):
 
 
 def _bare_step(optimizer: Optimizer) -> Callable[[], Any]:
-    """The optimizer's step, without what profilers and hooks wrap around it where there are none: a fifth of the time
+    """The optimizer's step, without what serves profilers and hooks around it where there are none: a tenth of the time
     that a small model needs for a sample.
     """
     step: Any = type(optimizer).step
-    hooks = (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values())
-    watched = hooks or "step" in vars(optimizer)  # a scheduler counts steps by an attribute of the instance
+    hooks = (
+        _global_optimizer_pre_hooks,
+        _global_optimizer_post_hooks,
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+    )
+    watched = any(hooks) or "step" in vars(optimizer)  # a scheduler counts steps by an attribute of the instance
+    # only the outermost wrapper goes: the next one turns gradients off
     return optimizer.step if watched or not hasattr(step, "__wrapped__") else partial(step.__wrapped__, optimizer)
 
 

@@ -1,8 +1,7 @@
 """What methods with a replay buffer share."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,14 +59,15 @@ class ReplayMethod(ContinualMethod):
             )
 
     def remember(self, batch: Batch) -> None:
-        """Offer a batch, and that of the other ranks, to the buffer."""
+        """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""
         assert self.replay_buffer is not None
-        if self.trainer.current_epoch % self._stream.epochs_per_task == 0:
-            ranks = world_size()
-            inputs, targets, tasks = gather_rows(*batch)
-            # ranks were dealt the samples in turn
-            order = torch.arange(len(targets), device=targets.device).view(ranks, -1).t().flatten()
-            self.replay_buffer.add(inputs[order], targets[order], tasks[order])
+        if self.trainer.current_epoch % self._stream.epochs_per_task:
+            self.replay_buffer.pass_by()
+            return
+        inputs, targets, tasks = gather_rows(*batch)
+        # ranks were dealt the samples in turn
+        order = torch.arange(len(targets), device=targets.device).view(world_size(), -1).t().flatten()
+        self.replay_buffer.add(inputs[order], targets[order], tasks[order])
 
     def share(self, samples: Samples | None) -> Samples | None:
         """The part for this rank of samples that all ranks have drawn alike."""
@@ -86,15 +86,6 @@ class ReplayMethod(ContinualMethod):
         logits = self(torch.cat([x, old_x]))
         losses = self.losses(logits, torch.cat([targets, old_targets]))
         return losses[: len(x)].mean() + losses[len(x) :].mean(), logits[: len(x)]
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The method in evaluation mode, so that trial forwards and gradients leave no trace in its layers."""
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train()
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Gradients of the trainable parameters on this rank, zeros where there is none."""

@@ -16,8 +16,8 @@ Samples = tuple[Tensor, Tensor, Tensor]  # inputs (s, ...), classes (s,), tasks 
 class ReplayBuffer(nn.Module):
     """Room for `capacity` samples of any shape. Subclasses choose which ones stay.
 
-    What is random follows from the seed and the number of samples seen, so that it needs no state of its own: buffers
-    that were saved and loaded, or that other ranks keep, go on alike.
+    What is random follows from the seed and the numbers of samples and batches seen, so that it needs no state of its
+    own: buffers that were saved and loaded, or that other ranks keep, go on alike.
 
     Args:
         capacity: samples.
@@ -45,7 +45,7 @@ class ReplayBuffer(nn.Module):
         self.register_buffer("inputs", torch.zeros(capacity, *sample_shape))
         self.register_buffer("targets", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("tasks", torch.zeros(capacity, dtype=torch.long))
-        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))  # samples kept, samples seen
+        self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # kept, seen, batches without an offer
 
     def __len__(self) -> int:
         return int(self.counts[0])
@@ -58,7 +58,7 @@ class ReplayBuffer(nn.Module):
     @torch.no_grad()
     def add(self, inputs: Tensor, targets: Tensor, tasks: Tensor) -> None:
         """Offer samples (b, ...) with their classes (b,) and tasks (b,), as if one after the other."""
-        kept, seen = self.counts.tolist()
+        kept, seen, _ = self.counts.tolist()
         classes = self.targets.cpu().numpy().copy()
         row_of_place: dict[int, int] = {}
         for row, label in enumerate(targets.tolist()):
@@ -76,7 +76,11 @@ class ReplayBuffer(nn.Module):
             )
             for buffer, values in ((self.inputs, inputs), (self.targets, targets), (self.tasks, tasks)):
                 buffer[places] = values[rows].to(buffer.dtype)
-        self.counts.copy_(torch.tensor([kept, seen]))
+        self.counts.copy_(torch.tensor([kept, seen, 0]))
+
+    def pass_by(self) -> None:
+        """Go on to the next batch without offering one, so that what is drawn then differs."""
+        self.counts[2] += 1
 
     @abstractmethod
     def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:
@@ -94,7 +98,7 @@ class ReplayBuffer(nn.Module):
             places = places[self.tasks[: len(self)].cpu().numpy() < before_task]
         if not len(places):
             return None
-        generator = np.random.default_rng([self.seed, self.seen, 1])
+        generator = np.random.default_rng([self.seed, self.seen, 1, int(self.counts[2])])
         drawn = torch.from_numpy(generator.choice(places, min(count, len(places)), replace=False))
         drawn = drawn.to(self.targets.device)
         return self.inputs[drawn], self.targets[drawn], self.tasks[drawn]
@@ -130,7 +134,8 @@ class RandomReplacementBuffer(ReplayBuffer):
 
 
 class ClassBalancedBuffer(ReplayBuffer):
-    """Greedy balance: a sample replaces a random one of the largest class, unless its own is among the largest.
+    """Greedy balance: once the buffer is full, a sample replaces a random one of the largest class, unless its own is
+    among the largest.
 
     Source: Prabhu, Torr, Dokania, "GDumb: A Simple Approach that Questions Our Progress in Continual Learning",
     ECCV 2020, algorithm 1.

@@ -56,10 +56,19 @@ class RetrainingMethod(ContinualMethod):
                 if id(value) in names
             }
 
+    def on_fit_start(self) -> None:
+        """Refuse a precision whose gradients the trainer would have to scale."""
+        if self.trainer.precision == "16-mixed":
+            raise UserError(
+                f"trainer.precision=16-mixed: {type(self).__name__} learns without the trainer's scaling of gradients; "
+                "use bf16-mixed."
+            )
+        super().on_fit_start()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Learnt:
         """Classify, for the curves."""
         x, targets, _ = batch
-        with torch.no_grad():
+        with torch.no_grad(), self.evaluating():
             logits = self(x)
         return Learnt(correct=self.log_training(self.losses(logits, targets).mean(), logits, targets))
 
@@ -81,7 +90,8 @@ class RetrainingMethod(ContinualMethod):
                         [part.to(self.device) for part in batch]
                     )
                     optimizer.zero_grad()
-                    loss = self.losses(self(x), targets).mean()
+                    with self.trainer.precision_plugin.forward_context():
+                        loss = self.losses(self(x), targets).mean()
                     loss.backward()  # type: ignore[no-untyped-call]
                     for layer in heads:
                         layer.apply_key_updates()

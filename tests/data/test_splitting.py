@@ -42,10 +42,11 @@ def test_each_class_is_cut_in_order() -> None:
 
 
 def test_domains_go_along() -> None:
-    samples = numbered([0, 0, 1, 1] * 2, domains=[0, 1] * 4)
+    samples = numbered([0, 0, 1, 1] * 4, domains=[0, 1] * 8)  # each kind has four samples, one in each four
     splits = split_anew(Splits(samples, None, ["a", "b"]), [0.5, 0.25, 0.25])
-    assert splits.train.domains.tolist() == [0, 1, 0, 1] and numbers(splits.train) == [0, 1, 2, 3]
-    assert (splits.validation.domains.tolist(), splits.test.domains.tolist()) == ([0, 0], [1, 1])
+    assert splits.train.domains.tolist() == [0, 1] * 4 and numbers(splits.train) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert numbers(splits.validation) == [8, 9, 10, 11] and numbers(splits.test) == [12, 13, 14, 15]
+    assert splits.validation.domains.tolist() == splits.test.domains.tolist() == [0, 1, 0, 1]
 
 
 @settings(deadline=None)
@@ -113,3 +114,11 @@ def test_stratified_draw() -> None:
         assert np.bincount(samples.labels[drawn] * 2 + samples.domains[drawn]).tolist() == [2, 2, 1, 1]
     assert draw_stratified(samples, 6, 0, "max_train_samples")[1].tolist() != drawn.tolist()
     refused(lambda: draw_stratified(samples, 1, 0, "max_test_samples"), "data.max_test_samples=1", "30 samples")
+
+
+def test_split_anew_cuts_each_domain_alike() -> None:
+    labels, domains = np.zeros(40, dtype=np.int64), np.repeat([0, 1], 20)
+    splits = split_anew(Splits(Labelled(torch.zeros(40, 1), labels, domains), None, ["0"]), [0.7, 0.1, 0.2])
+    assert splits.validation is not None and splits.test is not None
+    for part, size in ((splits.train, 14), (splits.validation, 2), (splits.test, 4)):
+        assert np.bincount(part.domain_of_sample).tolist() == [size, size]

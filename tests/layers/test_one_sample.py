@@ -91,3 +91,25 @@ def test_second_derivatives_are_refused() -> None:
 
 def test_the_vectors_are_of_one_sample_too() -> None:
     assert sum("b1" in file.stem for file in FILES) >= 5
+
+
+def test_an_output_can_be_changed_in_place() -> None:
+    net = torch.nn.Sequential(MHLinear(4, 3, **OPTIONS[0]), torch.nn.ReLU(inplace=True), torch.nn.Linear(3, 2))
+    net(torch.randn(1, 4)).sum().backward()
+    assert net[0].M.grad is not None
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_deferred_updates_do_not_follow_a_buffer_that_is_filled_again(batch: int) -> None:
+    def keys(reuse: bool) -> Tensor:
+        torch.manual_seed(0)
+        layer = MHLinear(4, 3, key_mem_units=5, beta_k=0.1, **OPTIONS[0])
+        layer.defer_key_updates = True
+        buffer, generator = torch.empty(batch, 4), torch.Generator().manual_seed(1)
+        for _ in range(2):
+            x = torch.randn(batch, 4, generator=generator)
+            layer(buffer.copy_(x) if reuse else x).sum().backward()
+        layer.apply_key_updates()
+        return layer.K
+
+    assert torch.equal(keys(reuse=True), keys(reuse=False))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mh_lightning import MHLinear
+from mh_lightning import MHLinear, memory_head_optimizer
 from mh_lightning.errors import UserError
 from mh_lightning.layers import MLP, StackedMemoryHeads
 
@@ -163,3 +163,37 @@ def test_copies_and_states(options: dict) -> None:
 def test_contradictory_options(options: dict, part: str) -> None:
     with pytest.raises(UserError, match=part):
         stack(**options)
+
+
+def test_only_the_winner_teaches_the_keys_of_a_routed_stack() -> None:
+    net = stack(route_by_winners=True, upd_k="grad_WTA", scramble=False)
+    x = torch.randn(6, 3)
+    _, attention = net.first.forward_with_attention(x)
+    assert attention.alphas.requires_grad
+    (gradient,) = torch.autograd.grad(attention.alphas[..., 1:].sum(), net.first.K, allow_unused=True)
+    assert gradient.abs().max() == 0  # of the losers' weights
+
+
+def test_only_touched_units_of_routed_layers_are_stepped() -> None:
+    net = stack(route_by_winners=True, scramble=False)
+    optimizer = memory_head_optimizer(net, torch.optim.Adam, lr=0.1)
+    net(torch.randn(1, 3)).sum().backward()
+    optimizer.step()  # moments of one unit
+    first = {id(layer): layer.M.detach().clone() for layer in net.later}
+    other = None
+    while other is None:  # a sample that another unit wins
+        optimizer.zero_grad()
+        x = torch.randn(1, 3)
+        net(x).sum().backward()
+        touched = net.later[0].M.grad[0].abs().sum(dim=1).nonzero().flatten().tolist()
+        other = touched if len(touched) == 1 else None
+    optimizer.step()
+    for layer in net.later:
+        moved = (first[id(layer)] != layer.M).any(dim=2)[0].nonzero().flatten().tolist()
+        assert moved == other
+
+
+def test_any_batch_shape() -> None:
+    for options in ({}, {"key_input": True}, {"route_by_winners": True}):
+        net, x = stack(**options).eval(), torch.randn(2, 5, 3)
+        torch.testing.assert_close(net(x), net(x.view(10, 3)).view(2, 5, 4))

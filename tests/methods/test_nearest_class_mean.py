@@ -1,6 +1,7 @@
 """Nearest class means, against scikit-learn's."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +109,29 @@ def test_fit_is_nearest_centroid_of_the_training_samples(epochs_per_task: int) -
     predicted = torch.cat(trainer.predict(method, stream)).argmax(dim=1)
     reference = NearestCentroid().fit(x.numpy(), targets.numpy())
     assert np.array_equal(predicted.numpy(), reference.predict(x_test.numpy()))
+
+
+def test_what_counts_as_correct_is_known_before_it_is_learnt() -> None:
+    (x, targets), (x_test, y_test) = blobs(30, 1), blobs(20, 2)
+    told: list[Tensor] = []
+
+    class Watched(NearestClassMean):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            learnt = super().training_step(batch, batch_idx)
+            told.append(learnt["correct"])
+            return learnt
+
+    stream = Tensors(x, targets, x_test, y_test, increment=CLASSES, batch_size=30)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=[TaskBoundaries()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(Watched(Identity(FEATURES)), stream)
+    assert torch.cat(told).sum() <= (targets == 0).sum()  # nothing is known yet: all look like the first class

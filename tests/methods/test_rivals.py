@@ -82,10 +82,19 @@ def test_replay_adds_the_mean_loss_of_what_is_drawn(tmp_path: Path) -> None:
     assert method.replay_buffer is not None and method.replay_buffer.seen == 40
 
 
-def test_only_the_first_epoch_of_a_task_is_remembered(tmp_path: Path) -> None:
-    method = ExperienceReplay(Identity(FEATURES), linear, buffer_size=8, optimizer=sgd)
+def test_only_the_first_epoch_of_a_task_is_remembered_and_draws_go_on(tmp_path: Path) -> None:
+    drawn: list[tuple[float, ...]] = []
+
+    class Watched(ExperienceReplay):
+        def loss_with_replay(self, batch: Any, replayed: Any) -> tuple[Tensor, Tensor]:
+            if replayed is not None:
+                drawn.append(tuple(replayed[0][:, 0].tolist()))
+            return super().loss_with_replay(batch, replayed)
+
+    method = Watched(Identity(FEATURES), linear, buffer_size=20, replay_batch_size=4, optimizer=sgd)
     fit(method, tmp_path, stream(epochs_per_task=3))
     assert method.replay_buffer is not None and method.replay_buffer.seen == 40
+    assert len(drawn) == 119 and len(set(drawn[20:60])) > 35  # the second and third epoch of the first task
 
 
 def accuracies(method: ContinualMethod, folder: Path) -> Tensor:
