@@ -211,10 +211,6 @@ def test_resumed_pictures(run: Run, modes: Path) -> None:
             ),
             "cannot be combined with ReduceLROnPlateau",
         ),
-        (
-            ("--model", "JointTraining", "--trainer.precision", "16-mixed", "--data.init_args.chunk_size", "null"),
-            "trainer.precision=16-mixed: JointTraining",
-        ),
         (("--trainer.precision", "bf16-mixed"), "trainer.precision=bf16-mixed"),
         (
             ("--model", "JointTraining", "--model.init_args.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"),

@@ -53,7 +53,7 @@ class DecisionSurfaces(Callback):
             return
         parts = [stream.samples_to_show("train", earlier, 0) for earlier in range(task + 1)]
         plane = Plane(
-            classes=self._classify(pl_module, extent := stream.extent()),
+            classes=_classify(trainer, pl_module, extent := stream.extent()),
             extent=extent,
             samples=np.concatenate([samples for samples, _ in parts]),
             labels=np.concatenate([labels for _, labels in parts]),
@@ -65,15 +65,6 @@ class DecisionSurfaces(Callback):
             if isinstance(logger, TensorBoardLogger):
                 image = decision_surface_image(plane)
                 logger.experiment.add_image("decision_surface", image, task + 1, dataformats="HWC")
-
-    @torch.no_grad()
-    def _classify(self, pl_module: LightningModule, extent: tuple[float, float, float, float]) -> NDArray[np.int64]:
-        """Classes (GRID, GRID) of the points of a grid, rows from bottom to top."""
-        left, right, bottom, top = extent
-        y, x = torch.meshgrid(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID), indexing="ij")
-        points = torch.stack([x.flatten(), y.flatten()], dim=1).to(pl_module.device)
-        classes: NDArray[np.int64] = pl_module(points).argmax(dim=1).view(GRID, GRID).cpu().numpy()
-        return classes
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw all tasks."""
@@ -92,6 +83,20 @@ class DecisionSurfaces(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._planes = [Plane.from_plain(plain) for plain in state_dict["planes"]]
+
+
+@torch.no_grad()
+def _classify(
+    trainer: Trainer, pl_module: LightningModule, extent: tuple[float, float, float, float]
+) -> NDArray[np.int64]:
+    """Classes (GRID, GRID) of the points of a grid, rows from bottom to top."""
+    left, right, bottom, top = extent
+    y, x = torch.meshgrid(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID), indexing="ij")
+    points = torch.stack([x.flatten(), y.flatten()], dim=1).to(pl_module.device)
+    with trainer.precision_plugin.forward_context():
+        logits = pl_module(trainer.precision_plugin.convert_input(points))
+    classes: NDArray[np.int64] = logits.argmax(dim=1).view(GRID, GRID).cpu().numpy()
+    return classes
 
 
 def _keys(pl_module: Any) -> NDArray[np.float32]:

@@ -62,7 +62,7 @@ class ReplayMethod(ContinualMethod):
         """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""
         assert self.replay_buffer is not None
         if self.trainer.current_epoch % self._stream.epochs_per_task:
-            self.replay_buffer.pass_by()
+            self.replay_buffer.pass_by(len(batch[1]) * world_size())
             return
         inputs, targets, tasks = gather_rows(*batch)
         # ranks were dealt the samples in turn

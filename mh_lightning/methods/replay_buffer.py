@@ -16,8 +16,8 @@ Samples = tuple[Tensor, Tensor, Tensor]  # inputs (s, ...), classes (s,), tasks 
 class ReplayBuffer(nn.Module):
     """Room for `capacity` samples of any shape. Subclasses choose which ones stay.
 
-    What is random follows from the seed and the numbers of samples and batches seen, so that it needs no state of its
-    own: buffers that were saved and loaded, or that other ranks keep, go on alike.
+    What is random follows from the seed and the number of samples that have come, so that it needs no state of its own:
+    buffers that were saved and loaded, or that other ranks keep, go on alike.
 
     Args:
         capacity: samples.
@@ -45,7 +45,7 @@ class ReplayBuffer(nn.Module):
         self.register_buffer("inputs", torch.zeros(capacity, *sample_shape))
         self.register_buffer("targets", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("tasks", torch.zeros(capacity, dtype=torch.long))
-        self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # kept, seen, batches without an offer
+        self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # kept, seen, passed since
 
     def __len__(self) -> int:
         return int(self.counts[0])
@@ -78,9 +78,9 @@ class ReplayBuffer(nn.Module):
                 buffer[places] = values[rows].to(buffer.dtype)
         self.counts.copy_(torch.tensor([kept, seen, 0]))
 
-    def pass_by(self) -> None:
-        """Go on to the next batch without offering one, so that what is drawn then differs."""
-        self.counts[2] += 1
+    def pass_by(self, samples: int) -> None:
+        """Let samples of the stream pass without offering them, so that what is drawn afterwards differs."""
+        self.counts[2] += samples
 
     @abstractmethod
     def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -322,3 +323,10 @@ def test_refusals(make: Callable[[], ContinualMethod], part: str, tmp_path: Path
     with pytest.raises(UserError, match=part):
         fit(make(), tmp_path)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_learning_anew_has_no_scaling_of_gradients() -> None:
+    method = JointTraining(Identity(4), linear)
+    method._trainer = SimpleNamespace(precision="16-mixed")  # type: ignore[assignment]  # which needs a GPU
+    with pytest.raises(UserError, match=r"trainer\.precision=16-mixed: JointTraining"):
+        method.on_fit_start()
