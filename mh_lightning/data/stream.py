@@ -75,12 +75,9 @@ class StreamDataModule(LightningDataModule):
         perturbations: of images; each makes a domain of all images, in this order, for scenarios with domains.
 
     Attributes:
-        may_bring_validation: whether the data set may have validation samples of its own.
         tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
     """
-
-    may_bring_validation = False
 
     def __init__(
         self,
@@ -142,6 +139,11 @@ class StreamDataModule(LightningDataModule):
     def load(self) -> Splits:
         """Read the training and the test samples, or all samples as training samples; see `Splits`."""
 
+    @classmethod
+    def brings_validation(cls, options: dict[str, Any]) -> bool:
+        """Whether the data set has validation samples of its own, with these options of the class."""
+        return False
+
     @property
     def num_classes(self) -> int:
         """C, over all tasks."""
@@ -185,6 +187,11 @@ class StreamDataModule(LightningDataModule):
         if self._splits:
             return
         data = self.load()
+        for split in SPLIT_NAMES:
+            read: Labelled | None = getattr(data, split)
+            if read is not None:
+                check_labels(read.labels, len(data.class_names), split)
+                check_finite(read.inputs, split)
         splits = split_as_asked(
             data,
             self.perturbations,
@@ -197,9 +204,7 @@ class StreamDataModule(LightningDataModule):
         )
         num_domains = len(np.unique(splits["train"].domain_of_sample))
         for split, samples in splits.items():
-            check_labels(samples.labels, len(data.class_names), split)
             check_domains(samples.domain_of_sample, num_domains, split)
-            check_finite(samples.inputs, split)
         tasks = self._tasks_of(splits["train"], len(data.class_names), num_domains)
         parts = {
             split: samples_of_tasks(samples.labels, samples.domain_of_sample, tasks)

@@ -43,8 +43,6 @@ class Tensors(StreamDataModule):
         2
     """
 
-    may_bring_validation = True
-
     def __init__(
         self,
         x_train: Tensor,
@@ -82,12 +80,16 @@ class TensorFile(StreamDataModule):
         stream_options: options of `StreamDataModule`.
     """
 
-    may_bring_validation = True
-
     def __init__(self, path: str, num_classes: int | None = None, **stream_options: Any) -> None:
         super().__init__(**stream_options)
         self.path = path
         self._given_classes = num_classes
+
+    @classmethod
+    def brings_validation(cls, options: dict[str, Any]) -> bool:
+        """Whether the file has an entry x_validation."""
+        path = Path(options["path"]).expanduser()
+        return path.is_file() and "x_validation" in _read(path)
 
     def load(self) -> Splits:
         """Read the file."""

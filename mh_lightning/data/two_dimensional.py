@@ -43,8 +43,6 @@ class Modes(StreamDataModule):
         [100, 200, 50, 150, 100, 200, 50, 150]
     """
 
-    may_bring_validation = True
-
     def __init__(
         self,
         num_samples: int = 1000,
@@ -66,6 +64,11 @@ class Modes(StreamDataModule):
         _check("centres", centres, (domains, classes, 2))
         _check("spreads", spreads, (domains, classes), low=0)
         _check("seeds", seeds, (domains, classes), low=0, high=LAST_SEED)
+
+    @classmethod
+    def brings_validation(cls, options: dict[str, Any]) -> bool:
+        """It does."""
+        return True
 
     def load(self) -> Splits:
         """Draw the clouds."""
@@ -108,8 +111,6 @@ class Moons(StreamDataModule):
         [400, 100, 300, 200]
     """
 
-    may_bring_validation = True
-
     def __init__(
         self,
         num_samples: int = 1000,
@@ -130,6 +131,11 @@ class Moons(StreamDataModule):
         _check("offsets", offsets, (domains, pairs, 2))
         _check("noise", noise, (domains, pairs), low=0)
         _check("seeds", seeds, (domains, pairs), low=0, high=LAST_SEED)
+
+    @classmethod
+    def brings_validation(cls, options: dict[str, Any]) -> bool:
+        """It does."""
+        return True
 
     def load(self) -> Splits:
         """Draw the moons."""

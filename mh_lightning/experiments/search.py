@@ -224,7 +224,7 @@ def run_search(
     firsts = [f"{key}={as_text(first_value(distribution))}" for key, distribution in distributions.items()]
     read_experiment(config, [*overrides, *firsts], seeds[0])  # so that an option that does not exist is refused here
     experiment = read_experiment(config, overrides, seeds[0])
-    if not _may_have_validation(experiment.configuration["data"]):
+    if not _has_validation(experiment.configuration["data"]):
         raise UserError(
             f"{config}: the search chooses on validation data, and there is none; set it aside, "
             "for example with --overrides data.init_args.validation_fraction=0.2."
@@ -251,12 +251,12 @@ def run_search(
     return _write(study, output, config, metric, seeds)
 
 
-def _may_have_validation(data: dict[str, Any]) -> bool:
+def _has_validation(data: dict[str, Any]) -> bool:
     options = data["init_args"]
     if options.get("validation_fraction") or options.get("split_fractions"):
         return True
     module, _, name = data["class_path"].rpartition(".")
-    return bool(getattr(import_module(module), name).may_bring_validation)
+    return bool(getattr(import_module(module), name).brings_validation(options))
 
 
 def _write(study: "Study", output: Path, config: Path, metric: str, seeds: Sequence[int]) -> int:
