@@ -175,3 +175,14 @@ def check_finite(inputs: Sequence[str] | Tensor | Rows, split: str) -> None:
                 f"data: {split} inputs hold NaN or infinite features, in sample {int(broken[0])} first; "
                 "remove or mend these samples."
             )
+
+
+def check_scenario(scenario: str, samples: Labelled) -> None:
+    """Refuse a scenario that needs domains or features that the samples have not."""
+    if samples.domains is None and scenario in ("DI", "CDI", "CDID"):
+        raise UserError(
+            f"data.scenario={scenario} needs domains, and this data set has none; give images "
+            "data.perturbations, or tensors an entry domain_train."
+        )
+    if scenario == "CDID" and samples.features is None:
+        raise UserError("data.scenario=CDID orders samples by their first feature, and images have none; use CDI.")

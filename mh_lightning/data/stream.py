@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,8 +20,10 @@ from mh_lightning.data.labelled import (
     check_domains,
     check_finite,
     check_labels,
+    check_scenario,
 )
 from mh_lightning.data.perturbations import Perturbation
+from mh_lightning.data.preview import extent_of_points, small_pictures
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks, tasks_of_scenario
 from mh_lightning.data.splitting import Splits, first_half, split_as_asked
@@ -38,7 +39,6 @@ SPLIT_OPTIONS = (
 )
 ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size")
 SPLIT_NAMES = ("train", "test", "validation")
-PREVIEW_PIXELS = 84
 
 
 class StreamDataModule(LightningDataModule):
@@ -205,12 +205,15 @@ class StreamDataModule(LightningDataModule):
         num_domains = len(np.unique(splits["train"].domain_of_sample))
         for split, samples in splits.items():
             check_domains(samples.domain_of_sample, num_domains, split)
-        tasks = self._tasks_of(splits["train"], len(data.class_names), num_domains)
+        groups = class_groups(
+            len(data.class_names), self.increment, self.first_task_size, self.class_order, self.class_order_seed
+        )
+        check_scenario(self.scenario, splits["train"])
+        self.tasks, self.class_names = tasks_of_scenario(self.scenario, groups, num_domains), data.class_names
         parts = {
-            split: samples_of_tasks(samples.labels, samples.domain_of_sample, tasks)
+            split: samples_of_tasks(samples.labels, samples.domain_of_sample, self.tasks)
             for split, samples in splits.items()
         }
-        self.tasks, self.class_names = tasks, data.class_names
         for split in splits:
             empty = [task for task, part in enumerate(parts[split]) if not len(part)]
             if empty:
@@ -220,21 +223,8 @@ class StreamDataModule(LightningDataModule):
         if "validation" in splits and self.validation_tasks == "first_half":
             held_out = first_half(splits["validation"], parts["validation"])
             splits["validation"] = held_out
-            parts["validation"] = samples_of_tasks(held_out.labels, held_out.domain_of_sample, tasks)
+            parts["validation"] = samples_of_tasks(held_out.labels, held_out.domain_of_sample, self.tasks)
         self._splits, self._samples_of_tasks = splits, parts
-
-    def _tasks_of(self, train: Labelled, num_classes: int, num_domains: int) -> list[Task]:
-        groups = class_groups(
-            num_classes, self.increment, self.first_task_size, self.class_order, self.class_order_seed
-        )
-        if train.domains is None and self.scenario in ("DI", "CDI", "CDID"):
-            raise UserError(
-                f"data.scenario={self.scenario} needs domains, and this data set has none; give images "
-                "data.perturbations, or tensors an entry domain_train."
-            )
-        if self.scenario == "CDID" and train.features is None:
-            raise UserError("data.scenario=CDID orders samples by their first feature, and images have none; use CDI.")
-        return tasks_of_scenario(self.scenario, groups, num_domains)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The current task's training samples, in a random order that depends on the global seed and the epoch."""
@@ -306,7 +296,7 @@ class StreamDataModule(LightningDataModule):
             tasks,
             self._transform(split == "train" and self.augment),
             self.perturbations,
-            (self.split_seed, SPLIT_NAMES.index(split)),
+            self._perturbation_seed(split),
         )
 
     def first_input(self) -> Tensor:
@@ -327,13 +317,10 @@ class StreamDataModule(LightningDataModule):
         left out if they are points of a plane.
         """
         indices = self._samples_of_tasks[split][task]
-        indices = indices if self.is_plane() else indices[:count]
-        samples = self._splits[split].take(indices)
+        samples = self._splits[split].take(indices if self.is_plane() else indices[:count])
         if samples.features is not None:
             return samples.features.numpy(), samples.labels
-        seed = (self.split_seed, SPLIT_NAMES.index(split))
-        dataset = StreamDataset(samples, np.full(len(indices), task), _small_picture, self.perturbations, seed)
-        return np.stack([dataset[place][0].numpy() for place in range(len(indices))]), samples.labels
+        return small_pictures(samples, self.perturbations, self._perturbation_seed(split)), samples.labels
 
     def is_plane(self) -> bool:
         """Whether the samples are points (x, y)."""
@@ -344,10 +331,10 @@ class StreamDataModule(LightningDataModule):
         """Left, right, bottom and top of a plane's training samples, with a margin."""
         features = self._splits["train"].features
         assert features is not None
-        low, high = features.amin(dim=0), features.amax(dim=0)
-        margin = 0.05 * (high - low).clamp_min(1e-6)
-        (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-        return left, right, bottom, top
+        return extent_of_points(features)
+
+    def _perturbation_seed(self, split: str) -> tuple[int, int]:
+        return self.split_seed, SPLIT_NAMES.index(split)
 
     def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
         backbone = getattr(self.trainer.lightning_module, "backbone", None) if self.trainer else None
@@ -381,8 +368,3 @@ class StreamDataModule(LightningDataModule):
 def _seed(*parts: int) -> int:
     """Of a permutation, from the global seed and what else it depends on."""
     return int(np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), *parts]).generate_state(1)[0])
-
-
-def _small_picture(image: Image.Image) -> Tensor:
-    """A square (PREVIEW_PIXELS, PREVIEW_PIXELS, 3) of type uint8."""
-    return torch.from_numpy(np.array(image.resize((PREVIEW_PIXELS, PREVIEW_PIXELS), Image.Resampling.NEAREST)))

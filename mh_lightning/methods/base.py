@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -12,12 +11,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.errors import UserError, reason_of
+from mh_lightning.errors import UserError
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES
+from mh_lightning.methods.checks import check_first_sample, check_optimizer_settings, check_state
+from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
 from mh_lightning.optimizer import memory_head_optimizer
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
@@ -165,35 +165,10 @@ class ContinualMethod(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """One micro-batch, which the trainer optimizes; or, without its help, one chunk of the stream."""
         if not self.automatic_optimization:
-            return self._learn_chunk(batch)
+            return learn_chunk(self, batch, self._stream.batch_size)
         loss, logits = self.training_loss(batch)
         correct = self.log_training(loss, logits, batch[1])
         return Learnt(loss=loss * self._weight_in_step(batch_idx), correct=correct)
-
-    def _learn_chunk(self, chunk: Batch) -> Learnt:
-        optimizer = self.trainer.optimizers[0]
-        step = _bare_step(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        losses, logits = [], []
-        for batch in zip(*(torch.split(part, self._stream.batch_size) for part in chunk), strict=True):
-            for parameter in parameters:
-                parameter.grad = None
-            loss, logits_of_batch = self.training_loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.adjust_gradients()
-            step()
-            losses.append(loss.detach())
-            logits.append(logits_of_batch.detach())
-        self._count_optimizer_steps(len(losses))
-        return Learnt(correct=self.log_training(torch.stack(losses).mean(), torch.cat(logits), chunk[1]))
-
-    def _count_optimizer_steps(self, steps: int) -> None:
-        """Let the trainer's global step count optimizer steps, though it did not take them."""
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        for tracker in (progress.total, progress.current):
-            tracker.ready += steps
-            tracker.completed += steps
-        self.log("step", float(self.global_step))  # the axis of the logged curves
 
     def on_train_epoch_end(self) -> None:
         """Step the scheduler where the trainer leaves that to the method."""
@@ -262,68 +237,15 @@ class ContinualMethod(LightningModule):
         Raises:
             UserError: on resuming with other settings of the optimizer, which the checkpoint's would silently replace.
         """
-        saved, own = self._settings_of_checkpoint, self._optimizer_settings
-        changed = [] if saved is None else [name for name in sorted(saved | own) if saved.get(name) != own.get(name)]
-        if saved is not None and changed:
-            name = changed[0]
-            raise UserError(
-                f"ckpt_path: the checkpoint's optimizer has {name}={saved.get(name)}, the configuration says "
-                f"{own.get(name)}; a resumed run keeps its optimizer, so use the settings it was trained with."
-            )
-        self._try_first_sample()
+        check_optimizer_settings(self._settings_of_checkpoint, self._optimizer_settings)
+        check_first_sample(self)
+        if self._stream.chunk_size is not None:
+            check_trainer_of_chunks(self.trainer)
         if not self.automatic_optimization:
-            self._check_own_optimization()
             return
         self._memory_heads = list(self.memory_heads().values())
         for layer in self._memory_heads:
             layer.defer_key_updates = True
-
-    def _check_own_optimization(self) -> None:
-        """Refuse what the trainer would have done in its optimization."""
-        trainer = self.trainer
-        for option, given, plain in (
-            ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1),
-            ("gradient_clip_val", trainer.gradient_clip_val or None, None),
-            ("precision", trainer.precision, "32-true"),
-            ("max_steps", trainer.max_steps, -1),
-            ("limit_train_batches", trainer.limit_train_batches, 1.0),
-        ):
-            if given != plain and self._stream.chunk_size is not None:
-                raise UserError(
-                    f"trainer.{option}={given} cannot be combined with data.chunk_size; leave one of them out."
-                )
-        kinds = [*trainer.optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)]
-        for kind in kinds if self._stream.chunk_size is not None else []:
-            if isinstance(kind, torch.optim.LBFGS | ReduceLROnPlateau):
-                raise UserError(
-                    f"data.chunk_size cannot be combined with {type(kind).__name__}, which needs the trainer at each "
-                    "step; leave one of them out."
-                )
-
-    @torch.no_grad()
-    def _try_first_sample(self) -> None:
-        trainer = self.trainer
-        x = trainer.datamodule.first_input().to(self.device)  # type: ignore[attr-defined]
-        try:
-            with self.evaluating(), trainer.precision_plugin.forward_context():
-                logits = self(trainer.precision_plugin.convert_input(x))
-            finite = bool(logits.isfinite().all())
-        except (RuntimeError, TypeError, IndexError) as error:
-            raise UserError(
-                f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
-                f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."
-            ) from error
-        num_classes: int = trainer.datamodule.num_classes  # type: ignore[attr-defined]
-        if logits.shape != (1, num_classes):
-            raise UserError(
-                f"model.init_args.head gives an output of shape {tuple(logits.shape)} for one sample; it must be "
-                f"(1, {num_classes}), a logit for each class."
-            )
-        if not finite:
-            raise UserError(
-                "model: the features or outputs of the first test sample hold NaN or infinite values; check "
-                "model.init_args.backbone's weights and the data."
-            )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -359,42 +281,13 @@ class ContinualMethod(LightningModule):
             UserError: if the checkpoint belongs to another configuration.
         """
         self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
-        saved, own = checkpoint.get("architecture"), self._architecture()
-        if saved != own:
-            raise UserError(
-                f"ckpt_path: the checkpoint holds {saved or 'no model of mh_lightning'}, but the "
-                f"configuration describes {own}; use the configuration it was trained with."
-            )
-        weights, mine = checkpoint["state_dict"], self.state_dict()
-        for name in sorted(weights.keys() | mine.keys()):
-            if name not in weights or name not in mine or weights[name].shape != mine[name].shape:
-                shapes = [tuple(state[name].shape) if name in state else "nothing" for state in (weights, mine)]
-                raise UserError(
-                    f"ckpt_path: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
-                    f"{shapes[1]}; use the configuration it was trained with."
-                )
+        check_state(checkpoint, self._architecture(), self.state_dict())
 
     def _architecture(self) -> str:
         parts = [type(self).__name__, type(self.backbone).__name__]
         if hasattr(self.backbone, "name"):
             parts.append(str(self.backbone.name))
         return "/".join([*parts, type(self.head).__name__])
-
-
-def _bare_step(optimizer: Optimizer) -> Callable[[], Any]:
-    """The optimizer's step, without what serves profilers and hooks around it where there are none: a tenth of the time
-    that a small model needs for a sample.
-    """
-    step: Any = type(optimizer).step
-    hooks = (
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-    )
-    watched = any(hooks) or "step" in vars(optimizer)  # a scheduler counts steps by an attribute of the instance
-    # only the outermost wrapper goes: the next one turns gradients off
-    return optimizer.step if watched or not hasattr(step, "__wrapped__") else partial(step.__wrapped__, optimizer)
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""What is wrong with a model or a checkpoint, said before training starts."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mh_lightning.errors import UserError, reason_of
+
+if TYPE_CHECKING:
+    from mh_lightning.methods.base import ContinualMethod
+
+
+@torch.no_grad()
+def check_first_sample(method: "ContinualMethod") -> None:
+    """Pass the first test sample through the model.
+
+    Raises:
+        UserError: if it does not fit, or the outputs are not finite logits of all classes.
+    """
+    trainer = method.trainer
+    stream: Any = trainer.datamodule  # type: ignore[attr-defined]
+    x = stream.first_input().to(method.device)
+    try:
+        with method.evaluating(), trainer.precision_plugin.forward_context():
+            logits = method(trainer.precision_plugin.convert_input(x))
+        finite = bool(logits.isfinite().all())
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise UserError(
+            f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
+            f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."
+        ) from error
+    if logits.shape != (1, stream.num_classes):
+        raise UserError(
+            f"model.init_args.head gives an output of shape {tuple(logits.shape)} for one sample; it must be "
+            f"(1, {stream.num_classes}), a logit for each class."
+        )
+    if not finite:
+        raise UserError(
+            "model: the features or outputs of the first test sample hold NaN or infinite values; check "
+            "model.init_args.backbone's weights and the data."
+        )
+
+
+def check_optimizer_settings(saved: dict[str, str] | None, own: dict[str, str]) -> None:
+    """Compare the optimizer's settings in a checkpoint, if one is resumed, with those of the configuration.
+
+    Raises:
+        UserError: if they differ, since the checkpoint's would silently replace the configuration's.
+    """
+    changed = [] if saved is None else [name for name in sorted(saved | own) if saved.get(name) != own.get(name)]
+    if saved is not None and changed:
+        name = changed[0]
+        raise UserError(
+            f"ckpt_path: the checkpoint's optimizer has {name}={saved.get(name)}, the configuration says "
+            f"{own.get(name)}; a resumed run keeps its optimizer, so use the settings it was trained with."
+        )
+
+
+def check_state(checkpoint: dict[str, Any], architecture: str, state: dict[str, Tensor]) -> None:
+    """Compare a checkpoint's architecture and shapes with the model's.
+
+    Raises:
+        UserError: if the checkpoint belongs to another configuration.
+    """
+    saved = checkpoint.get("architecture")
+    if saved != architecture:
+        raise UserError(
+            f"ckpt_path: the checkpoint holds {saved or 'no model of mh_lightning'}, but the "
+            f"configuration describes {architecture}; use the configuration it was trained with."
+        )
+    weights = checkpoint["state_dict"]
+    for name in sorted(weights.keys() | state.keys()):
+        if name not in weights or name not in state or weights[name].shape != state[name].shape:
+            shapes = [tuple(one[name].shape) if name in one else "nothing" for one in (weights, state)]
+            raise UserError(
+                f"ckpt_path: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
+                f"{shapes[1]}; use the configuration it was trained with."
+            )
