@@ -33,6 +33,10 @@ class Backbone(nn.Module):
         """
         return None
 
+    def settings(self) -> dict[str, Any]:
+        """Plain values that its features depend on besides its modules and weights."""
+        return {}
+
 
 class Identity(Backbone):
     """Features that are already there: passes (b, num_features) on.
@@ -106,6 +110,7 @@ class TimmBackbone(Backbone):
         if image_size is not None:
             self._data_config["input_size"] = (self._data_config["input_size"][0], image_size, image_size)
         if frozen:
+            self.model.to(memory_format=torch.channels_last)
             self.requires_grad_(False)
             self.train(False)
         if image_size is not None:
@@ -129,8 +134,15 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (b, channels, height, width) to features (b, num_features)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.frozen:
+                x = x.contiguous(memory_format=torch.channels_last)  # as the weights are, which is faster
             features: Tensor = self.model(x)
             return F.normalize(features, dim=1) if self.normalize_features else features
+
+    def settings(self) -> dict[str, Any]:
+        """The model's name, its image size and whether features are normalised."""
+        size: tuple[int, ...] = self._data_config["input_size"]
+        return {"name": self.name, "image_size": size[-1], "normalize_features": self.normalize_features}
 
     def transform(self, augment: bool) -> Callable[[Any], Tensor]:
         """The model's own transform of a PIL image, from timm's data configuration."""

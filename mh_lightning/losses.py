@@ -45,4 +45,20 @@ def hinge(logits: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
     return losses.mean() if reduction == "mean" else losses
 
 
+def among_classes(logits: Tensor, classes: Tensor) -> Tensor:
+    """Logits (b, C) with those of all other classes at minus infinity, so that a loss neither sees nor moves them.
+
+    Args:
+        logits: (b, C).
+        classes: indices, (k,), repeated ones included.
+
+    Example:
+        >>> among_classes(torch.zeros(1, 3), torch.tensor([0, 2, 2]))
+        tensor([[0., -inf, 0.]])
+    """
+    others = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others[classes] = False
+    return logits.masked_fill(others, -torch.inf)
+
+
 LOSSES = {"cross_entropy": cross_entropy, "hinge": hinge}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from mh_lightning.data.perturbations import Perturbation
+from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.errors import UserError
 
 
@@ -26,7 +27,7 @@ class Rows(Sequence[Any]):
         ['b', 'b', 'a']
     """
 
-    def __init__(self, source: Sequence[str] | Tensor, rows: NDArray[np.int64]) -> None:
+    def __init__(self, source: Sequence[Any] | Tensor, rows: NDArray[np.int64]) -> None:
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
@@ -35,25 +36,29 @@ class Rows(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         return self.source[int(self.rows[index])]
 
+    def take(self, indices: NDArray[np.int64]) -> "Rows":
+        """Some of the rows."""
+        return Rows(self.source, self.rows[indices])
+
 
 class Labelled(NamedTuple):
     """Samples with their classes and, where there are several, domains.
 
-    Inputs are paths of images, a uint8 tensor of images (samples, height, width) or (samples, height, width, 3), or a
-    floating-point tensor (samples, ...) that goes to the backbone as it is.
+    Inputs are paths of images, a uint8 tensor of images (samples, height, width) or (samples, height, width, 3), a
+    floating-point tensor (samples, ...) that goes to the backbone as it is, or features from a cache.
     """
 
-    inputs: Sequence[str] | Tensor | Rows
+    inputs: Sequence[str] | Tensor | Rows | StoredFeatures
     labels: NDArray[np.int64]
     domains: NDArray[np.int64] | None = None
 
     def take(self, indices: NDArray[np.int64]) -> "Labelled":
         """The samples at `indices`."""
-        inputs: Sequence[str] | Tensor | Rows
+        inputs: Sequence[str] | Tensor | Rows | StoredFeatures
         if isinstance(self.inputs, Tensor):
             inputs = self.inputs[torch.from_numpy(indices)]
-        elif isinstance(self.inputs, Rows):
-            inputs = Rows(self.inputs.source, self.inputs.rows[indices])
+        elif isinstance(self.inputs, Rows | StoredFeatures):
+            inputs = self.inputs.take(indices)
         else:
             inputs = [self.inputs[index] for index in indices]
         return Labelled(inputs, self.labels[indices], None if self.domains is None else self.domains[indices])
@@ -100,17 +105,21 @@ class StreamDataset(Dataset[Item]):
         return len(self.samples.labels)
 
     def __getitem__(self, index: int) -> Item:
-        return self._input(index), int(self.samples.labels[index]), int(self.tasks[index])
+        return self.input(index), int(self.samples.labels[index]), int(self.tasks[index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A whole batch, as the loader asks for it."""
-        if self.samples.features is None:
-            x, targets, tasks = default_collate([self[index] for index in indices])
-            return x, targets, tasks
         labels, tasks = (torch.from_numpy(part[indices]) for part in (self.samples.labels, self.tasks))
-        return self.samples.features[indices], labels, tasks
+        if isinstance(self.samples.inputs, StoredFeatures):
+            return self.samples.inputs.gather(indices), labels, tasks
+        if self.samples.features is not None:
+            return self.samples.features[indices], labels, tasks
+        return default_collate([self.input(index) for index in indices]), labels, tasks
 
-    def _input(self, index: int) -> Tensor:
+    def input(self, index: int) -> Tensor:
+        """A sample as it goes to the backbone, without its class."""
+        if isinstance(self.samples.inputs, StoredFeatures):
+            return self.samples.inputs.gather([index])[0]
         if self.samples.features is not None:
             return self.samples.features[index]
         entry = self.samples.inputs[index]
@@ -166,7 +175,7 @@ def check_domains(domains: NDArray[np.int64], num_domains: int, split: str) -> N
         )
 
 
-def check_finite(inputs: Sequence[str] | Tensor | Rows, split: str) -> None:
+def check_finite(inputs: Sequence[str] | Tensor | Rows | StoredFeatures, split: str) -> None:
     """Refuse NaN and infinite values in tensors."""
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         broken = (~inputs.reshape(len(inputs), -1).isfinite().all(dim=1)).nonzero()

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.data.features.cache import FeatureCache
+from mh_lightning.data.features.fingerprint import image_digests
 from mh_lightning.data.labelled import (
     Labelled,
     StreamDataset,
@@ -27,6 +29,7 @@ from mh_lightning.data.preview import extent_of_points, small_pictures
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks, tasks_of_scenario
 from mh_lightning.data.splitting import Splits, first_half, split_as_asked
+from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.errors import UserError
 
 SPLIT_OPTIONS = (
@@ -73,6 +76,8 @@ class StreamDataModule(LightningDataModule):
         max_test_samples: the same for test samples.
         augment: random training transform of the backbone instead of its evaluation transform.
         perturbations: of images; each makes a domain of all images, in this order, for scenarios with domains.
+        feature_cache: let each image pass through the frozen backbone once, and keep its features; the stream then
+            gives features in place of images.
 
     Attributes:
         tasks: classes and domain of each task, after `setup`.
@@ -99,6 +104,7 @@ class StreamDataModule(LightningDataModule):
         max_test_samples: int | None = None,
         augment: bool = False,
         perturbations: list[Perturbation] | None = None,
+        feature_cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -119,11 +125,13 @@ class StreamDataModule(LightningDataModule):
             raise UserError(f"data.validation_fraction must lie in [0, 1), got {validation_fraction}.")
         if chunk_size is not None and (chunk_size < 1 or chunk_size % batch_size):
             raise UserError(f"data.chunk_size={chunk_size} must be a multiple of data.batch_size={batch_size}.")
+        if feature_cache is not None and feature_cache.views > 1 and not augment:
+            raise UserError(f"data.feature_cache.views={feature_cache.views} needs data.augment=true.")
         if validation_fraction and split_fractions is not None:
             raise UserError("data.validation_fraction and data.split_fractions exclude each other; give one.")
         self.scenario, self.chunk_size = scenario, chunk_size
         self.split_fractions, self.validation_tasks = split_fractions, validation_tasks
-        self.perturbations = perturbations or []
+        self.perturbations, self.feature_cache = perturbations or [], feature_cache
         self.increment, self.first_task_size = increment, first_task_size
         self.class_order, self.class_order_seed = class_order, class_order_seed
         self.epochs_per_task, self.batch_size, self.eval_batch_size = epochs_per_task, batch_size, eval_batch_size
@@ -133,6 +141,8 @@ class StreamDataModule(LightningDataModule):
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
         self._splits: dict[str, Labelled] = {}
+        self._digests: dict[str, list[bytes]] = {}
+        self._stored: dict[str, StoredFeatures] = {}
         self._samples_of_tasks: dict[str, list[NDArray[np.int64]]] = {}
 
     @abstractmethod
@@ -183,9 +193,15 @@ class StreamDataModule(LightningDataModule):
         return len(self._samples_of_tasks[split][task])
 
     def setup(self, stage: str) -> None:
-        """Read the data, check it and cut it into tasks. All stages need the same."""
-        if self._splits:
-            return
+        """Read the data, check it, cut it into tasks, and find or extract features if they are kept. All stages need
+        the same.
+        """
+        if not self._splits:
+            self._cut()
+        if self.feature_cache is not None:
+            self._stored = {split: self._features(self.feature_cache, split) for split in self._splits}
+
+    def _cut(self) -> None:
         data = self.load()
         for split in SPLIT_NAMES:
             read: Labelled | None = getattr(data, split)
@@ -225,6 +241,27 @@ class StreamDataModule(LightningDataModule):
             splits["validation"] = held_out
             parts["validation"] = samples_of_tasks(held_out.labels, held_out.domain_of_sample, self.tasks)
         self._splits, self._samples_of_tasks = splits, parts
+
+    def _features(self, cache: FeatureCache, split: str) -> StoredFeatures:
+        backbone = self._backbone()
+        if self.trainer is None or backbone is None:
+            raise UserError("data.feature_cache needs a trainer and a method with a backbone.")
+        samples, seed = self._splits[split], self._perturbation_seed(split)
+        if samples.features is not None:
+            raise UserError("data.feature_cache is for images, and this data set holds features; leave it out.")
+        if split not in self._digests:
+            self._digests[split] = image_digests(samples, self.perturbations, seed)
+        augment = split == "train" and self.augment
+        no_task = np.zeros(len(samples.labels), dtype=np.int64)
+        return cache.features(
+            self._digests[split],
+            StreamDataset(samples, no_task, backbone.transform(augment), self.perturbations, seed).input,
+            backbone,
+            augment=augment,
+            device=self.trainer.strategy.root_device,
+            num_workers=self.num_workers,
+            quiet=self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero,
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The current task's training samples, in a random order that depends on the global seed and the epoch."""
@@ -272,7 +309,7 @@ class StreamDataModule(LightningDataModule):
         task_of_sample = np.empty(len(self._splits[split].labels), dtype=np.int64)
         for task, part in enumerate(self._samples_of_tasks[split]):
             task_of_sample[part] = task
-        dataset = self._dataset(split, indices, task_of_sample[indices])
+        dataset = self._dataset(split, indices, task_of_sample[indices], seed)
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks)
         if not len(sampler):
@@ -285,14 +322,20 @@ class StreamDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=0 if self._stored else self.num_workers,
             generator=generator,
             collate_fn=already_collated,
         )
 
-    def _dataset(self, split: str, indices: NDArray[np.int64], tasks: NDArray[np.int64]) -> StreamDataset:
+    def _dataset(
+        self, split: str, indices: NDArray[np.int64], tasks: NDArray[np.int64], seed: int | None = None
+    ) -> StreamDataset:
+        samples = self._splits[split]
+        if split in self._stored:
+            stored = self._stored[split].one_view_each(seed)
+            return StreamDataset(Labelled(stored, samples.labels).take(indices), tasks)
         return StreamDataset(
-            self._splits[split].take(indices),
+            samples.take(indices),
             tasks,
             self._transform(split == "train" and self.augment),
             self.perturbations,
@@ -336,9 +379,13 @@ class StreamDataModule(LightningDataModule):
     def _perturbation_seed(self, split: str) -> tuple[int, int]:
         return self.split_seed, SPLIT_NAMES.index(split)
 
-    def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
+    def _backbone(self) -> Backbone | None:
         backbone = getattr(self.trainer.lightning_module, "backbone", None) if self.trainer else None
-        return backbone.transform(augment) if isinstance(backbone, Backbone) else None
+        return backbone if isinstance(backbone, Backbone) else None
+
+    def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
+        backbone = self._backbone()
+        return None if backbone is None else backbone.transform(augment)
 
     def state_dict(self) -> dict[str, Any]:
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""
@@ -346,6 +393,7 @@ class StreamDataModule(LightningDataModule):
             "class_groups": self.class_groups,
             **{name: getattr(self, name) for name in SPLIT_OPTIONS + ORDER_OPTIONS},
             "perturbations": [repr(perturbation) for perturbation in self.perturbations],
+            "feature_cache": self.feature_cache and f"{self.feature_cache.dtype}, {self.feature_cache.views} views",
             "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
         }
 

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.distributed import gather_rows
 from mh_lightning.errors import UserError
 from mh_lightning.layers import MHLinear
-from mh_lightning.losses import LOSSES
-from mh_lightning.methods.checks import check_first_sample, check_optimizer_settings, check_state
+from mh_lightning.losses import LOSSES, among_classes
+from mh_lightning.methods.checks import check_first_sample, check_kept_features, check_optimizer_settings, check_state
 from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
 from mh_lightning.optimizer import memory_head_optimizer
 
@@ -54,6 +55,10 @@ class ContinualMethod(LightningModule):
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate scheduler, stepped once an epoch, from the optimizer.
         loss: of a sample, "cross_entropy" or "hinge"; see `mh_lightning.losses`.
+        classes_in_loss: whose logits the loss of a new sample sees: "all", those of the current "task", or those of
+            the current "batch" over all devices. Logits of classes that are not there then are not pushed down (Caccia
+            et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022).
+            Replayed samples always see all classes.
         reset_optimizer: start each task with a new optimizer and scheduler.
         only_touched_units: step only the memory units that have a gradient, see
             `mh_lightning.memory_head_optimizer`.
@@ -66,6 +71,7 @@ class ContinualMethod(LightningModule):
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         loss: Literal["cross_entropy", "hinge"] = "cross_entropy",
+        classes_in_loss: Literal["all", "task", "batch"] = "all",
         reset_optimizer: bool = False,
         only_touched_units: bool = False,
     ) -> None:
@@ -75,12 +81,13 @@ class ContinualMethod(LightningModule):
         self._make_head = head
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
-        self.losses = LOSSES[loss]
+        self.losses, self.classes_in_loss = LOSSES[loss], classes_in_loss
         self.reset_optimizer = reset_optimizer
         self.only_touched_units = only_touched_units
         self._optimizer_settings: dict[str, str] = {}
         self._settings_of_checkpoint: dict[str, str] | None = None
         self._memory_heads: list[MHLinear] = []
+        self._inputs_are_features = False
 
     # --- the parts that methods override
 
@@ -94,7 +101,16 @@ class ContinualMethod(LightningModule):
         """The loss that a batch of the stream is learnt by, and the batch's logits (b, C). Called once a batch."""
         x, targets, _ = batch
         logits = self(x)
-        return self.losses(logits, targets, "mean"), logits
+        return self.losses(self.seen_by_loss(logits, targets), targets, "mean"), logits
+
+    def seen_by_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Logits (b, C) of new samples, minus infinity where `classes_in_loss` leaves a class out."""
+        if self.classes_in_loss == "all":
+            return logits
+        if self.classes_in_loss == "batch":
+            return among_classes(logits, gather_rows(targets)[0])
+        task = self._stream.tasks[self._stream.task_of_epoch(self.trainer.current_epoch)]
+        return among_classes(logits, torch.tensor(task.classes, device=logits.device))
 
     def adjust_gradients(self) -> None:
         """Called when the gradients of an optimizer step are complete."""
@@ -103,11 +119,16 @@ class ContinualMethod(LightningModule):
 
     def configure_model(self) -> None:
         """Make the head, once."""
+        self._inputs_are_features = self._stream.feature_cache is not None
         if self._stream.chunk_size is not None:
             self.automatic_optimization = False
         if self.head is None:
             with _blame("model.init_args.head"):
                 self.head = self._make_head(self.backbone.num_features, self._stream.num_classes)
+
+    def teardown(self, stage: str) -> None:
+        """Without the stream, inputs are what the backbone takes."""
+        self._inputs_are_features = False
 
     @property
     def _stream(self) -> Any:
@@ -118,8 +139,8 @@ class ContinualMethod(LightningModule):
         return {name: module for name, module in self.named_modules() if isinstance(module, MHLinear)}
 
     def features(self, x: Tensor) -> Tensor:
-        """Features (b, num_features) of a batch of inputs."""
-        features: Tensor = self.backbone(x)
+        """Features (b, num_features) of a batch of inputs, which are features already where the stream keeps them."""
+        features: Tensor = x if self._inputs_are_features else self.backbone(x)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -282,6 +303,8 @@ class ContinualMethod(LightningModule):
         """
         self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
         check_state(checkpoint, self._architecture(), self.state_dict())
+        if self._inputs_are_features:
+            check_kept_features(checkpoint["state_dict"], self.backbone)
 
     def _architecture(self) -> str:
         parts = [type(self).__name__, type(self.backbone).__name__]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mh_lightning.errors import UserError, reason_of
 
@@ -76,4 +76,19 @@ def check_state(checkpoint: dict[str, Any], architecture: str, state: dict[str, 
             raise UserError(
                 f"ckpt_path: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
                 f"{shapes[1]}; use the configuration it was trained with."
+            )
+
+
+def check_kept_features(weights: dict[str, Tensor], backbone: nn.Module) -> None:
+    """Compare a checkpoint's backbone with the one whose features are kept.
+
+    Raises:
+        UserError: if their weights differ, since the features would then be another backbone's.
+    """
+    for name, value in backbone.state_dict().items():
+        if not torch.equal(weights[f"backbone.{name}"].cpu(), value.cpu()):
+            raise UserError(
+                f"ckpt_path: the checkpoint's backbone has other weights than model.init_args.backbone, in {name!r} "
+                "first, so that data.feature_cache would hold the wrong features; give the same weights, or leave the "
+                "cache out."
             )

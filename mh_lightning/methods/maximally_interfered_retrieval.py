@@ -70,7 +70,7 @@ class MaximallyInterferedRetrieval(ReplayMethod):
             return drawn
         x, targets, _ = batch
         with self.evaluating():
-            gradients = self.gradients(self.losses(self(x), targets).mean())
+            gradients = self.gradients(self.losses(self.seen_by_loss(self(x), targets), targets).mean())
             rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
             imagined = {
                 name: (parameter - rate * sum_over_ranks(gradient) / world_size()).detach()

@@ -84,8 +84,9 @@ class ReplayMethod(ContinualMethod):
             return ContinualMethod.training_loss(self, batch)
         (x, targets, _), (old_x, old_targets, _) = batch, replayed
         logits = self(torch.cat([x, old_x]))
-        losses = self.losses(logits, torch.cat([targets, old_targets]))
-        return losses[: len(x)].mean() + losses[len(x) :].mean(), logits[: len(x)]
+        logits, old_logits = logits[: len(x)], logits[len(x) :]
+        new_loss = self.losses(self.seen_by_loss(logits, targets), targets, "mean")
+        return new_loss + self.losses(old_logits, old_targets, "mean"), logits
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Gradients of the trainable parameters on this rank, zeros where there is none."""

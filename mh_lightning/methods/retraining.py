@@ -34,6 +34,11 @@ class RetrainingMethod(ContinualMethod):
                 f"model.init_args.lr_scheduler: {type(self).__name__} learns anew after each task, without a "
                 "scheduler; leave it out."
             )
+        if self.classes_in_loss != "all":
+            raise UserError(
+                f"model.init_args.classes_in_loss={self.classes_in_loss}: {type(self).__name__} learns all classes "
+                "together; leave it out."
+            )
         if epochs < 1:
             raise UserError(f"model.init_args.epochs must be at least 1, got {epochs}.")
         self.epochs = epochs

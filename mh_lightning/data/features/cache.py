@@ -1,0 +1,129 @@
+"""The feature cache of a stream: each image passes through a frozen backbone once."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.data.features.extraction import extract
+from mh_lightning.data.features.fingerprint import description_of, fingerprint
+from mh_lightning.data.features.store import Entry
+from mh_lightning.data.stored_features import StoredFeatures
+from mh_lightning.errors import UserError
+
+MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Where features of images are kept, and how.
+
+    Features are found by the content of the image and by all that they depend on: the backbone's name, weights,
+    transform, image size, the number of views and the type of number. Other weights or another transform make another
+    entry; other data sets, splits and subsets share one.
+
+    Args:
+        folder: where the entries go; it is made if need be.
+        dtype: of the numbers on disk: "float32" gives what the backbone gives; "float16" takes half the room, and on a
+            GPU is computed in bfloat16.
+        views: random views of each training image, drawn once, with `data.augment`; each epoch draws one of them for
+            each sample.
+        num_workers: processes that read and transform images, by default as many as there are processors where a GPU
+            computes, up to 8, otherwise those of the data module.
+
+    Raises:
+        UserError: if `views` is not positive or `num_workers` is negative.
+    """
+
+    folder: str
+    dtype: Literal["float32", "float16"] = "float32"
+    views: int = 1
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise UserError(f"data.feature_cache.views must be at least 1, got {self.views}.")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise UserError(f"data.feature_cache.num_workers must not be negative, got {self.num_workers}.")
+
+    def features(
+        self,
+        digests: list[bytes],
+        image: Callable[[int], Tensor],
+        backbone: Backbone,
+        *,
+        augment: bool,
+        device: torch.device,
+        num_workers: int = 0,
+        quiet: bool = True,
+    ) -> StoredFeatures:
+        """Features of images, extracted now if they are not there yet.
+
+        Args:
+            digests: of the images' content.
+            image: a sample's tensor, transformed, by its place.
+            backbone: frozen.
+            augment: whether the transform is the random one of training.
+            device: what computes.
+            num_workers: of the data module.
+            quiet: no progress bar.
+
+        Raises:
+            UserError: if the backbone is trained, or the folder cannot be written.
+        """
+        if any(parameter.requires_grad for parameter in backbone.parameters()):
+            raise UserError(
+                "data.feature_cache needs a frozen backbone, and model.init_args.backbone is trained; set its "
+                "frozen=true, or leave the cache out."
+            )
+        compute_dtype = torch.float32
+        if self.dtype == "float16" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+            compute_dtype = torch.bfloat16
+        description = {
+            **description_of(backbone, backbone.transform(augment)),
+            "views": f"{self.views} random" if augment else "1",
+            "dtype": self.dtype,
+            "computed in": str(compute_dtype).removeprefix("torch."),
+        }
+        name = re.sub(r"\W+", "_", str(description.get("name", description["backbone"])))
+        entry = Entry(Path(self.folder).expanduser() / f"{name}-{fingerprint(description)[:16]}")
+        entry.describe(description)
+        if self.num_workers is not None:
+            num_workers = self.num_workers
+        elif device.type == "cuda":
+            num_workers = max(num_workers, min(os.cpu_count() or 1, MOST_WORKERS))
+        found = entry.find(digests)
+        while len(found) < len(set(digests)):  # more than once only if a shard is damaged meanwhile
+            with isolate_rng():  # a run draws the same, whether its features were there or not
+                extract(
+                    entry,
+                    digests,
+                    image,
+                    backbone,
+                    device=device,
+                    dtype=getattr(torch, self.dtype),
+                    compute_dtype=compute_dtype,
+                    views=self.views if augment else None,
+                    num_workers=num_workers,
+                    quiet=quiet,
+                )
+            found = entry.find(digests)
+        return _gathered(digests, found)
+
+
+def _gathered(digests: list[bytes], found: dict[bytes, Any]) -> StoredFeatures:
+    shards = list({shard.path: shard for shard, _ in found.values()}.values())
+    numbers = {shard.path: number for number, shard in enumerate(shards)}
+    places: NDArray[np.int64] = np.array(
+        [(numbers[found[digest][0].path], found[digest][1]) for digest in digests], dtype=np.int64
+    )
+    return StoredFeatures([shard.features.numpy() for shard in shards], places.reshape(-1, 2))

@@ -1,0 +1,182 @@
+"""Features on disk: an entry is a folder of shards, each written at once, checked, and mapped into memory."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from mh_lightning.data.features.fingerprint import DIGEST_BYTES
+from mh_lightning.errors import UNREADABLE, UserError
+
+DESCRIPTION = "entry.json"
+FORMAT = "mh_lightning features 1"
+
+
+class Shard(NamedTuple):
+    """A file of an entry."""
+
+    path: Path
+    digests: list[bytes]  # of the images
+    features: Tensor  # (images, views, d), mapped into memory
+    checksum: str
+
+
+class Entry:
+    """The features that one backbone gives, with one transform, of any images.
+
+    Args:
+        folder: of the entry.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shards: dict[Path, tuple[int, Shard]] = {}  # with the time of their last change
+        self._intact: set[Path] = set()
+        self._index: dict[bytes, tuple[Shard, int]] = {}
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Make the folder, with a file that tells what it holds."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / DESCRIPTION).exists():
+                text = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
+                _write_at_once(self.folder / DESCRIPTION, text.encode())
+        except OSError as error:
+            raise UserError(
+                f"data.feature_cache.folder: {str(self.folder)!r} cannot be made ({error.strerror}); give another."
+            ) from error
+
+    def description(self) -> dict[str, Any]:
+        """What `describe` has written; empty if this is no entry."""
+        try:
+            description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text())
+        except (OSError, ValueError):
+            return {}
+        return description if description.get("format") == FORMAT else {}
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of all its files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def shards(self) -> Iterator[Path]:
+        """The shards' paths."""
+        return iter(sorted(self.folder.glob("*.safetensors")))
+
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, tuple[Shard, int]]:
+        """The shard and the row of those images whose features are there.
+
+        Damaged shards are removed, with a warning; checksums are computed of those only that hold some of the images.
+        """
+        self._look()
+        while True:
+            found = {digest: self._index[digest] for digest in digests if digest in self._index}
+            unchecked = {shard.path: shard for shard, _ in found.values() if shard.path not in self._intact}
+            damaged = [path for path, shard in unchecked.items() if not is_intact(shard)]
+            self._intact |= unchecked.keys() - set(damaged)
+            if not damaged:
+                return found
+            for path in damaged:
+                _remove_damaged(path)
+                self._forget(path)
+
+    def write(self, name: str, digests: Sequence[bytes], features: Tensor) -> None:
+        """Write a shard of features (images, views, d); it is there as a whole or not at all.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, DIGEST_BYTES)
+        content = save({"digests": keys, "features": features.contiguous()}, {"checksum": checksum_of(keys, features)})
+        try:
+            _write_at_once(self.folder / f"{name}.safetensors", content)
+        except UNREADABLE as error:
+            raise UserError(
+                f"data.feature_cache.folder: a shard cannot be written to {str(self.folder)!r} ({error}); make room or "
+                "give another folder."
+            ) from error
+
+    def remove(self) -> None:
+        """Delete the entry from the disk."""
+        shutil.rmtree(self.folder)
+
+    def _look(self) -> None:
+        """Open shards that are new or have changed, and forget those that have gone."""
+        present = dict[Path, int]()
+        for path in self.shards():
+            try:
+                present[path] = path.stat().st_mtime_ns
+                if self._shards.get(path, (None,))[0] == present[path]:
+                    continue
+                shard = open_shard(path)
+            except FileNotFoundError:  # another process has removed it
+                continue
+            except UNREADABLE:
+                _remove_damaged(path)
+                continue
+            self._forget(path)
+            self._shards[path] = present[path], shard
+            self._index |= {digest: (shard, row) for row, digest in enumerate(shard.digests)}
+        for path in self._shards.keys() - present.keys():
+            self._forget(path)
+
+    def _forget(self, path: Path) -> None:
+        if path in self._shards:
+            gone = self._shards.pop(path)[1]
+            self._intact.discard(path)
+            self._index = {digest: place for digest, place in self._index.items() if place[0] is not gone}
+
+
+def _remove_damaged(path: Path) -> None:
+    rank_zero_warn(f"data.feature_cache: {str(path)!r} is damaged; its images pass through the backbone again.")
+    path.unlink(missing_ok=True)
+
+
+def open_shard(path: Path) -> Shard:
+    """Map a shard into memory, without a look at its checksum.
+
+    Raises:
+        UNREADABLE: if it is no such file.
+    """
+    with safe_open(path, framework="pt") as file:
+        digests, features = file.get_tensor("digests"), file.get_tensor("features")
+        checksum = (file.metadata() or {})["checksum"]
+    if digests.dtype != torch.uint8 or digests.shape != (len(features), DIGEST_BYTES) or features.dim() != 3:
+        raise ValueError("no shard of features")
+    raw = digests.numpy().tobytes()
+    keys = [raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES)]
+    return Shard(path, keys, features, checksum)
+
+
+def is_intact(shard: Shard) -> bool:
+    """Whether a shard's content has its checksum."""
+    keys = torch.frombuffer(bytearray(b"".join(shard.digests)), dtype=torch.uint8).view(-1, DIGEST_BYTES)
+    return checksum_of(keys, shard.features) == shard.checksum
+
+
+def checksum_of(digests: Tensor, features: Tensor) -> str:
+    """Of a shard's tensors, their types and shapes."""
+    hasher = hashlib.sha256()
+    for tensor in (digests, features):
+        hasher.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _write_at_once(path: Path, content: bytes) -> None:
+    """Write beside `path`, then put the whole file into its place."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
