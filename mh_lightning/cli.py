@@ -25,6 +25,7 @@ from mh_lightning.methods import ContinualMethod
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.TaskBoundaries,
+    callbacks.CostMonitor,
     callbacks.ContinualMetrics,
     callbacks.MemoryHeadMonitor,
     callbacks.TaskCheckpoints,

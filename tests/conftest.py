@@ -103,7 +103,7 @@ def refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
 def results_of(folder: Path) -> dict[str, Any]:
     """results.json of a run, without what may differ between equal runs."""
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    results.pop("seconds")
+    del results["seconds"], results["cost"]
     return results
 
 

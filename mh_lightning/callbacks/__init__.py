@@ -2,6 +2,7 @@
 
 from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO, TaskCheckpoints
 from mh_lightning.callbacks.continual_metrics import ContinualMetrics
+from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.memory_heads import MemoryHeadMonitor
 from mh_lightning.callbacks.online_accuracy import OnlineAccuracy
 from mh_lightning.callbacks.predictions import PredictionWriter
@@ -11,6 +12,7 @@ from mh_lightning.callbacks.tasks import TaskBoundaries, TaskProgressBar
 __all__ = [
     "AtomicCheckpointIO",
     "ContinualMetrics",
+    "CostMonitor",
     "DecisionSurfaces",
     "MemoryHeadMonitor",
     "OnlineAccuracy",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, stream_of
 from mh_lightning.distributed import sum_over_ranks
@@ -198,6 +199,9 @@ class ContinualMetrics(Callback):
                 "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
             },
         }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, CostMonitor):
+                results["cost"] = callback.cost(pl_module)
         trained = len(results["accuracy_matrix"])
         if trained < results["num_tasks"]:
             results["tasks_trained"] = trained

@@ -15,7 +15,9 @@ from mh_lightning.experiments.streams import Stream
 Key = tuple[int, int | None]  # seed, and seed of the class order
 Results = Mapping[str, Mapping[Key, Mapping[str, Any]]]  # results.json of each experiment's runs
 SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy")
-NUMBERS = (*METRICS, "seconds")
+COSTS = {"samples_per_second": ("samples/s", 1.0), "state_bytes": ("state (MB)", 1e-6),
+         "peak_memory_bytes": ("peak memory (MB)", 1e-6)}  # column and unit  # fmt: skip
+NUMBERS = (*METRICS, "seconds", *COSTS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def summarise(stream: Stream, results: Results, metric: str, published: Mapping[
     """
 
     def values(experiment: str, name: str) -> dict[Key, float]:
-        return {key: float(result[name]) for key, result in results.get(experiment, {}).items()}
+        found = {key: _number(result, name) for key, result in results.get(experiment, {}).items()}
+        return {key: value for key, value in found.items() if value is not None}
 
     summaries = []
     for experiment in stream.experiments:
@@ -70,6 +73,12 @@ def summarise(stream: Stream, results: Results, metric: str, published: Mapping[
             difference = paired_difference(values(experiment, metric), values(str(stream.baseline), metric))
         summaries.append(Summary(experiment, numbers, difference, published.get(experiment)))
     return summaries
+
+
+def _number(result: Mapping[str, Any], name: str) -> float | None:
+    """A metric or a cost of a run; runs of earlier versions have no cost."""
+    value = result.get("cost", {}).get(name) if name in COSTS else result[name]
+    return None if value is None else float(value)
 
 
 def read_published(path: Path) -> dict[str, Published]:
@@ -107,14 +116,16 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
         baseline: that the differences are to.
 
     Example:
-        >>> numbers = {name: Interval(0.5, 0.02, 3) for name in NUMBERS}
+        >>> numbers = {name: Interval(0.5, 0.02, 3) for name in NUMBERS if name not in COSTS}
         >>> print(markdown_table([Summary("replay", numbers)], "average_accuracy", None))
         | experiment | average accuracy | forgetting | backward transfer | last accuracy | seconds | runs |
         |---|---|---|---|---|---|---|
         | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 |
     """
     others = [name for name in SHOWN if name != metric]
-    header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds", "runs"]
+    header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds"]
+    costs = {name: column for name, column in COSTS.items() if any(name in summary.numbers for summary in summaries)}
+    header += [*(title for title, _ in costs.values()), "runs"]
     with_published = any(summary.published for summary in summaries)
     header += [f"difference to {baseline}"] * bool(baseline) + ["published"] * with_published
     lines = [header, ["---"] * len(header)]
@@ -122,7 +133,10 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
         numbers = summary.numbers
         cells = [summary.experiment, _interval(numbers.get(metric))]
         cells += [f"{100 * numbers[name].mean:.1f}" if numbers else "" for name in others]
-        cells += [f"{numbers['seconds'].mean:.1f}" if numbers else "", str(summary.runs)]
+        cells.append(f"{numbers['seconds'].mean:.1f}" if numbers else "")
+        cells += [_three_digits(numbers[name].mean * unit) if name in numbers else ""
+                  for name, (_, unit) in costs.items()]  # fmt: skip
+        cells.append(str(summary.runs))
         if baseline:
             difference = _interval(summary.difference, signed=True)
             cells.append(f"**{difference}**" if summary.difference and summary.difference.excludes_zero else difference)
@@ -131,6 +145,10 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
             cells.append(f"{100 * reported.value:.1f} ({reported.source})" if reported else "")
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" if line[0] != "---" else f"|{'|'.join(line)}|" for line in lines)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _interval(interval: Interval | None, signed: bool = False) -> str:
@@ -158,7 +176,7 @@ def experiments_csv(streams: Sequence[Stream], summaries: Sequence[Sequence[Summ
         for row in rows:
             line: list[object] = [stream.title, row.experiment, row.runs]
             for name in NUMBERS:
-                line += list(row.numbers[name][:2]) if row.numbers else [None, None]
+                line += list(row.numbers[name][:2]) if name in row.numbers else [None, None]
             line += [stream.baseline, *(row.difference or (None, None, None))]
             line += [row.published.value, row.published.source] if row.published else [None, None]
             lines.append(line)
@@ -178,7 +196,7 @@ def runs_csv(results: Results) -> str:
     """
     lines: list[Sequence[object]] = [["experiment", "seed", "class_order_seed", *NUMBERS]]
     for experiment, runs in results.items():
-        lines += [[experiment, *key, *(result[name] for name in NUMBERS)] for key, result in runs.items()]
+        lines += [[experiment, *key, *(_number(result, name) for name in NUMBERS)] for key, result in runs.items()]
     return _csv(lines)
 
 

@@ -1,0 +1,98 @@
+"""What a run costs: time, memory, and the state that the method keeps."""
+
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+CLEAR_PEAK = "5"  # see proc(5), clear_refs
+
+
+class CostMonitor(Callback):
+    """Measures a fit; `ContinualMetrics` writes what it found into results.json, as ``cost``.
+
+    - ``samples_per_second``: training samples, each counted as often as it was trained, over the seconds of training,
+      evaluation left out.
+    - ``state_bytes``: of the method's state at the end: head, counters, statistics, replay buffer, and the backbone
+      where it is trained. What a frozen backbone or the optimizer holds is left out.
+    - ``peak_memory_bytes``: the most that was in use on rank 0 at a time: of the GPU, or else of the whole process,
+      Python and libraries included. Where the system cannot reset its peak, this includes what came before the fit.
+    """
+
+    def __init__(self) -> None:
+        self._samples, self._seconds = 0, 0.0
+        self._last = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the peak of what came before."""
+        _reset_peak(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count."""
+        now = time.monotonic()
+        self._seconds += now - self._last
+        self._last = now
+        self._samples += len(batch[1]) * trainer.world_size
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave evaluation out."""
+        self._last = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what followed the last batch."""
+        self._seconds += time.monotonic() - self._last
+
+    def cost(self, pl_module: LightningModule) -> dict[str, float]:
+        """All that was measured; see the class."""
+        return {
+            "samples_per_second": self._samples / self._seconds if self._seconds else 0.0,
+            "state_bytes": state_bytes(pl_module),
+            "peak_memory_bytes": _peak_bytes(pl_module.device),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far."""
+        return {"samples": self._samples, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._samples, self._seconds = state_dict["samples"], state_dict["seconds"]
+
+
+def state_bytes(method: LightningModule) -> int:
+    """Bytes of a method's state, without a frozen backbone."""
+    backbone: Any = method.backbone
+    frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
+    left_out = {f"backbone.{name}" for name in backbone.state_dict()} if frozen else set()
+    state = method.state_dict()
+    return sum(value.numel() * value.element_size() for name, value in state.items() if name not in left_out)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
