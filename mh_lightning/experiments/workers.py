@@ -1,5 +1,6 @@
 """Worker processes that call the command line, one run after another."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -111,6 +112,8 @@ def _call(command: list[str], log: Path) -> str | None:
     except Exception as error:  # whatever it is, it is reported, and the other runs go on
         traceback.print_exc()
         return f"{type(error).__name__}: {reason_of(error)}"
+    finally:
+        gc.collect()  # trainers and models hold each other, and the data; the next run should not carry them
     return None
 
 

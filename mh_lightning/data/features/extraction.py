@@ -1,11 +1,11 @@
 """Passing images through a frozen backbone, as fast as the machine can, into the shards of an entry."""
 
 import hashlib
-import os
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class Blocks:
 
     @staticmethod
     def _release(lock: FileLock) -> None:
-        os.unlink(lock.lock_file)
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
@@ -139,7 +139,7 @@ def extract(
     """
     backbone = backbone.to(device).eval()
     forward = Forward(backbone, device, compute_dtype)
-    with tqdm(total=len(set(digests)), desc="Features", unit="images", disable=quiet, smoothing=0.05) as bar:
+    with tqdm(total=len(set(digests)), desc="Features", unit=" images", disable=quiet, smoothing=0.05) as bar:
         blocks = Blocks(entry, digests, bar)
         try:
             while blocks.waiting:

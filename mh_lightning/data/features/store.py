@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from mh_lightning.data.features.fingerprint import DIGEST_BYTES
 from mh_lightning.errors import UNREADABLE, UserError
 
 DESCRIPTION = "entry.json"
+SECONDS_TO_WRITE = 3600.0  # no shard takes as long
 FORMAT = "mh_lightning features 1"
 
 
@@ -50,6 +53,10 @@ class Entry:
             if not (self.folder / DESCRIPTION).exists():
                 text = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
                 _write_at_once(self.folder / DESCRIPTION, text.encode())
+            for partial in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+                with suppress(FileNotFoundError):
+                    if time.time() - partial.stat().st_mtime > SECONDS_TO_WRITE:
+                        partial.unlink()
         except OSError as error:
             raise UserError(
                 f"data.feature_cache.folder: {str(self.folder)!r} cannot be made ({error.strerror}); give another."

