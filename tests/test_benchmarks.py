@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cost_rule, training_step
+from benchmarks import closed_form, cost_rule, training_step
 from mh_lightning.functional import grouped
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
@@ -38,6 +38,14 @@ def test_cost_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(results) == 2 and all(loss >= 1 for result in results for loss in result.values())
     assert "4, 6, 3, 5, 2" in capsys.readouterr().out
     assert grouped.GROUPING["cpu"] == before
+
+
+def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--samples", "30", "--features", "6", "--classes", "3", "--batch_size", "8", "--projections", "10")
+    results = closed_form.main([*sizes, "--repeats", "1"])
+    printed = capsys.readouterr().out
+    assert len(results) == 5 and all(math.isfinite(rate) and rate > 0 for rate in results.values())
+    assert all(name in printed for name in results if name != "naive")
 
 
 def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,20 @@
 """Layers, usable in plain PyTorch without Lightning."""
 
+from mh_lightning.layers.class_covariances import ShrunkClassCovariances
+from mh_lightning.layers.class_means import ClassMeans
+from mh_lightning.layers.closed_form import ClosedFormHead
+from mh_lightning.layers.linear_discriminant import StreamingLinearDiscriminant
 from mh_lightning.layers.memory_head import MHLinear
+from mh_lightning.layers.random_projection import RandomProjectionRidge
 from mh_lightning.layers.stacks import MLP, StackedMemoryHeads
 
-__all__ = ["MLP", "MHLinear", "StackedMemoryHeads"]
+__all__ = [
+    "MLP",
+    "ClassMeans",
+    "ClosedFormHead",
+    "MHLinear",
+    "RandomProjectionRidge",
+    "ShrunkClassCovariances",
+    "StackedMemoryHeads",
+    "StreamingLinearDiscriminant",
+]

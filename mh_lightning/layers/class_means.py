@@ -1,0 +1,46 @@
+"""The nearest-class-mean classifier."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mh_lightning.layers.closed_form import ClosedFormHead
+
+
+class ClassMeans(ClosedFormHead):
+    r"""Running mean :math:`\mu_c` of each class's features; logits are :math:`-\|x - \mu_c\|^2`.
+
+    Args:
+        num_features: n.
+        num_classes: C.
+
+    Attributes:
+        sums: of each class's features, (C, n), in float64, so that no order of the samples is better than another.
+
+    Example:
+        >>> means = ClassMeans(1, 2)
+        >>> means.update(torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([0, 0, 1]))
+        >>> means(torch.tensor([[4.0]]))
+        tensor([[ -4., -25.]])
+    """
+
+    waits: ClassVar[bool] = False  # it predicts each batch before it learns it
+    sums: Tensor
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes)
+        self.register_buffer("sums", torch.zeros(num_classes, num_features, dtype=torch.float64))
+
+    def accumulate(self, features: Tensor, targets: Tensor) -> None:
+        """Add features (b, n) of classes (b,)."""
+        self.sums.index_add_(0, targets, features.double())
+
+    def solve(self) -> tuple[Tensor, ...]:
+        """The means, (C, n)."""
+        return (self.sums / self.counts.clamp_min(1).unsqueeze(1),)
+
+    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
+        """Negative squared distances (b, C)."""
+        (means,) = solution
+        return -torch.cdist(features.double(), means).square()

@@ -1,0 +1,90 @@
+"""Streaming linear discriminant analysis."""
+
+import torch
+from torch import Tensor
+
+from mh_lightning.errors import UserError
+from mh_lightning.layers.closed_form import ClosedFormHead
+
+NO_SPREAD = 1e-12  # of the sum of squares: less is rounding
+
+
+class StreamingLinearDiscriminant(ClosedFormHead):
+    r"""Linear discriminants of the class means and one covariance that all classes share.
+
+    .. math::
+        S = \frac{1}{N} \sum_c \sum_{y_i = c} (x_i - \mu_c)(x_i - \mu_c)^\top, \qquad
+        \hat S = (1 - s) S + s \frac{\mathrm{tr} S}{n} I
+
+    .. math::
+        o_c = \mu_c^\top \hat S^{-1} x - \tfrac12 \mu_c^\top \hat S^{-1} \mu_c
+
+    Every class is as likely as any other: there is no prior, as published. The means and the covariance are those of
+    all samples so far, from a single pass, where the published code moves both by an approximate running update and
+    shrinks towards the unscaled I. So the weights are those of scikit-learn's `LinearDiscriminantAnalysis(
+    solver="lsqr", shrinkage=s)`. While no class has samples that differ, S is I, and the nearest mean wins.
+
+    Source: Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR
+    Workshops 2020.
+
+    Args:
+        num_features: n.
+        num_classes: C.
+        shrinkage: s, from 0 to 1.
+
+    Attributes:
+        sums: of each class's features, (C, n).
+        gram: the sum of :math:`x x^\top`, (n, n). Both are float64, which leaves enough of a covariance where the
+            features' means are a thousand times their deviations.
+
+    Raises:
+        UserError: if the shrinkage is out of range, or too small for the covariance to be inverted.
+
+    Example:
+        >>> head = StreamingLinearDiscriminant(1, 2, shrinkage=0.0)
+        >>> head.update(torch.tensor([[-2.0], [0.0], [2.0], [4.0]]), torch.tensor([0, 0, 1, 1]))
+        >>> head(torch.tensor([[0.0], [3.0]]))
+        tensor([[-0.5000, -4.5000],
+                [-3.5000,  4.5000]])
+    """
+
+    sums: Tensor
+    gram: Tensor
+
+    def __init__(self, num_features: int, num_classes: int, shrinkage: float = 1e-4) -> None:
+        super().__init__(num_features, num_classes)
+        if not 0 <= shrinkage <= 1:
+            raise UserError(f"shrinkage must lie in [0, 1], got {shrinkage}.")
+        self.shrinkage = shrinkage
+        self.register_buffer("sums", torch.zeros(num_classes, num_features, dtype=torch.float64))
+        self.register_buffer("gram", torch.zeros(num_features, num_features, dtype=torch.float64))
+
+    def accumulate(self, features: Tensor, targets: Tensor) -> None:
+        """Add features (b, n) of classes (b,)."""
+        rows = features.double()
+        self.sums.index_add_(0, targets, rows)
+        self.gram.addmm_(rows.T, rows)
+
+    def solve(self) -> tuple[Tensor, ...]:
+        """Weights (C, n) and biases (C,)."""
+        means = self.sums / self.counts.clamp_min(1).unsqueeze(1)
+        covariance = (self.gram - means.T @ self.sums) / self.counts.sum()
+        spread = covariance.trace() / self.num_features
+        if bool(spread <= NO_SPREAD * self.gram.trace() / self.counts.sum() / self.num_features):
+            covariance, spread = torch.eye(self.num_features).to(covariance), torch.ones_like(spread)
+        covariance *= 1 - self.shrinkage
+        covariance.diagonal().add_(self.shrinkage * spread)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        independent = int(self.counts.sum() - self.counts.count_nonzero())
+        if bool(failed) or (self.shrinkage == 0 and 0 < independent < self.num_features):
+            raise UserError(
+                f"shrinkage={self.shrinkage}: the covariance of {int(self.counts.sum())} samples in "
+                f"{self.num_features} dimensions cannot be inverted; 0.0001 or more, or more samples, would do."
+            )
+        weights = torch.cholesky_solve(means.T, factor).T
+        return weights, -0.5 * (weights * means).sum(dim=1)
+
+    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
+        """Discriminants (b, C)."""
+        weights, biases = solution
+        return features.double() @ weights.T + biases

@@ -1,0 +1,84 @@
+"""What methods share that solve their head in closed form, on frozen features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.distributed import gather_rows
+from mh_lightning.errors import UserError
+from mh_lightning.layers import ClosedFormHead
+from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
+
+
+class ClosedFormMethod(ContinualMethod):
+    """A method whose head keeps sums of frozen features, and nothing is optimized. One epoch a task is all it can use;
+    the others are skipped.
+
+    Training predicts nothing, since to solve costs more than to learn: the head is solved for evaluations. Each rank's
+    head learns the samples of all ranks, in the order of the stream, so N processes end up with the state of one.
+    Features are far smaller than sums of their products, so they are what ranks exchange.
+
+    Args:
+        backbone: maps inputs to features; it is not trained.
+        head: the kind of head.
+        options: of the head.
+
+    Raises:
+        UserError: if an option cannot be used.
+    """
+
+    def __init__(self, backbone: Backbone, head: type[ClosedFormHead], **options: Any) -> None:
+        with torch.device("meta"):
+            head(1, 1, **options)  # which refuses what it cannot use, before any data are read
+        super().__init__(backbone, lambda features, classes: head(features, classes, **options))
+        self.automatic_optimization = False
+
+    def configure_model(self) -> None:
+        """Make the head, and keep DistributedDataParallel from sending its sums around at each step."""
+        super().configure_model()
+        assert self.head is not None
+        sums = [f"head.{name}" for name, _ in self.head.named_buffers()]  # the same on all ranks
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, sums)  # type: ignore[no-untyped-call]
+
+    def configure_optimizers(self) -> None:
+        """There is nothing to optimize."""
+        return
+
+    @torch.no_grad()
+    def training_step(self, batch: Batch, batch_idx: int) -> Learnt | None:
+        """Learn a batch, or a chunk, in the first epoch of its task.
+
+        Raises:
+            UserError: if features are not finite.
+        """
+        if self.trainer.current_epoch % self._stream.epochs_per_task:
+            return None
+        features = self.features(batch[0])
+        if not bool(features.isfinite().all()):
+            raise UserError(
+                "The backbone's features of the training data hold NaN or infinite values; check the weights of "
+                "model.init_args.backbone and the data."
+            )
+        return self.learn(features, batch[1])
+
+    def learn(self, features: Tensor, targets: Tensor) -> Learnt | None:
+        """Learn this rank's features (b, n) of classes (b,), and those of the other ranks."""
+        self.closed_form_head.update(*in_order_of_stream(features, targets))
+        return None
+
+    @property
+    def closed_form_head(self) -> ClosedFormHead:
+        """The head."""
+        assert isinstance(self.head, ClosedFormHead)
+        return self.head
+
+
+def in_order_of_stream(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of all ranks, which were dealt out to the ranks in turn."""
+    places = torch.arange(len(targets), device=targets.device)
+    features, targets, places = gather_rows(features, targets, places)
+    order = places.argsort(stable=True)
+    return features[order], targets[order]

@@ -1,0 +1,199 @@
+"""Methods that solve their head in closed form, in a trainer: each is its head on all training samples."""
+
+import copy
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from mh_lightning.backbones import Identity
+from mh_lightning.callbacks import ContinualMetrics, OnlineAccuracy, TaskBoundaries, TaskCheckpoints, TaskProgressBar
+from mh_lightning.data import Tensors
+from mh_lightning.errors import UserError
+from mh_lightning.methods import ClosedFormMethod, FeCAM, NearestClassMean, RanPAC, StreamingLDA
+from tests.blobs import CLASSES, FEATURES, blobs
+
+Make = Callable[[], ClosedFormMethod]
+RANKS = 2
+
+
+def nearest_class_mean() -> ClosedFormMethod:
+    return NearestClassMean(Identity(FEATURES))
+
+
+def streaming_lda() -> ClosedFormMethod:
+    return StreamingLDA(Identity(FEATURES), shrinkage=0.01)
+
+
+def ranpac() -> ClosedFormMethod:
+    return RanPAC(Identity(FEATURES), num_projections=20, seed=2)
+
+
+def fecam() -> ClosedFormMethod:
+    return FeCAM(Identity(FEATURES), tukey=1.0)
+
+
+METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam]
+every_method = pytest.mark.parametrize("make", METHODS)
+
+
+def stream(**options: Any) -> Tensors:
+    """Seven classes in three tasks, with an even number of samples in each."""
+    (x, targets), (x_test, y_test) = blobs(150, 1), blobs(50, 2)
+    groups = [targets < 3, (targets >= 3) & (targets < 5), targets >= 5]
+    even = torch.cat([group.nonzero().flatten()[: int(group.sum()) // 2 * 2] for group in groups])
+    defaults: dict[str, Any] = {"first_task_size": 3, "increment": 2, "batch_size": 8}
+    return Tensors(x[even], targets[even], x_test, y_test, **defaults | options)
+
+
+def fit(
+    method: ClosedFormMethod, folder: Path, data: Tensors | None = None, resume: Path | None = None, **options: Any
+) -> Trainer:
+    defaults: dict[str, Any] = {"enable_progress_bar": False, "callbacks": [TaskCheckpoints()], "devices": 1}
+    options = defaults | options
+    options["callbacks"] = [TaskBoundaries(), ContinualMetrics(figures=False), *options["callbacks"]]
+    trainer = Trainer(accelerator="cpu", max_epochs=-1, reload_dataloaders_every_n_epochs=1, logger=False,
+                      enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+                      default_root_dir=folder, **options)  # fmt: skip
+    trainer.fit(method, data or stream(), ckpt_path=resume)
+    return trainer
+
+
+def state_of(method: ClosedFormMethod) -> dict[str, Tensor]:
+    return copy.deepcopy(method.closed_form_head.state_dict())
+
+
+@every_method
+@pytest.mark.parametrize("options", [{}, {"epochs_per_task": 2}, {"batch_size": 1, "chunk_size": 16}], ids=str)
+def test_a_fit_is_the_head_on_all_training_samples(make: Make, options: dict[str, int], tmp_path: Path) -> None:
+    method, data = make(), stream(**options)
+    batches: list[tuple[Tensor, Tensor]] = []
+    learn = method.learn
+
+    def watched(features: Tensor, targets: Tensor) -> Any:
+        batches.append((features, targets))
+        return learn(features, targets)
+
+    method.learn = watched  # type: ignore[method-assign]
+    callbacks = [OnlineAccuracy(), TaskProgressBar()]
+    trainer = fit(method, tmp_path, data, callbacks=callbacks, enable_progress_bar=True)
+    x, targets = (torch.cat(part) for part in zip(*batches, strict=True))
+    assert sorted(targets.tolist()) == sorted(data._splits["train"].labels.tolist())  # once, whatever the epochs
+    expected: Any = make()._make_head(FEATURES, CLASSES)
+    expected.update(x, targets)
+    predicted: Any = trainer.predict(method, data)
+    queries = blobs(50, 2)[0]
+    torch.testing.assert_close(torch.cat(predicted), torch.softmax(expected(queries), dim=1), rtol=1e-3, atol=1e-4)
+    # only where predictions before learning are cheap
+    assert (tmp_path / "accuracy_over_stream.png").exists() == (make is nearest_class_mean)
+
+
+@every_method
+def test_a_resumed_fit_ends_as_if_it_had_not_been_stopped(make: Make, tmp_path: Path) -> None:
+    whole, resumed = make(), make()
+    trainer = fit(whole, tmp_path / "whole")
+    again = fit(resumed, tmp_path / "resumed", resume=tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
+    for name, value in state_of(whole).items():
+        assert torch.equal(state_of(resumed)[name], value)
+    matrices = [
+        next(one for one in run.callbacks if isinstance(one, ContinualMetrics))._metrics["test"].compute()  # type: ignore[attr-defined]
+        for run in (trainer, again)
+    ]
+    assert torch.equal(matrices[0]["accuracy_matrix"], matrices[1]["accuracy_matrix"])
+    assert matrices[0]["accuracy_matrix"].diagonal().min() > 0.5
+
+
+class NothingIsBroadcast(Callback):
+    """The sums are on every rank already, and may be large."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        model: Any = trainer.strategy.model
+        assert isinstance(model, DistributedDataParallel) and not model.modules_buffers
+
+
+def work(rank: int, folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    states = {}
+    for make in METHODS:
+        method = make()
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+        options = {"callbacks": [NothingIsBroadcast()], "enable_checkpointing": False}
+        fit(method, Path(folder) / make.__name__, devices=RANKS, strategy=strategy, **options)
+        states[make.__name__] = state_of(method)
+    torch.save(states, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def states_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What each rank has learnt; one spawn for all methods."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # forked, since to import the trainer anew takes longer than all the rest
+    mp.start_processes(work, args=(str(folder), port), nprocs=RANKS, start_method="fork")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@every_method
+def test_two_processes_end_up_with_the_state_of_one(
+    make: Make, states_of_ranks: list[dict[str, dict[str, Tensor]]], tmp_path: Path
+) -> None:
+    alone = make()
+    fit(alone, tmp_path, callbacks=[], enable_checkpointing=False)
+    for name, value in state_of(alone).items():
+        for states in states_of_ranks:
+            assert torch.equal(states[make.__name__][name], value)
+
+
+@every_method
+def test_features_that_are_not_finite_are_refused(make: Make, tmp_path: Path) -> None:
+    class Broken(Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full_like(x, float("nan")) if len(x) > 1 else x
+
+    method = make()
+    method.backbone = Broken(FEATURES)
+    with pytest.raises(UserError, match=r"features of the training data hold NaN .* model\.init_args\.backbone"):
+        fit(method, tmp_path)
+
+
+@every_method
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
+def test_other_precisions(make: Make, precision: str, tmp_path: Path) -> None:
+    plain, other = make(), make()
+    data = stream()
+    data.setup("fit")
+    for samples in data._splits.values():  # which no precision rounds
+        assert samples.features is not None
+        samples.features.copy_(samples.features.bfloat16())
+    fit(plain, tmp_path, data)
+    fit(other, tmp_path, data, precision=precision)
+    for name, value in state_of(plain).items():
+        assert torch.equal(state_of(other)[name], value) and state_of(other)[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (lambda: StreamingLDA(Identity(2), shrinkage=2.0), r"shrinkage must lie in \[0, 1\], got 2.0"),
+        (lambda: RanPAC(Identity(2), num_projections=-1), "num_projections must be at least 1, got -1"),
+        (lambda: FeCAM(Identity(2), tukey=-0.5), "tukey must be above 0 and finite, got -0.5"),
+    ],
+)
+def test_options_are_refused_before_any_data_are_read(make: Make, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        make()
