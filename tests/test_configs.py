@@ -90,6 +90,37 @@ def test_config_of_perturbed_images(run: Callable[..., Path], tmp_path: Path, na
     assert len(results["validation"]["accuracy_matrix"][0]) == 3
 
 
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and features that all configurations share."""
+    folder = tmp_path_factory.mktemp("fashion_mnist")
+    write_fashion_mnist(folder)
+    return folder
+
+
+FROZEN = sorted((CONFIGS / "frozen").glob("*.yaml"))
+
+
+def test_every_frozen_method_has_a_configuration() -> None:
+    methods = ("ncm", "slda", "ranpac", "fecam", "linear", "joint", "er", "memory_head")
+    assert {path.stem for path in FROZEN} >= {f"fashion_mnist_{method}" for method in methods}
+
+
+@pytest.mark.parametrize("config", FROZEN, ids=lambda path: path.stem)
+def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
+    options = ["--data.init_args.root", str(fashion_mnist)]
+    options += ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features"), "--pictures", "false"]
+    if config.stem.endswith("ranpac"):
+        options += ["--model.init_args.num_projections", "40"]
+    if config.stem.endswith("er"):
+        options += ["--model.init_args.buffer_size", "20"]
+    folder = run("fit", config, *SMALL, *FEW, *options)
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["accuracy_matrix"]) == results["num_tasks"] == 5
+    assert results["cost"]["state_bytes"] > 0 and results["cost"]["samples_per_second"] > 0
+    assert len(list((fashion_mnist / "features").iterdir())) == 1
+
+
 PLANES = sorted(path for path in (CONFIGS / "ocdi").glob("*.yaml") if path.stem.startswith(("modes_", "moons_")))
 TINY_PLANE = ("--data.init_args.num_samples", "60", "--pictures", "false", "--trainer.enable_checkpointing", "false",
               "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
