@@ -51,9 +51,10 @@ class StoredFeatures(Sequence[Tensor]):
 
     def gather(self, rows: NDArray[np.int64] | list[int]) -> Tensor:
         """Features (rows, d) in float32."""
-        (shards, images), views = self.places[rows].T, self.views[rows]
-        features = np.empty((len(shards), self.shards[0].shape[2]), dtype=np.float32)
-        for shard in set(shards.tolist()):
-            here = np.flatnonzero(shards == shard)
-            features[here] = self.shards[shard][images[here], views[here]]
+        features = np.empty((len(rows), self.shards[0].shape[2]), dtype=np.float32)
+        # row by row: to group them by shard takes longer than to copy them
+        for row, ((shard, image), view) in enumerate(
+            zip(self.places[rows].tolist(), self.views[rows].tolist(), strict=True)
+        ):
+            features[row] = self.shards[shard][image, view]
         return torch.from_numpy(features)
