@@ -52,9 +52,6 @@ def write_mini_imagenet(root: Path) -> None:
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
     options = list(SMALL)
-    if config.stem == "fashion_mnist":
-        write_fashion_mnist(tmp_path)
-        options += ["--data.init_args.root", str(tmp_path)]
     if config.stem == "image_folder":
         write_images(tmp_path / "images")
         options += ["--data.init_args.root", str(tmp_path / "images")]

@@ -9,7 +9,15 @@ from mh_lightning.errors import UserError
 from mh_lightning.experiments.runs import Experiment
 
 # how a method goes through the stream, next to all seeds; the rest of the data section is the stream itself
-NO_PART_OF_A_STREAM = ("batch_size", "eval_batch_size", "chunk_size", "epochs_per_task", "num_workers", "augment")
+NO_PART_OF_A_STREAM = (
+    "batch_size",
+    "eval_batch_size",
+    "chunk_size",
+    "epochs_per_task",
+    "num_workers",
+    "augment",
+    "feature_cache",
+)
 
 
 @dataclass(frozen=True)
