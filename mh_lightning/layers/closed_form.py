@@ -78,15 +78,19 @@ class ClosedFormHead(nn.Module, ABC):
                 self.accumulate(rows, classes)
                 self.counts += torch.bincount(classes, minlength=self.num_classes)
 
+    def ensure_solved(self) -> None:
+        """Solve, if there are samples that the solution does not know; `forward` does it otherwise."""
+        self.settle()
+        if self._solution is None and bool(self.counts.any()):
+            self._solution = self._solved()
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits (b, C); classes not seen yet get half the lowest finite value."""
-        self.settle()
+        self.ensure_solved()
         dtype = torch.promote_types(features.dtype, torch.float32)
         lowest = torch.finfo(dtype).min / 2
         if self._solution is None:
-            if not bool(self.counts.any()):
-                return torch.full((len(features), self.num_classes), lowest, dtype=dtype, device=features.device)
-            self._solution = self._solved()
+            return torch.full((len(features), self.num_classes), lowest, dtype=dtype, device=features.device)
         with torch.autocast(features.device.type, enabled=False):
             logits = self.logits(features, *self._solution)
         return logits.to(dtype).masked_fill(self.counts == 0, lowest)

@@ -17,7 +17,7 @@ class ClosedFormMethod(ContinualMethod):
     """A method whose head keeps sums of frozen features, and nothing is optimized. One epoch a task is all it can use;
     the others are skipped.
 
-    Training predicts nothing, since to solve costs more than to learn: the head is solved for evaluations. Each rank's
+    Training predicts nothing, since to solve costs more than to learn: the head is solved at the end of each task. Each rank's
     head learns the samples of all ranks, in the order of the stream, so N processes end up with the state of one.
     Features are far smaller than sums of their products, so they are what ranks exchange.
 
@@ -68,6 +68,10 @@ class ClosedFormMethod(ContinualMethod):
         """Learn this rank's features (b, n) of classes (b,), and those of the other ranks."""
         self.closed_form_head.update(*in_order_of_stream(features, targets))
         return None
+
+    def on_task_end(self, task: int) -> None:
+        """Solve, so that it counts as training."""
+        self.closed_form_head.ensure_solved()
 
     @property
     def closed_form_head(self) -> ClosedFormHead:
