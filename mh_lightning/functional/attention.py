@@ -19,7 +19,7 @@ class Attention(NamedTuple):
     alphas: Tensor  # (b, q, k), non-negative, sums to 1 over k
 
 
-def match(z: Tensor, keys: Tensor, distance: str = "cosine", sigma_eu: float = 1.0) -> Tensor:
+def match(z: Tensor, keys: Tensor, distance: str = "cosine", sigma_eu: float | Tensor = 1.0) -> Tensor:
     r"""Response of every memory unit to every sample.
 
     Cosine (both sides L2-normalised by the caller) and dot_scaled: :math:`r_j = z \cdot K_j / \sqrt d`;
@@ -103,7 +103,7 @@ def unit_length(x: Tensor) -> Tensor:
     return z
 
 
-def attend(responses: Tensor, delta: int, gamma_alpha: float) -> Attention:
+def attend(responses: Tensor, delta: int, gamma_alpha: float | Tensor) -> Attention:
     r"""Select the best `delta` units of each key set and weigh them: :math:`\alpha = \mathrm{softmax}(\gamma\,r)`.
 
     Args:

@@ -15,6 +15,7 @@ from mh_lightning.distributed import gather_rows, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.after_backward import after_backward
+from mh_lightning.layers.auto_scale import AUTO, SHARPNESS, AutoScale
 from mh_lightning.layers.psi import PSI_NAMES, psi
 
 DISTANCES = ("cosine", "dot_scaled", "euclidean")
@@ -70,7 +71,7 @@ class KeyMemory(nn.Module):
         *,
         psi_fn: str,
         delta: int,
-        gamma_alpha: float,
+        gamma_alpha: float | str,
         tau_alpha: float,
         tau_mu: int,
         tau_eta: int,
@@ -80,7 +81,7 @@ class KeyMemory(nn.Module):
         random_memories: bool,
         detach_gradients: bool,
         distance: str,
-        sigma_eu: float,
+        sigma_eu: float | str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -91,7 +92,10 @@ class KeyMemory(nn.Module):
         self.upd_k = "grad_not_WTA" if upd_k is None else upd_k
         self.beta_k, self.scramble, self.random_memories = beta_k, scramble, random_memories
         self.detach_gradients, self.distance, self.sigma_eu = detach_gradients, distance, sigma_eu
-        require_positive(self, key_mem_units=key_mem_units, key_size=key_size, delta=delta, sigma_eu=sigma_eu)
+        require_positive(self, key_mem_units=key_mem_units, key_size=key_size, delta=delta)
+        require_number_or_auto(self, sigma_eu=sigma_eu, gamma_alpha=gamma_alpha)
+        if not isinstance(sigma_eu, str):
+            require_positive(self, sigma_eu=sigma_eu)
         require_choice(self, "psi_fn", psi_fn, PSI_NAMES)
         require_choice(self, "distance", distance, DISTANCES)
         require_choice(self, "upd_k", self.upd_k, KEY_UPDATES)
@@ -109,8 +113,27 @@ class KeyMemory(nn.Module):
         for name in COUNTERS[:3]:
             self.register_buffer(name, torch.zeros(key_sets, key_mem_units, dtype=torch.long, device=device))
         self.register_buffer("scrambling_count", torch.zeros(key_sets, dtype=torch.long, device=device))
+        self.scale: AutoScale | None = None
+        if distance == "euclidean" and gamma_alpha == AUTO:
+            self.gamma_alpha = SHARPNESS
+        if (sigma_eu if distance == "euclidean" else gamma_alpha) == AUTO:
+            start = 2.0 if distance == "cosine" else 2 / 3  # of two initial keys, see `_reset_keys`
+            self.scale = AutoScale(key_size, start, device=device, dtype=dtype)
         self.defer_key_updates = False
         self._pending: list[_Matched | _MatchedOne] = []
+
+    def _sigma_and_gamma(self) -> tuple[float | Tensor, float | Tensor]:
+        sigma: float | Tensor = 1.0 if isinstance(self.sigma_eu, str) else self.sigma_eu
+        if self.scale is None:
+            assert not isinstance(self.gamma_alpha, str)
+            return sigma, self.gamma_alpha
+        if isinstance(self.gamma_alpha, str):
+            return sigma, self.scale.gamma_alpha()
+        return self.scale.sigma_eu(), self.gamma_alpha
+
+    def _sigma_of_steps(self) -> float:
+        """For the steps of the keys; 1/sqrt(d) makes them those that `MHLinear` describes for "auto"."""
+        return 1 / math.sqrt(self.key_size) if isinstance(self.sigma_eu, str) else self.sigma_eu
 
     @torch.no_grad()
     def _reset_keys(self) -> None:
@@ -120,6 +143,8 @@ class KeyMemory(nn.Module):
             self.K.copy_(F.normalize(self.K, dim=2))
         for name in COUNTERS:
             getattr(self, name).fill_(self.tau_eta if name == "eta" else 0)
+        if self.scale is not None:
+            self.scale.reset()
 
     def _attend(self, x: Tensor) -> tuple[MF.Attention, Tensor]:
         keys_by_gradient = self.upd_k != "ad_hoc_WTA"
@@ -132,8 +157,8 @@ class KeyMemory(nn.Module):
             z = MF.unit_length(z)
             if keys_by_gradient:
                 keys = _Normalised.apply(keys)
-        attention = MF.attend(MF.match(z, keys, self.distance, self.sigma_eu), self.delta, self.gamma_alpha)
-        return attention, z
+        sigma, gamma = self._sigma_and_gamma()
+        return MF.attend(MF.match(z, keys, self.distance, sigma), self.delta, gamma), z
 
     def _update_after_backward(self, y: Tensor, attention: MF.Attention, z: Tensor) -> None:
         # what waits for an optimizer step must not change with a buffer that the caller fills again
@@ -146,8 +171,8 @@ class KeyMemory(nn.Module):
         z: MF.Floats = x.detach().numpy()[0]
         if self.distance == "cosine":
             z = z / max(math.sqrt(float(z @ z)), MF.EPSILON)
-        keys = self.K.numpy()[0]
-        return MF.attend_one(z, keys, self.distance, self.sigma_eu, self.delta, self.gamma_alpha), z
+        keys, (sigma, gamma) = self.K.numpy()[0], self._sigma_and_gamma()
+        return MF.attend_one(z, keys, self.distance, float(sigma), self.delta, float(gamma)), z
 
     def _update_one_after_backward(self, y: Tensor, attention: MF.OneAttention, z: MF.Floats) -> None:
         z = z.copy() if self.defer_key_updates else z
@@ -198,6 +223,7 @@ class KeyMemory(nn.Module):
         keys = self.K.to(z.dtype)
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
+        sigma, _ = self._sigma_and_gamma()
         self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
         if self.scramble:
             plan = MF.plan_scramble(
@@ -210,18 +236,19 @@ class KeyMemory(nn.Module):
                 self.mu[plan.sets, plan.units] = 0
                 self.scrambling_count[plan.sets] += 1
         if self.upd_k == "ad_hoc_WTA":
-            MF.move_keys_(
-                keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu
-            )
+            width = self._sigma_of_steps()
+            MF.move_keys_(keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=width)
             if batch > 1 and self.scramble:
                 # the same selection as in the forward, so that ties fall alike
-                winners = MF.match(z, keys, self.distance, self.sigma_eu).topk(self.delta, dim=2).indices[..., 0]
+                winners = MF.match(z, keys, self.distance, sigma).topk(self.delta, dim=2).indices[..., 0]
         if keys is not self.K:
             self.K.copy_(keys)
         if self.scramble:
             self.eta.scatter_(1, winners.t(), 0)
             self.mu.scatter_(1, winners.t(), 1, reduce="add")
             self.eta.add_(batch)
+        if self.scale is not None:
+            self.scale.add(z)
 
     def _update_one(self, matched: _MatchedOne) -> None:
         """As `_update`, for one sample and one key set whose keys are moved ad hoc."""
@@ -238,11 +265,14 @@ class KeyMemory(nn.Module):
                     self._recycle_memories(torch.tensor([0]), torch.tensor([unit]), torch.tensor([winner]), seed)
                     self.scrambling_count += 1
                 keys[unit], mu[unit] = z, 0
-        MF.move_key_(keys[winner], z, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=self.sigma_eu)
+        width = self._sigma_of_steps()
+        MF.move_key_(keys[winner], z, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=width)
         if self.scramble:
             eta[winner] = 0
             mu[winner] += 1
             eta += 1
+        if self.scale is not None:
+            self.scale.add_one(z)
 
     @abstractmethod
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
@@ -264,6 +294,13 @@ def require_positive(layer: nn.Module, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise UserError(f"{type(layer).__name__}: {name} must be positive, got {value}.")
+
+
+def require_number_or_auto(layer: nn.Module, **values: float | str) -> None:
+    """Refuse texts but "auto"."""
+    for name, value in values.items():
+        if isinstance(value, str) and value != AUTO:
+            raise UserError(f"{type(layer).__name__}: {name} must be a number or 'auto', got {value!r}.")
 
 
 def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -30,6 +30,12 @@ class MHLinear(KeyMemory):
     of `nn.Linear`. Evaluation and ``torch.no_grad()`` forwards change nothing, and neither do those of a layer whose
     memories are frozen (``layer.M.requires_grad_(False)``).
 
+    With ``sigma_eu="auto"`` (euclidean), :math:`\sigma = S / (10 \sqrt d)`, where S estimates the mean squared distance
+    between two training samples in key space: responses are :math:`\exp(-10\,\|z - K_j\|^2 / S)`, and ad-hoc keys move
+    by :math:`\beta\,r\,(z - K_w)`, whatever the features' scale. With ``gamma_alpha="auto"``, :math:`\gamma` is 25 over
+    the responses' range: 25 if euclidean, else :math:`50 \sqrt d / S`. S moves with the keys, is
+    saved in the state and described in `mh_lightning.layers.auto_scale`; before the first step it is that of the keys.
+
     Args:
         in_features: n.
         out_features: o.
@@ -40,7 +46,7 @@ class MHLinear(KeyMemory):
         key_size: d, by default n.
         layer_norm: normalise the input, with a gain and an offset of its own for each unit.
         delta: units blended for a sample; more than `key_mem_units` is clamped, with a warning.
-        gamma_alpha: inverse temperature of the attention.
+        gamma_alpha: inverse temperature of the attention, or "auto", see below.
         tau_alpha: winner's response below which a sample may scramble a unit.
         tau_mu: usage, in samples, below which a unit may be scrambled.
         tau_eta: age, in samples, from which a unit may be scrambled; also the age at the start.
@@ -51,8 +57,9 @@ class MHLinear(KeyMemory):
         random_memories: a recycled unit starts from fresh random weights instead of the winner's.
         detach_gradients: no gradient reaches x through the match (it always does with cosine and gradient keys).
         distance: "cosine", "dot_scaled" or "euclidean".
-        sigma_eu: width of the euclidean response, in units of squared distance over sqrt(d).
+        sigma_eu: width of the euclidean response, in units of squared distance over sqrt(d), or "auto", see below.
         key_features: length of a separate input that is matched in place of x, see `forward`; by default x itself is.
+        normalize_input: divide x, and a separate input, by its length before all else.
 
     Attributes:
         K: keys, (q, m, d) with q = 1 for shared keys, else o: a buffer with ad-hoc keys, else a parameter.
@@ -61,6 +68,7 @@ class MHLinear(KeyMemory):
         mu, eta: usage and age of each unit, in samples, (q, m), integer; they move only with `scramble`.
         key_counter: training samples won by each unit, (q, m), integer.
         scrambling_count: units recycled, (q,), integer.
+        scale: the `AutoScale` of a layer with "auto", else None.
         followers: layers with memory units of their own, in which units are recycled when they are here.
         defer_key_updates: collect the updates until `apply_key_updates` is called; off by default.
         sparse_gradients: where it costs less, M's gradient is a sparse tensor of the units that have one;
@@ -97,7 +105,7 @@ class MHLinear(KeyMemory):
         key_size: int | None = None,
         layer_norm: bool = False,
         delta: int = 3,
-        gamma_alpha: float = 0.1,
+        gamma_alpha: float | str = 0.1,
         tau_alpha: float = 0.5,
         tau_mu: int = 100,
         tau_eta: int = 100,
@@ -108,8 +116,9 @@ class MHLinear(KeyMemory):
         random_memories: bool = False,
         detach_gradients: bool = True,
         distance: str = "cosine",
-        sigma_eu: float = 1.0,
+        sigma_eu: float | str = 1.0,
         key_features: int | None = None,
+        normalize_input: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -137,6 +146,7 @@ class MHLinear(KeyMemory):
         )
         self.in_features, self.out_features, self.bias = in_features, out_features, bias
         self.shared_keys, self.layer_norm, self.key_features = shared_keys, layer_norm, key_features
+        self.normalize_input = normalize_input
         self.followers: list[Any] = []
         self.upd_m = "vanilla" if upd_m is None else upd_m
         self._check_options()
@@ -171,6 +181,8 @@ class MHLinear(KeyMemory):
         """Map (*, n) to (*, o); see the class. A layer with `key_features` matches `key_input` (*, key_features)."""
         if key_input is not None or not self._serves_one(x):
             return self.forward_with_attention(x, key_input)[0]
+        if self.normalize_input:
+            x = MF.unit_length(x)
         attention, z = self._attend_one(x)
         y = MF.blend_one(x, self.M, attention, self.bias, self.upd_m == "WTA")
         if self.training and y.requires_grad and self.M.requires_grad:
@@ -195,6 +207,8 @@ class MHLinear(KeyMemory):
         images, rows, batch_shape = self._arrange(x)
         if self.key_features is not None or key_input is not None:
             images = self._arrange_key_input(key_input, batch_shape)
+        if self.normalize_input:
+            images, rows = _of_unit_length(images), _of_unit_length(rows)
         lower = autocast_dtype(x)
         with without_autocast(x):
             attention, z = self._attend(images)
@@ -292,6 +306,12 @@ class MHLinear(KeyMemory):
             f"key_mem_units={self.key_mem_units}, delta={self.delta}, shared_keys={self.shared_keys}, "
             f"distance={self.distance}, upd_m={self.upd_m}, upd_k={self.upd_k}, scramble={self.scramble}"
         )
+
+
+def _of_unit_length(x: Tensor) -> Tensor:
+    """Each sample (b, ...) divided by its length."""
+    wide = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    return MF.unit_length(wide).to(x.dtype).view(x.shape)
 
 
 def fill_with_random_memories(memories: Tensor, generator: torch.Generator | None = None) -> Tensor:
