@@ -15,8 +15,8 @@ CLEAR_PEAK = "5"  # see proc(5), clear_refs
 class CostMonitor(Callback):
     """Measures a fit; `ContinualMetrics` writes what it found into results.json, as ``cost``.
 
-    - ``samples_per_second``: training samples, each counted as often as it was trained, over the seconds of training,
-      evaluation left out.
+    - ``samples_per_second``: the stream's training samples, each counted as often as it came, over the seconds of
+      training, evaluation left out. What a method replays or learns again takes time, but does not count.
     - ``state_bytes``: of the method's state at the end: head, counters, statistics, replay buffer, and the backbone
       where it is trained. What a frozen backbone or the optimizer holds is left out.
     - ``peak_memory_bytes``: the most that was in use on rank 0 at a time: of the GPU, or else of the whole process,

@@ -77,8 +77,9 @@ class TaskBoundaries(Callback):
             _method(pl_module).on_task_end(current_task(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the layers as a fit that ended leaves them."""
+        """Leave the method as a run that ended leaves it."""
         pl_module.on_fit_end()
+        _method(pl_module).leave_stream()
 
 
 def _seed_all(*parts: int) -> None:

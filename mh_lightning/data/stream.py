@@ -198,8 +198,9 @@ class StreamDataModule(LightningDataModule):
         """
         if not self._splits:
             self._cut()
-        if self.feature_cache is not None:
-            self._stored = {split: self._features(self.feature_cache, split) for split in self._splits}
+        needed = {"fit": [*self._splits], "validate": self.evaluation_splits}.get(stage, ["test"])
+        cache = self.feature_cache
+        self._stored = {} if cache is None else {split: self._features(cache, split) for split in needed}
 
     def _cut(self) -> None:
         data = self.load()
@@ -260,6 +261,7 @@ class StreamDataModule(LightningDataModule):
             augment=augment,
             device=self.trainer.strategy.root_device,
             num_workers=self.num_workers,
+            local_ranks=self.trainer.num_devices,
             quiet=self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero,
         )
 

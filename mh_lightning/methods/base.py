@@ -81,6 +81,10 @@ class ContinualMethod(LightningModule):
         self._make_head = head
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
+        if classes_in_loss not in ("all", "task", "batch"):
+            raise UserError(
+                f"model.init_args.classes_in_loss must be 'all', 'task' or 'batch', got {classes_in_loss!r}."
+            )
         self.losses, self.classes_in_loss = LOSSES[loss], classes_in_loss
         self.reset_optimizer = reset_optimizer
         self.only_touched_units = only_touched_units
@@ -128,6 +132,10 @@ class ContinualMethod(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Without the stream, inputs are what the backbone takes."""
+        self.leave_stream()
+
+    def leave_stream(self) -> None:
+        """Take images again where the stream gave features; the trainer's hooks call it however a run ends."""
         self._inputs_are_features = False
 
     @property

@@ -86,7 +86,8 @@ def check_kept_features(weights: dict[str, Tensor], backbone: nn.Module) -> None
         UserError: if their weights differ, since the features would then be another backbone's.
     """
     for name, value in backbone.state_dict().items():
-        if not torch.equal(weights[f"backbone.{name}"].cpu(), value.cpu()):
+        saved = weights[f"backbone.{name}"].cpu()
+        if not torch.equal(saved, value.cpu().to(saved.dtype)):  # a run in half precision saves that
             raise UserError(
                 f"ckpt_path: the checkpoint's backbone has other weights than model.init_args.backbone, in {name!r} "
                 "first, so that data.feature_cache would hold the wrong features; give the same weights, or leave the "

@@ -1,10 +1,12 @@
 """The feature cache: each image passes through the backbone once, whatever happens meanwhile."""
 
+import copy
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,9 @@ from torchvision.transforms import v2
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.data import Digits, Tensors
-from mh_lightning.data.features import FeatureCache, extraction
+from mh_lightning.data.features import FeatureCache, extraction, store
 from mh_lightning.data.features.__main__ import main
-from mh_lightning.data.features.fingerprint import description_of, fingerprint, image_digests
+from mh_lightning.data.features.fingerprint import description_of, fingerprint, image_digests, told
 from mh_lightning.data.labelled import Labelled, StreamDataset
 from mh_lightning.data.perturbations import GaussianNoise, Unperturbed
 from mh_lightning.data.splitting import one_domain_a_perturbation
@@ -43,7 +45,13 @@ class Watched(Backbone):
         self.linear = nn.Linear(3 * 6 * 6, FEATURES).requires_grad_(False)
         nn.init.normal_(self.linear.weight, std=scale, generator=torch.Generator().manual_seed(0))
         nn.init.zeros_(self.linear.bias)
-        self.seen, self.pause, self.fail_after = 0, pause, float("inf")
+        self.watched = SimpleNamespace(seen=0, pause=pause, fail_after=float("inf"))  # numbers would be settings
+
+    @property
+    def seen(self) -> int:
+        """Images."""
+        seen: int = self.watched.seen
+        return seen
 
     def transform(self, augment: bool) -> Callable[[Any], Tensor]:
         """Resize, and jitter to augment."""
@@ -52,10 +60,10 @@ class Watched(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (b, FEATURES)."""
-        if self.seen >= self.fail_after:
+        if self.seen >= self.watched.fail_after:
             raise RuntimeError("the power is off")
-        self.seen += len(x)
-        time.sleep(self.pause * len(x))
+        self.watched.seen += len(x)
+        time.sleep(self.watched.pause * len(x))
         return self.linear(x.flatten(1))
 
 
@@ -234,7 +242,42 @@ def test_digests_of_perturbed_images() -> None:
 
 
 def test_a_transform_must_tell_its_settings() -> None:
-    refused(lambda: description_of(Watched(), lambda image: image), "feature_cache", "repr")
+    for transform in (lambda image: image, v2.Lambda(lambda image: image), SimpleNamespace(keeps=object())):
+        refused(lambda transform=transform: description_of(Watched(), transform), "feature_cache", "transform", "apart")
+
+
+class Scaled(nn.Module):
+    """Its repr tells nothing."""
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        self.scale = scale
+
+
+def test_what_a_repr_does_not_tell() -> None:
+    small = torch.tensor(0.48145466)
+    settings = [1.0, 2.0, small, small + 1e-5, np.zeros(2000), np.eye(2000)[7], torch.relu, [Scaled(1)], Path,
+                {"a": (1, None)}, partial(torch.clamp, min=0), partial(torch.clamp, min=1),
+                v2.InterpolationMode.BICUBIC]  # fmt: skip
+    kinds = [Scaled(setting) for setting in settings]
+    texts = [json.dumps(told(kind, "x")) for kind in kinds]
+    assert len(set(texts)) == len(kinds)
+    assert texts == [json.dumps(told(kind, "x")) for kind in copy.deepcopy(kinds)]
+
+    def of(change: Callable[[Watched], Any]) -> str:
+        backbone = Watched()
+        change(backbone)
+        return fingerprint(description_of(backbone, None))
+
+    changes: list[Callable[[Watched], Any]] = [
+        lambda backbone: None,
+        lambda backbone: setattr(backbone, "scale", 2.0),
+        lambda backbone: setattr(backbone, "scale", 2.0 + 1e-9),
+        lambda backbone: backbone.register_buffer("shift", torch.zeros(1), persistent=False),
+        lambda backbone: backbone.register_buffer("shift", torch.ones(1), persistent=False),
+        lambda backbone: setattr(backbone, "settings", lambda: {"dtype": "x"}),
+    ]
+    assert len(set(map(of, changes))) == len(changes)
 
 
 # --- interruptions
@@ -243,11 +286,11 @@ def test_a_transform_must_tell_its_settings() -> None:
 def test_what_is_complete_is_kept(tmp_path: Path) -> None:
     for batches in range(6):
         folder, backbone = tmp_path / str(batches), Watched()
-        backbone.fail_after = 8 * batches
+        backbone.watched.fail_after = 8 * batches
         if batches < 5:
             with pytest.raises(RuntimeError, match="power"):
                 cached(folder, backbone)
-        backbone.fail_after = float("inf")
+        backbone.watched.fail_after = float("inf")
         torch.testing.assert_close(all_of(cached(folder, backbone)), expected(backbone), rtol=0, atol=1e-6)
         assert backbone.seen == IMAGES
 
@@ -321,7 +364,15 @@ def _swap(path: Path) -> None:
     save_file({"digests": tensors["digests"].flip(0), "features": tensors["features"]}, path, checksum)
 
 
-@pytest.mark.parametrize("damage", [_truncate, _flip, _empty, _replace, _swap])
+def _of_another_entry(path: Path) -> None:
+    """An intact shard of the same images, but of another backbone."""
+    cached(path.parents[1], Watched(scale=2.0))
+    (other,) = [entry for entry in path.parents[1].iterdir() if entry != path.parent]
+    path.write_bytes((other / path.name).read_bytes())
+    assert main(["rm", str(other.parent), other.name]) == 0
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, _empty, _replace, _swap, _of_another_entry])
 def test_damaged_shards_are_redone(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     cached(tmp_path, Watched())
     path = sorted(tmp_path.rglob("*.safetensors"))[2]
@@ -342,12 +393,60 @@ def test_open_features_outlive_their_files(tmp_path: Path) -> None:
     torch.testing.assert_close(all_of(stored), expected(backbone), rtol=0, atol=1e-6)
 
 
+def test_errors_of_the_system_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = Watched()
+    cached(tmp_path, backbone)
+
+    def no_more_files(path: Path) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "open_shard", no_more_files)
+        refused(lambda: cached(tmp_path, backbone), "feature_cache.folder", "Too many open files")
+    cached(tmp_path, backbone)
+    assert backbone.seen == IMAGES
+
+
+def test_images_of_a_damaged_shard_that_others_hold_too(tmp_path: Path) -> None:
+    backbone = Watched()
+    cached(tmp_path, backbone, images(8))
+    (entry,) = tmp_path.iterdir()
+    (first,) = entry.glob("*.safetensors")
+    kept = first.read_bytes()
+    first.unlink()
+    cached(tmp_path, backbone)  # the same images in a shard of the same name
+    (entry / "copy.safetensors").write_bytes(kept)
+    _flip(first)
+    with pytest.warns(UserWarning, match="damaged"):
+        cached(tmp_path, backbone)
+    assert backbone.seen == 8 + IMAGES
+
+
+def test_a_deleted_entry_is_made_again(tmp_path: Path) -> None:
+    class Rival(Watched):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.seen == 16:
+                assert main(["rm", str(tmp_path), "all"]) == 0
+            return super().forward(x)
+
+    backbone = Rival()
+    torch.testing.assert_close(all_of(cached(tmp_path, backbone)), expected(backbone), rtol=0, atol=1e-6)
+    (entry,) = tmp_path.iterdir()
+    assert backbone.seen == IMAGES + 16
+    (entry / "entry.json").write_text("{")
+    assert main(["ls", str(tmp_path)]) == main(["verify", str(tmp_path)]) == 0
+    cached(tmp_path, backbone)
+    assert json.loads((entry / "entry.json").read_text())["dtype"] == "float32"
+
+
 # --- mistakes
 
 
 def test_mistakes(tmp_path: Path) -> None:
     refused(lambda: FeatureCache("x", views=0), "feature_cache.views", "0")
     refused(lambda: FeatureCache("x", num_workers=-1), "feature_cache.num_workers", "-1")
+    refused(lambda: FeatureCache(""), "feature_cache.folder", "empty")
+    refused(lambda: FeatureCache("x", dtype="float8"), "feature_cache.dtype", "float8")
     trained = Watched()
     trained.linear.requires_grad_(True)
     refused(lambda: cached(tmp_path, trained), "feature_cache", "frozen=true")
@@ -363,8 +462,31 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     cached(tmp_path, Watched(), images(1))
-    monkeypatch.setattr(Path, "write_bytes", full)
-    refused(lambda: cached(tmp_path, Watched()), "feature_cache.folder", "No space left")
+    errors: list[UserError] = []  # their tracebacks hold all that failed
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        try:
+            cached(tmp_path, Watched())
+        except UserError as error:
+            errors.append(error)
+    assert "feature_cache.folder" in str(errors[0]) and "No space left" in str(errors[0])
+    assert not list(tmp_path.rglob("*.lock"))
+    assert len(cached(tmp_path, Watched())) == IMAGES
+
+
+def test_another_function_in_training(tmp_path: Path) -> None:
+    backbone = Watched()
+    backbone.norm = nn.BatchNorm1d(3).requires_grad_(False)
+    refused(lambda: cached(tmp_path, backbone), "BatchNorm1d", "evaluation mode")
+    assert backbone.norm.training
+
+    class Stays(Watched):
+        def train(self, mode: bool = True) -> "Stays":
+            return super().train(False)
+
+    quiet = Stays()
+    quiet.norm = nn.BatchNorm1d(3).requires_grad_(False)
+    assert len(cached(tmp_path, quiet.train())) == IMAGES and not quiet.training
 
 
 def test_out_of_memory_halves_the_batch() -> None:

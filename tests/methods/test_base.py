@@ -1,6 +1,7 @@
 """The frame that all methods share."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mh_lightning import MHLinear
 from mh_lightning.backbones import Identity, TimmBackbone
 from mh_lightning.callbacks import ContinualMetrics, TaskBoundaries
 from mh_lightning.data import Tensors
+from mh_lightning.data.features import FeatureCache
 from mh_lightning.errors import UserError
 from mh_lightning.methods import FineTuning
 
@@ -128,3 +130,20 @@ def test_outputs_that_are_not_finite_are_refused(stream: Callable[..., Tensors],
 
     with pytest.raises(UserError, match="NaN"):
         fit(FineTuning(Broken(4), nn.Linear), stream(), tmp_path)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_images_are_taken_again_after_a_run_on_kept_features(tmp_path: Path, fails: bool) -> None:
+    class Failing(FineTuning):
+        def training_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+            if fails:
+                raise RuntimeError("stopped")
+            return super().training_loss(batch)
+
+    images = torch.randint(0, 256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 3] * 2)
+    method = Failing(TimmBackbone("test_resnet", image_size=32), nn.Linear)
+    data = Tensors(images, labels, images, labels, increment=2, feature_cache=FeatureCache(str(tmp_path)))
+    with pytest.raises(RuntimeError, match="stopped") if fails else nullcontext():
+        fit(method, data, tmp_path)
+    assert method(torch.zeros(1, 3, 32, 32)).shape == (1, 4)

@@ -9,8 +9,8 @@ from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 
-from mh_lightning.data.features.store import Entry, is_intact, open_shard
-from mh_lightning.errors import UNREADABLE, UserError
+from mh_lightning.data.features.store import DAMAGED, Entry, is_intact, open_shard
+from mh_lightning.errors import UserError
 
 
 def entries_of(folder: Path) -> list[Entry]:
@@ -29,15 +29,18 @@ def entries_of(folder: Path) -> list[Entry]:
 def list_entries(entries: list[Entry], console: Console) -> None:
     """Show what there is."""
     table = Table("entry", "image size", "views", "numbers", "images", "size on disk")
+    table.columns[0].no_wrap, table.columns[0].overflow = True, "ignore"  # names are what rm takes
+    table.columns[0].min_width = max((len(entry.folder.name) for entry in entries), default=0)
     for entry in entries:
         told = entry.description()
         images = 0
         for path in entry.shards():
             try:
                 images += len(open_shard(path).digests)
-            except UNREADABLE:
+            except (OSError, *DAMAGED):
                 continue  # `verify` names it
-        told_values = [str(told.get(name, "")) for name in ("image_size", "views", "dtype")]
+        size = told.get("settings", {}).get("image_size", "")
+        told_values = [str(value) for value in (size, told.get("views", ""), told.get("dtype", ""))]
         table.add_row(entry.folder.name, *told_values, f"{images:,}", decimal(entry.size_on_disk))
     console.print(table)
 
@@ -50,8 +53,10 @@ def verify(entries: list[Entry], console: Console) -> int:
         try:
             if not is_intact(open_shard(path)):
                 damaged.append(path)
-        except UNREADABLE:
+        except DAMAGED:
             damaged.append(path)
+        except OSError as error:
+            raise UserError(f"{str(path)!r} cannot be read ({error.strerror}); mend its permissions.") from error
     for path in damaged:
         console.print(f"damaged: {path} (its images are extracted again when they are needed)", soft_wrap=True)
     console.print(f"{len(paths) - len(damaged)} of {len(paths)} shards are intact.")

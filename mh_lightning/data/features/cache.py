@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.data.features.extraction import extract
+from mh_lightning.data.features.extraction import check_frozen, extract
 from mh_lightning.data.features.fingerprint import description_of, fingerprint
 from mh_lightning.data.features.store import Entry
 from mh_lightning.data.stored_features import StoredFeatures
@@ -29,7 +29,8 @@ class FeatureCache:
 
     Features are found by the content of the image and by all that they depend on: the backbone's name, weights,
     transform, image size, the number of views and the type of number. Other weights or another transform make another
-    entry; other data sets, splits and subsets share one.
+    entry; other data sets, splits and subsets share one. The backbone computes in float32, or as below, whatever the
+    trainer's precision is.
 
     Args:
         folder: where the entries go; it is made if need be.
@@ -50,6 +51,10 @@ class FeatureCache:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.folder:
+            raise UserError("data.feature_cache.folder is empty; give a folder such as data/features.")
+        if self.dtype not in ("float32", "float16"):
+            raise UserError(f"data.feature_cache.dtype must be float32 or float16, got {self.dtype!r}.")
         if self.views < 1:
             raise UserError(f"data.feature_cache.views must be at least 1, got {self.views}.")
         if self.num_workers is not None and self.num_workers < 0:
@@ -64,6 +69,7 @@ class FeatureCache:
         augment: bool,
         device: torch.device,
         num_workers: int = 0,
+        local_ranks: int = 1,
         quiet: bool = True,
     ) -> StoredFeatures:
         """Features of images, extracted now if they are not there yet.
@@ -75,18 +81,19 @@ class FeatureCache:
             augment: whether the transform is the random one of training.
             device: what computes.
             num_workers: of the data module.
+            local_ranks: processes on this machine that do the same.
             quiet: no progress bar.
 
         Raises:
             UserError: if the backbone is trained, or the folder cannot be written.
         """
-        if any(parameter.requires_grad for parameter in backbone.parameters()):
-            raise UserError(
-                "data.feature_cache needs a frozen backbone, and model.init_args.backbone is trained; set its "
-                "frozen=true, or leave the cache out."
-            )
+        check_frozen(backbone)
         compute_dtype = torch.float32
-        if self.dtype == "float16" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        if (
+            self.dtype == "float16"
+            and device.type == "cuda"
+            and torch.cuda.is_bf16_supported(including_emulation=False)
+        ):
             compute_dtype = torch.bfloat16
         description = {
             **description_of(backbone, backbone.transform(augment)),
@@ -94,13 +101,14 @@ class FeatureCache:
             "dtype": self.dtype,
             "computed in": str(compute_dtype).removeprefix("torch."),
         }
-        name = re.sub(r"\W+", "_", str(description.get("name", description["backbone"])))
+        name = re.sub(r"\W+", "_", str(backbone.settings().get("name", type(backbone).__name__)))
         entry = Entry(Path(self.folder).expanduser() / f"{name}-{fingerprint(description)[:16]}")
         entry.describe(description)
         if self.num_workers is not None:
             num_workers = self.num_workers
         elif device.type == "cuda":
-            num_workers = max(num_workers, min(os.cpu_count() or 1, MOST_WORKERS))
+            processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            num_workers = max(num_workers, min(processors // local_ranks, MOST_WORKERS))
         found = entry.find(digests)
         while len(found) < len(set(digests)):  # more than once only if a shard is damaged meanwhile
             with isolate_rng():  # a run draws the same, whether its features were there or not

@@ -5,13 +5,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -21,6 +22,8 @@ from mh_lightning.data.features.store import Entry
 from mh_lightning.errors import UserError
 
 SHARD_IMAGES = 1024  # what a killed process loses at most
+IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # another function there
+IMAGES_OF_A_WORKER = 32  # at once, since they go through shared memory, which is scarce in containers
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -72,25 +75,33 @@ class Blocks:
         for block in self.waiting:
             lock = FileLock(self.entry.folder / f"{_name_of(block)}.lock")
             try:
+                self.entry.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it meanwhile
                 lock.acquire(blocking=False)
             except Timeout:
                 held.append(block)
                 continue
-            missing = {digest: block[digest] for digest in block.keys() - self.entry.find([*block]).keys()}
-            missing = dict(sorted(missing.items(), key=lambda item: item[1]))
+            except (OSError, NotImplementedError) as error:
+                raise UserError(
+                    f"data.feature_cache.folder: {str(self.entry.folder)!r} takes no locks ({error}); give a folder "
+                    "that can be written to, on a disk that has file locks."
+                ) from error
+            missing = dict(block)
+            self.claimed.append((missing, lock))
+            for digest in self.entry.find([*block]):
+                del missing[digest]
             self.bar.update(len(block) - len(missing))
             if not missing:
-                self._release(lock)
+                self._release(self.claimed.pop()[1])
                 continue
-            self.claimed.append((missing, lock))
             places = list(missing.values())
             yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
         self.waiting = held
 
     def finish(self, features: Tensor) -> None:
         """Write the features (images, views, d) of the block that was claimed first."""
-        missing, lock = self.claimed.popleft()
+        missing, lock = self.claimed[0]
         self.entry.write(_name_of(missing), list(missing), features)
+        self.claimed.popleft()
         self._release(lock)
 
     def release_all(self) -> None:
@@ -137,13 +148,16 @@ def extract(
         num_workers: processes that read and transform images.
         quiet: no progress bar.
     """
-    backbone = backbone.to(device).eval()
-    forward = Forward(backbone, device, compute_dtype)
-    with tqdm(total=len(set(digests)), desc="Features", unit=" images", disable=quiet, smoothing=0.05) as bar:
+    check_frozen(backbone)
+    forward = Forward(backbone.to(device), device, compute_dtype)
+    with (
+        _mode_of(backbone, training=False),
+        tqdm(total=len(set(digests)), desc="Features", unit=" images", disable=quiet, smoothing=0.05) as bar,
+    ):
         blocks = Blocks(entry, digests, bar)
         try:
             while blocks.waiting:
-                batches = blocks.claim(max(1, forward.batch_size // (views or 1)))
+                batches = blocks.claim(max(1, IMAGES_OF_A_WORKER // (views or 1)))
                 loader: DataLoader[Tensor] = DataLoader(
                     Views(image, digests, views),
                     batch_sampler=batches,
@@ -158,11 +172,48 @@ def extract(
             blocks.release_all()
 
 
+def check_frozen(backbone: Backbone) -> None:
+    """Refuse a backbone that training would change, or that is another one in training mode.
+
+    Raises:
+        UserError: says why.
+    """
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise UserError(
+            "data.feature_cache needs a frozen backbone, and model.init_args.backbone is trained; set its "
+            "frozen=true, or leave the cache out."
+        )
+    with _mode_of(backbone, training=True):
+        random = [type(one).__name__ for one in backbone.modules() if one.training and isinstance(one, IN_TRAINING)]
+    if random:
+        raise UserError(
+            f"data.feature_cache needs a backbone that is the same in training, and model.init_args.backbone has "
+            f"{random[0]}; let its train() keep it in evaluation mode, as TimmBackbone's does, or leave the cache out."
+        )
+
+
+@contextmanager
+def _mode_of(backbone: Backbone, training: bool) -> Iterator[None]:
+    before = {module: module.training for module in backbone.modules()}
+    backbone.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
 def _extract_blocks(blocks: Blocks, loader: DataLoader[Tensor], forward: "Forward", dtype: torch.dtype) -> None:
     collected: list[Tensor] = []
+    waiting: list[Tensor] = []
     for images in loader:
-        features = forward(images.flatten(0, 1)).to("cpu", dtype)
-        features = features.view(*images.shape[:2], -1)
+        waiting.append(images)
+        missing = len(blocks.claimed[0][0]) - sum(map(len, collected)) - sum(map(len, waiting))
+        if missing and sum(part.shape[0] * part.shape[1] for part in waiting) < forward.batch_size:
+            continue
+        together, waiting = torch.cat(waiting), []
+        features = forward(together.flatten(0, 1)).to("cpu", dtype)
+        features = features.view(*together.shape[:2], -1)
         if not bool(features.isfinite().all()):
             raise UserError(
                 "data.feature_cache: the backbone gives NaN or infinite features"
@@ -173,8 +224,8 @@ def _extract_blocks(blocks: Blocks, loader: DataLoader[Tensor], forward: "Forwar
                 )
             )
         collected.append(features)
-        blocks.bar.update(len(images))
-        if sum(map(len, collected)) == len(blocks.claimed[0][0]):
+        blocks.bar.update(len(together))
+        if not missing:
             blocks.finish(torch.cat(collected))
             collected = []
 
@@ -200,7 +251,9 @@ class Forward:
         return self(images)
 
     def _features(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        images = images.to(self.device, non_blocking=True)
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
             features: Tensor = self.backbone(images)
         return features.float()

@@ -2,25 +2,27 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from mh_lightning.data.features.fingerprint import DIGEST_BYTES
-from mh_lightning.errors import UNREADABLE, UserError
+from mh_lightning.errors import UserError
 
 DESCRIPTION = "entry.json"
-SECONDS_TO_WRITE = 3600.0  # no shard takes as long
+# what safetensors and the look at its content raise on a damaged file
+DAMAGED = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError)
+SECONDS_OF_A_SHARD = 86400.0  # none takes as long
 FORMAT = "mh_lightning features 1"
 
 
@@ -50,13 +52,13 @@ class Entry:
         """Make the folder, with a file that tells what it holds."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / DESCRIPTION).exists():
-                text = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
+            if not self.description():
+                text = json.dumps({**description, "format": FORMAT}, indent=2) + "\n"
                 _write_at_once(self.folder / DESCRIPTION, text.encode())
-            for partial in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+            for left in (*self.folder.glob(".*.partial"), *self.folder.glob("*.lock")):  # by processes that were killed
                 with suppress(FileNotFoundError):
-                    if time.time() - partial.stat().st_mtime > SECONDS_TO_WRITE:
-                        partial.unlink()
+                    if time.time() - left.stat().st_mtime > SECONDS_OF_A_SHARD:
+                        left.unlink()
         except OSError as error:
             raise UserError(
                 f"data.feature_cache.folder: {str(self.folder)!r} cannot be made ({error.strerror}); give another."
@@ -73,7 +75,11 @@ class Entry:
     @property
     def size_on_disk(self) -> int:
         """Bytes of all its files."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        size = 0
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # locks come and go
+                size += path.stat().st_size
+        return size
 
     def shards(self) -> Iterator[Path]:
         """The shards' paths."""
@@ -103,18 +109,27 @@ class Entry:
             UserError: if it cannot be written.
         """
         keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, DIGEST_BYTES)
-        content = save({"digests": keys, "features": features.contiguous()}, {"checksum": checksum_of(keys, features)})
+        checksum = checksum_of(self.folder.name, keys, features)
+        content = save({"digests": keys, "features": features.contiguous()}, {"checksum": checksum})
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it meanwhile
             _write_at_once(self.folder / f"{name}.safetensors", content)
-        except UNREADABLE as error:
+        except OSError as error:
             raise UserError(
                 f"data.feature_cache.folder: a shard cannot be written to {str(self.folder)!r} ({error}); make room or "
                 "give another folder."
             ) from error
 
     def remove(self) -> None:
-        """Delete the entry from the disk."""
-        shutil.rmtree(self.folder)
+        """Delete the entry from the disk.
+
+        Raises:
+            UserError: if that is not allowed.
+        """
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            raise UserError(f"entry {self.folder.name!r} cannot be deleted ({error}); mend its permissions.") from error
 
     def _look(self) -> None:
         """Open shards that are new or have changed, and forget those that have gone."""
@@ -127,33 +142,53 @@ class Entry:
                 shard = open_shard(path)
             except FileNotFoundError:  # another process has removed it
                 continue
-            except UNREADABLE:
+            except DAMAGED:
                 _remove_damaged(path)
                 continue
+            except OSError as error:
+                raise UserError(
+                    f"data.feature_cache.folder: {str(path)!r} cannot be read ({error.strerror}); mend its permissions "
+                    "or give another folder."
+                ) from error
             self._forget(path)
             self._shards[path] = present[path], shard
-            self._index |= {digest: (shard, row) for row, digest in enumerate(shard.digests)}
+            self._index |= _rows_of(shard)
         for path in self._shards.keys() - present.keys():
             self._forget(path)
 
     def _forget(self, path: Path) -> None:
-        if path in self._shards:
-            gone = self._shards.pop(path)[1]
-            self._intact.discard(path)
-            self._index = {digest: place for digest, place in self._index.items() if place[0] is not gone}
+        if self._shards.pop(path, None) is None:
+            return
+        self._intact.discard(path)
+        self._index = {}
+        for _, shard in self._shards.values():  # some of its images may be in others, too
+            self._index |= _rows_of(shard)
+
+
+def _rows_of(shard: Shard) -> dict[bytes, tuple[Shard, int]]:
+    return {digest: (shard, row) for row, digest in enumerate(shard.digests)}
 
 
 def _remove_damaged(path: Path) -> None:
     rank_zero_warn(f"data.feature_cache: {str(path)!r} is damaged; its images pass through the backbone again.")
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"data.feature_cache.folder: {str(path)!r} is damaged and cannot be deleted ({error.strerror}); delete it, "
+            "or give another folder."
+        ) from error
 
 
 def open_shard(path: Path) -> Shard:
     """Map a shard into memory, without a look at its checksum.
 
     Raises:
-        UNREADABLE: if it is no such file.
+        OSError: if it cannot be read.
+        DAMAGED: if it is no such file.
     """
+    with path.open("rb"):  # the system's errors, as they are
+        pass
     with safe_open(path, framework="pt") as file:
         digests, features = file.get_tensor("digests"), file.get_tensor("features")
         checksum = (file.metadata() or {})["checksum"]
@@ -167,12 +202,12 @@ def open_shard(path: Path) -> Shard:
 def is_intact(shard: Shard) -> bool:
     """Whether a shard's content has its checksum."""
     keys = torch.frombuffer(bytearray(b"".join(shard.digests)), dtype=torch.uint8).view(-1, DIGEST_BYTES)
-    return checksum_of(keys, shard.features) == shard.checksum
+    return checksum_of(shard.path.parent.name, keys, shard.features) == shard.checksum
 
 
-def checksum_of(digests: Tensor, features: Tensor) -> str:
-    """Of a shard's tensors, their types and shapes."""
-    hasher = hashlib.sha256()
+def checksum_of(entry: str, digests: Tensor, features: Tensor) -> str:
+    """Of a shard's tensors, their types and shapes, and the name of the entry that they belong to."""
+    hasher = hashlib.sha256(entry.encode())
     for tensor in (digests, features):
         hasher.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -181,7 +216,7 @@ def checksum_of(digests: Tensor, features: Tensor) -> str:
 
 def _write_at_once(path: Path, content: bytes) -> None:
     """Write beside `path`, then put the whole file into its place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
