@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.data import Digits, Tensors
-from mh_lightning.data.features import FeatureCache, extraction, store
+from mh_lightning.data.features import FeatureCache, cache, extraction, store
 from mh_lightning.data.features.__main__ import main
 from mh_lightning.data.features.fingerprint import description_of, fingerprint, image_digests, told
 from mh_lightning.data.labelled import Labelled, StreamDataset
@@ -83,8 +83,8 @@ def cached(
 ) -> StoredFeatures:
     samples = images() if samples is None else samples
     dataset = StreamDataset(samples, samples.labels, backbone.transform(augment))
-    cache = FeatureCache(str(folder), **options)
-    return cache.features(image_digests(samples), dataset.input, backbone, augment=augment, device=CPU)
+    kept = FeatureCache(str(folder), **options)
+    return kept.features(image_digests(samples), dataset.input, backbone, augment=augment, device=CPU)
 
 
 def all_of(stored: StoredFeatures) -> Tensor:
@@ -133,11 +133,21 @@ def test_features_are_mapped_into_memory(tmp_path: Path) -> None:
     assert sum(str(tmp_path) in line for line in maps.read_text().splitlines()) >= IMAGES // 8
 
 
-def test_float16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gains", [False, True])
+def test_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: bool) -> None:
+    monkeypatch.setattr(cache, "gains_from_bfloat16", lambda device: gains)
     backbone = Watched()
     stored = cached(tmp_path, backbone, dtype="float16")
     assert stored.shards[0].dtype == np.float16 and all_of(stored).dtype == torch.float32
-    assert torch.equal(all_of(stored), expected(backbone).half().float())
+    wanted = expected(backbone)
+    if gains:
+        assert not torch.equal(all_of(stored), wanted.half().float())
+        torch.testing.assert_close(all_of(stored), wanted, rtol=0.05, atol=0.1)
+        cached(tmp_path, backbone)  # float32 is computed in float32
+        assert backbone.seen == 2 * IMAGES
+    else:
+        assert torch.equal(all_of(stored), wanted.half().float())
+    assert isinstance(cache.gains_from_bfloat16(CPU), bool)
 
 
 def test_workers(tmp_path: Path) -> None:

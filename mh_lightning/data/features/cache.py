@@ -34,8 +34,8 @@ class FeatureCache:
 
     Args:
         folder: where the entries go; it is made if need be.
-        dtype: of the numbers on disk: "float32" gives what the backbone gives; "float16" takes half the room, and on a
-            GPU is computed in bfloat16.
+        dtype: of the numbers on disk: "float32" gives what the backbone gives; "float16" takes half the room, and is
+            computed in bfloat16 where the device multiplies such numbers faster.
         views: random views of each training image, drawn once, with `data.augment`; each epoch draws one of them for
             each sample.
         num_workers: processes that read and transform images, by default as many as there are processors where a GPU
@@ -88,13 +88,8 @@ class FeatureCache:
             UserError: if the backbone is trained, or the folder cannot be written.
         """
         check_frozen(backbone)
-        compute_dtype = torch.float32
-        if (
-            self.dtype == "float16"
-            and device.type == "cuda"
-            and torch.cuda.is_bf16_supported(including_emulation=False)
-        ):
-            compute_dtype = torch.bfloat16
+        half = self.dtype == "float16" and gains_from_bfloat16(device)
+        compute_dtype = torch.bfloat16 if half else torch.float32
         description = {
             **description_of(backbone, backbone.transform(augment)),
             "views": f"{self.views} random" if augment else "1",
@@ -126,6 +121,14 @@ class FeatureCache:
                 )
             found = entry.find(digests)
         return _gathered(digests, found)
+
+
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions of its own for bfloat16, which take half the time (docs/performance.md)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(bool(getattr(torch.cpu, name, bool)()) for name in instructions)
 
 
 def _gathered(digests: list[bytes], found: dict[bytes, Any]) -> StoredFeatures:
