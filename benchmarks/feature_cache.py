@@ -52,7 +52,9 @@ def extraction(dataset: StreamDataset) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         digests = image_digests(dataset.samples)
-        FeatureCache(folder).features(digests, dataset.input, model, augment=False, device=torch.device("cpu"))
+        FeatureCache(folder).features(
+            digests, dataset.input, model, model.transform(False), augment=False, device=torch.device("cpu")
+        )
         return len(dataset) / (time.perf_counter() - start)
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -20,6 +20,14 @@ from mh_lightning.errors import UNREADABLE, UserError, reason_of
 FIRST_MARK = 1000
 
 
+class ImageFormat(NamedTuple):
+    """What images a backbone takes: squares of `size` pixels, minus `mean` and over `std`, each a number a channel."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Backbone(nn.Module):
     """Maps a batch of inputs to features (b, num_features). Subclasses set `num_features` and define `forward`."""
 
@@ -31,6 +39,10 @@ class Backbone(nn.Module):
         Args:
             augment: the random transform of training instead of the fixed one of evaluation.
         """
+        return None
+
+    def image_format(self) -> ImageFormat | None:
+        """The images that it takes, or None if it takes something else."""
         return None
 
     def settings(self) -> dict[str, Any]:
@@ -143,6 +155,11 @@ class TimmBackbone(Backbone):
         """The model's name, its image size and whether features are normalised."""
         size: tuple[int, ...] = self._data_config["input_size"]
         return {"name": self.name, "image_size": size[-1], "normalize_features": self.normalize_features}
+
+    def image_format(self) -> ImageFormat:
+        """The model's input size, mean and standard deviation, from timm's data configuration."""
+        config = self._data_config
+        return ImageFormat(config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]))
 
     def transform(self, augment: bool) -> Callable[[Any], Tensor]:
         """The model's own transform of a PIL image, from timm's data configuration."""

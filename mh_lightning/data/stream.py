@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,23 +13,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.data.cutting import cut_into_tasks, name_of_task
 from mh_lightning.data.features.cache import FeatureCache
-from mh_lightning.data.features.fingerprint import image_digests
+from mh_lightning.data.kept_features import KeptFeatures
 from mh_lightning.data.labelled import (
     Labelled,
     StreamDataset,
     already_collated,
-    check_domains,
     check_finite,
     check_labels,
-    check_scenario,
 )
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.preview import extent_of_points, small_pictures
 from mh_lightning.data.sampler import StreamBatchSampler
-from mh_lightning.data.scenarios import Task, class_groups, samples_of_tasks, tasks_of_scenario
-from mh_lightning.data.splitting import Splits, first_half, split_as_asked
+from mh_lightning.data.scenarios import Task, class_groups
+from mh_lightning.data.splitting import Splits, split_as_asked
 from mh_lightning.data.stored_features import StoredFeatures
+from mh_lightning.data.transforms import ImageTransforms, image_transform
 from mh_lightning.errors import UserError
 
 SPLIT_OPTIONS = (
@@ -74,7 +74,9 @@ class StreamDataModule(LightningDataModule):
         split_seed: seed of the held-out part, of `max_train_samples` and `max_test_samples`, and of perturbations.
         max_train_samples: use a random subset of this many training samples, stratified by class.
         max_test_samples: the same for test samples.
-        augment: random training transform of the backbone instead of its evaluation transform.
+        augment: train on random transforms of the images instead of the transform of evaluation.
+        image_transforms: "backbone" for its own, or published ones, by what training does: "random_resized_crop",
+            "jittered_random_resized_crop" or "random_crop"; see `mh_lightning.data.transforms.image_transform`.
         perturbations: of images; each makes a domain of all images, in this order, for scenarios with domains.
         feature_cache: let each image pass through the frozen backbone once, and keep its features; the stream then
             gives features in place of images.
@@ -103,6 +105,7 @@ class StreamDataModule(LightningDataModule):
         max_train_samples: int | None = None,
         max_test_samples: int | None = None,
         augment: bool = False,
+        image_transforms: ImageTransforms = "backbone",
         perturbations: list[Perturbation] | None = None,
         feature_cache: FeatureCache | None = None,
     ) -> None:
@@ -117,6 +120,11 @@ class StreamDataModule(LightningDataModule):
         for name, limit in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
             if limit is not None and limit < 1:
                 raise UserError(f"data.{name} must be at least 1, got {limit}.")
+        if image_transforms not in get_args(ImageTransforms):
+            raise UserError(
+                f"data.image_transforms must be one of {', '.join(get_args(ImageTransforms))}; "
+                f"got {image_transforms!r}."
+            )
         if num_workers < 0:
             raise UserError(f"data.num_workers must not be negative, got {num_workers}.")
         if not 0 <= split_seed < 2**32:
@@ -135,14 +143,13 @@ class StreamDataModule(LightningDataModule):
         self.increment, self.first_task_size = increment, first_task_size
         self.class_order, self.class_order_seed = class_order, class_order_seed
         self.epochs_per_task, self.batch_size, self.eval_batch_size = epochs_per_task, batch_size, eval_batch_size
-        self.num_workers, self.augment = num_workers, augment
+        self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
         self._splits: dict[str, Labelled] = {}
-        self._digests: dict[str, list[bytes]] = {}
-        self._stored: dict[str, StoredFeatures] = {}
+        self._kept = None if feature_cache is None else KeptFeatures(feature_cache, num_workers)
         self._samples_of_tasks: dict[str, list[NDArray[np.int64]]] = {}
 
     @abstractmethod
@@ -171,9 +178,7 @@ class StreamDataModule(LightningDataModule):
 
     def name_of_task(self, task: int) -> str:
         """The classes and the domain of a task, to be shown."""
-        classes, domain = self.tasks[task]
-        names = f"class{'es' if len(classes) > 1 else ''} {', '.join(self.class_names[label] for label in classes)}"
-        return names if domain is None else f"{names} in domain {domain + 1}"
+        return name_of_task(self.tasks[task], self.class_names)
 
     @property
     def evaluation_splits(self) -> list[str]:
@@ -199,8 +204,10 @@ class StreamDataModule(LightningDataModule):
         if not self._splits:
             self._cut()
         needed = {"fit": [*self._splits], "validate": self.evaluation_splits}.get(stage, ["test"])
-        cache = self.feature_cache
-        self._stored = {} if cache is None else {split: self._features(cache, split) for split in needed}
+        if self._kept is not None:
+            self._kept.forget()
+            for split in needed:
+                self._features(split, split == "train" and self.augment)
 
     def _cut(self) -> None:
         data = self.load()
@@ -219,50 +226,27 @@ class StreamDataModule(LightningDataModule):
             max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples,
         )
-        num_domains = len(np.unique(splits["train"].domain_of_sample))
-        for split, samples in splits.items():
-            check_domains(samples.domain_of_sample, num_domains, split)
         groups = class_groups(
             len(data.class_names), self.increment, self.first_task_size, self.class_order, self.class_order_seed
         )
-        check_scenario(self.scenario, splits["train"])
-        self.tasks, self.class_names = tasks_of_scenario(self.scenario, groups, num_domains), data.class_names
-        parts = {
-            split: samples_of_tasks(samples.labels, samples.domain_of_sample, self.tasks)
-            for split, samples in splits.items()
-        }
-        for split in splits:
-            empty = [task for task, part in enumerate(parts[split]) if not len(part)]
-            if empty:
-                raise UserError(
-                    f"data: no {split} sample of {self.name_of_task(empty[0])}; each task needs some in every split."
-                )
-        if "validation" in splits and self.validation_tasks == "first_half":
-            held_out = first_half(splits["validation"], parts["validation"])
-            splits["validation"] = held_out
-            parts["validation"] = samples_of_tasks(held_out.labels, held_out.domain_of_sample, self.tasks)
-        self._splits, self._samples_of_tasks = splits, parts
+        self.class_names = data.class_names
+        self.tasks, self._splits, self._samples_of_tasks = cut_into_tasks(
+            self.scenario, groups, splits, data.class_names, self.validation_tasks
+        )
 
-    def _features(self, cache: FeatureCache, split: str) -> StoredFeatures:
+    def _features(self, split: str, augment: bool) -> StoredFeatures:
         backbone = self._backbone()
-        if self.trainer is None or backbone is None:
+        if self.trainer is None or backbone is None or self._kept is None:
             raise UserError("data.feature_cache needs a trainer and a method with a backbone.")
-        samples, seed = self._splits[split], self._perturbation_seed(split)
-        if samples.features is not None:
-            raise UserError("data.feature_cache is for images, and this data set holds features; leave it out.")
-        if split not in self._digests:
-            self._digests[split] = image_digests(samples, self.perturbations, seed)
-        augment = split == "train" and self.augment
-        no_task = np.zeros(len(samples.labels), dtype=np.int64)
-        return cache.features(
-            self._digests[split],
-            StreamDataset(samples, no_task, backbone.transform(augment), self.perturbations, seed).input,
+        return self._kept.of(
+            split,
+            self._splits[split],
             backbone,
-            augment=augment,
-            device=self.trainer.strategy.root_device,
-            num_workers=self.num_workers,
-            local_ranks=self.trainer.num_devices,
-            quiet=self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero,
+            self._transform(augment),
+            augment,
+            self.trainer,
+            self.perturbations,
+            self._perturbation_seed(split),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -277,18 +261,22 @@ class StreamDataModule(LightningDataModule):
         seed = _seed(epoch)
         indices = self._samples_of_tasks["train"][task]
         if self.scenario != "CDID":
-            return self._loader("train", indices, self.chunk_size or self.batch_size, seed, even=True)
+            return self._loader("train", indices, self.chunk_size or self.batch_size, seed, True, self.augment)
         features = self._splits["train"].features
         assert features is not None
         drifting = np.argsort(features[indices].flatten(1)[:, 0].numpy(), kind="stable")
-        return self._loader("train", indices[drifting], self.chunk_size or self.batch_size, even=True)
+        return self._loader("train", indices[drifting], self.chunk_size or self.batch_size, None, True, self.augment)
 
     def joint_train_dataloader(self, task: int, epoch: int) -> DataLoader[Any]:
         """The training samples of the first tasks up to `task`, together in a random order that depends on the global
         seed, the task and the epoch.
         """
         indices = np.concatenate(self._samples_of_tasks["train"][: task + 1])
-        return self._loader("train", indices, self.batch_size, _seed(task, epoch), even=True)
+        return self._loader("train", indices, self.batch_size, _seed(task, epoch), True, self.augment)
+
+    def unaugmented_train_dataloader(self, task: int) -> DataLoader[Any]:
+        """A task's training samples, each once, in the data's order and with the transform of evaluation."""
+        return self._loader("train", self._samples_of_tasks["train"][task], self.eval_batch_size)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """All tasks' samples: one loader for each of `evaluation_splits`."""
@@ -306,15 +294,21 @@ class StreamDataModule(LightningDataModule):
         return self._loader(split, np.arange(len(self._splits[split].labels)), self.eval_batch_size)
 
     def _loader(
-        self, split: str, indices: NDArray[np.int64], batch_size: int, seed: int | None = None, even: bool = False
+        self,
+        split: str,
+        indices: NDArray[np.int64],
+        batch_size: int,
+        seed: int | None = None,
+        even: bool = False,
+        augment: bool = False,
     ) -> DataLoader[Any]:
         task_of_sample = np.empty(len(self._splits[split].labels), dtype=np.int64)
         for task, part in enumerate(self._samples_of_tasks[split]):
             task_of_sample[part] = task
-        dataset = self._dataset(split, indices, task_of_sample[indices], seed)
+        dataset = self._dataset(split, indices, task_of_sample[indices], augment, seed)
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks)
-        if not len(sampler):
+        if even and not len(sampler):
             raise UserError(
                 f"data.batch_size={batch_size}: a task of {len(dataset)} {split} samples is too small for "
                 f"{ranks} devices."
@@ -324,24 +318,26 @@ class StreamDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            num_workers=0 if self._stored else self.num_workers,
+            num_workers=0 if self._kept is not None else self.num_workers,
             generator=generator,
             collate_fn=already_collated,
         )
 
     def _dataset(
-        self, split: str, indices: NDArray[np.int64], tasks: NDArray[np.int64], seed: int | None = None
+        self,
+        split: str,
+        indices: NDArray[np.int64],
+        tasks: NDArray[np.int64],
+        augment: bool = False,
+        seed: int | None = None,
     ) -> StreamDataset:
         samples = self._splits[split]
-        if split in self._stored:
-            stored = self._stored[split].one_view_each(seed)
+        if self._kept is not None:
+            stored = self._features(split, augment).one_view_each(seed)
             return StreamDataset(Labelled(stored, samples.labels).take(indices), tasks)
+        transform = self._transform(augment)
         return StreamDataset(
-            samples.take(indices),
-            tasks,
-            self._transform(split == "train" and self.augment),
-            self.perturbations,
-            self._perturbation_seed(split),
+            samples.take(indices), tasks, transform, self.perturbations, self._perturbation_seed(split)
         )
 
     def first_input(self) -> Tensor:
@@ -387,7 +383,7 @@ class StreamDataModule(LightningDataModule):
 
     def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
         backbone = self._backbone()
-        return None if backbone is None else backbone.transform(augment)
+        return None if backbone is None else image_transform(self.image_transforms, backbone, augment)
 
     def state_dict(self) -> dict[str, Any]:
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""

@@ -84,7 +84,9 @@ def cached(
     samples = images() if samples is None else samples
     dataset = StreamDataset(samples, samples.labels, backbone.transform(augment))
     kept = FeatureCache(str(folder), **options)
-    return kept.features(image_digests(samples), dataset.input, backbone, augment=augment, device=CPU)
+    return kept.features(
+        image_digests(samples), dataset.input, backbone, backbone.transform(augment), augment=augment, device=CPU
+    )
 
 
 def all_of(stored: StoredFeatures) -> Tensor:

@@ -65,6 +65,7 @@ class FeatureCache:
         digests: list[bytes],
         image: Callable[[int], Tensor],
         backbone: Backbone,
+        transform: Callable[[Any], Tensor] | None,
         *,
         augment: bool,
         device: torch.device,
@@ -78,7 +79,8 @@ class FeatureCache:
             digests: of the images' content.
             image: a sample's tensor, transformed, by its place.
             backbone: frozen.
-            augment: whether the transform is the random one of training.
+            transform: that `image` applies.
+            augment: whether it is the random one of training.
             device: what computes.
             num_workers: of the data module.
             local_ranks: processes on this machine that do the same.
@@ -91,7 +93,7 @@ class FeatureCache:
         half = self.dtype == "float16" and gains_from_bfloat16(device)
         compute_dtype = torch.bfloat16 if half else torch.float32
         description = {
-            **description_of(backbone, backbone.transform(augment)),
+            **description_of(backbone, transform),
             "views": f"{self.views} random" if augment else "1",
             "dtype": self.dtype,
             "computed in": str(compute_dtype).removeprefix("torch."),
