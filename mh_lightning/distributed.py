@@ -19,6 +19,11 @@ def world_size() -> int:
     return dist.get_world_size() if in_process_group() else 1
 
 
+def process_rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if in_process_group() else 0
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum of every rank's tensor, the same on all ranks; equal shapes are needed."""
     total = tensor.clone()

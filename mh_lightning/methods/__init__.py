@@ -1,5 +1,6 @@
 """Methods: LightningModules that learn a stream; `mh_lightning.methods.base` is what they share."""
 
+from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.averaged_gem import AveragedGEM
 from mh_lightning.methods.base import ContinualMethod
 from mh_lightning.methods.closed_form import ClosedFormMethod
@@ -12,10 +13,13 @@ from mh_lightning.methods.joint_training import JointTraining
 from mh_lightning.methods.maximally_interfered_retrieval import MaximallyInterferedRetrieval
 from mh_lightning.methods.nearest_class_mean import NearestClassMean
 from mh_lightning.methods.ranpac import RanPAC
+from mh_lightning.methods.slca import SLCA
 from mh_lightning.methods.streaming_lda import StreamingLDA
 
 __all__ = [
+    "SLCA",
     "AveragedGEM",
+    "ClassifierAlignment",
     "ClosedFormMethod",
     "ContinualMethod",
     "Ensemble",

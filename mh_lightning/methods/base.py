@@ -116,6 +116,10 @@ class ContinualMethod(LightningModule):
         task = self._stream.tasks[self._stream.task_of_epoch(self.trainer.current_epoch)]
         return among_classes(logits, torch.tensor(task.classes, device=logits.device))
 
+    def make_head(self) -> nn.Module:
+        """The head for all classes of the stream."""
+        return self._make_head(self.backbone.num_features, self._stream.num_classes)
+
     def adjust_gradients(self) -> None:
         """Called when the gradients of an optimizer step are complete."""
 
@@ -128,7 +132,7 @@ class ContinualMethod(LightningModule):
             self.automatic_optimization = False
         if self.head is None:
             with _blame("model.init_args.head"):
-                self.head = self._make_head(self.backbone.num_features, self._stream.num_classes)
+                self.head = self.make_head()
 
     def teardown(self, stage: str) -> None:
         """Without the stream, inputs are what the backbone takes."""

@@ -1,0 +1,114 @@
+"""One head for each task, over features that they share."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mh_lightning.errors import UserError
+
+
+class TruncatedNormalLinear(nn.Linear):
+    r"""Linear layer that starts from a normal distribution, cut off at two units, and a zero bias.
+
+    Args:
+        in_features: n.
+        out_features: o.
+        std: standard deviation of the weights before they are cut off.
+
+    Source: the heads of Zhang et al., "SLCA", ICCV 2023, start so.
+
+    Example:
+        >>> TruncatedNormalLinear(8, 3)(torch.ones(2, 8)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, in_features: int, out_features: int, std: float = 0.02) -> None:
+        self.std = std
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        nn.init.trunc_normal_(self.weight, std=self.std)
+        nn.init.zeros_(self.bias)
+
+
+class TaskHeads(nn.Module):
+    """One head a task. All exist from the start; those of tasks to come are masked out, those of tasks that are over
+    are frozen: no gradient reaches them, and the keys of Memory Heads do not move.
+
+    Args:
+        num_features: n.
+        class_groups: the classes of each task, which make up 0 to C-1.
+        head: makes a task's head from the numbers of features and of its classes.
+
+    Attributes:
+        heads: one for each task.
+        tasks_begun: how many tasks have begun, a scalar; the heads of the others are masked.
+
+    Raises:
+        UserError: if a class belongs to several tasks.
+
+    Shape:
+        Input (b, n), output (b, C); classes of masked heads get half the lowest finite value.
+
+    Example:
+        >>> heads = TaskHeads(8, [[0, 2], [1]])
+        >>> (heads(torch.ones(1, 8)) > -1e30).tolist()
+        [[True, False, True]]
+        >>> heads.begin_task(1)
+        >>> (heads(torch.ones(1, 8)) > -1e30).tolist()
+        [[True, True, True]]
+    """
+
+    tasks_begun: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        class_groups: Sequence[Sequence[int]],
+        head: Callable[[int, int], nn.Module] = TruncatedNormalLinear,
+    ) -> None:
+        super().__init__()
+        classes = [label for group in class_groups for label in group]
+        if len(set(classes)) < len(classes):
+            raise UserError("TaskHeads: a class belongs to several tasks; each must belong to one.")
+        self.class_groups = [list(group) for group in class_groups]
+        self.num_classes = len(classes)
+        self.heads = nn.ModuleList(head(num_features, len(group)) for group in self.class_groups)
+        self.register_buffer("tasks_begun", torch.ones((), dtype=torch.long))
+
+    def begin_task(self, task: int) -> None:
+        """Unmask the head of a task, counted from 0, and freeze those before it. To be called again is no harm."""
+        self.tasks_begun.fill_(task + 1)
+        for number, head in enumerate(self.heads):
+            head.requires_grad_(number >= task)
+            if number < task:
+                for parameter in head.parameters():
+                    parameter.grad = None  # else an optimizer would go on with weight decay and momentum
+
+    @property
+    def classes_begun(self) -> list[int]:
+        """The classes of all tasks that have begun, in the order of the stream."""
+        return [label for group in self.class_groups[: int(self.tasks_begun)] for label in group]
+
+    def logits_by_task(self, features: Tensor) -> list[Tensor]:
+        """Logits (b, classes of the task) of each task that has begun."""
+        return [head(features) for head in self.heads[: int(self.tasks_begun)]]
+
+    def logits_of_task(self, features: Tensor, task: int) -> Tensor:
+        """Logits (b, C) of one task's head alone; all others are masked."""
+        return self._placed(self.heads[task](features), self.class_groups[task])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (b, C) of all tasks that have begun."""
+        return self._placed(torch.cat(self.logits_by_task(features), dim=1), self.classes_begun)
+
+    def _placed(self, logits: Tensor, classes: list[int]) -> Tensor:
+        masked = torch.finfo(logits.dtype).min / 2
+        everything = logits.new_full((len(logits), self.num_classes), masked)
+        return everything.index_copy(1, torch.tensor(classes, device=logits.device), logits)
+
+    def extra_repr(self) -> str:
+        """Classes of each task."""
+        return f"class_groups={self.class_groups}"

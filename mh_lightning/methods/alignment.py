@@ -1,0 +1,165 @@
+"""Classifier alignment: heads that were trained one after the other learn, on drawn features, to agree."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+from mh_lightning.distributed import process_rank, sum_over_ranks, world_size
+from mh_lightning.errors import UserError
+from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads
+from mh_lightning.layers.class_gaussians import Covariance, check_options
+
+SMALLEST_NORM = 1e-7
+
+
+@dataclass(frozen=True)
+class ClassifierAlignment:
+    r"""Trains all heads together on features drawn from a normal distribution of each class seen.
+
+    After task T, counted from 0, each epoch draws `samples_per_class` features of every class from
+    :math:`N(s\,\mu_c, S_c)`, with :math:`s = 0.9 + 0.1 (t + 1) / (T + 1)` for a class of task t, shuffles them, and
+    takes steps of SGD on the cross-entropy over the logits of all classes seen; the learning rate falls to zero in a
+    cosine, epoch by epoch. With `logit_norm`, logits are first divided by that number and by the mean over tasks of the
+    norm of each task's logits.
+
+    Ranks share each batch, and end up with the weights of one process, up to rounding.
+
+    Args:
+        epochs: passes over drawn features.
+        samples_per_class: in an epoch.
+        batch_size: over all devices.
+        learning_rate: at the start.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        logit_norm: temperature of normalised logits, or None to leave logits as they are.
+        freeze_keys: keep the keys of Memory Heads, and their counters, as they are.
+        covariance: how covariances are kept: "full", "low_rank" or "shared"; see `mh_lightning.layers.ClassGaussians`.
+        rank: of "low_rank".
+        jitter: added to the covariances' diagonal.
+
+    Raises:
+        UserError: if an option is out of range.
+
+    Source: Zhang et al., "SLCA: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model",
+    ICCV 2023, section 3.3; the scale of the means is in its code.
+    """
+
+    epochs: int = 5
+    samples_per_class: int = 256
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    logit_norm: float | None = 0.1
+    freeze_keys: bool = True
+    covariance: Covariance = "full"
+    rank: int = 32
+    jitter: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "samples_per_class", "batch_size", "learning_rate", "logit_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"model.init_args.alignment.{name} must be above 0, got {value}.")
+        for name in ("momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"model.init_args.alignment.{name} must not be negative, got {getattr(self, name)}.")
+        try:
+            check_options(self.covariance, self.rank, self.jitter)
+        except UserError as error:
+            raise UserError(f"model.init_args.alignment.{error}") from error
+
+    def class_gaussians(self, num_features: int, num_classes: int) -> ClassGaussians:
+        """What keeps the classes' distributions."""
+        return ClassGaussians(num_features, num_classes, self.covariance, self.rank, self.jitter)
+
+    def align(self, heads: TaskHeads, gaussians: ClassGaussians, seed: int, quiet: bool = True) -> None:
+        """Train all heads that have begun.
+
+        Args:
+            heads: in a state where nothing is trained; they are left so.
+            gaussians: of all classes that have begun.
+            seed: of what is drawn, the same on all ranks.
+            quiet: no progress bar.
+
+        Raises:
+            UserError: if the loss is not finite.
+        """
+        begun = heads.heads[: int(heads.tasks_begun)]
+        layers = [module for module in begun.modules() if isinstance(module, MHLinear)]
+        begun.requires_grad_(True)
+        if self.freeze_keys:
+            for layer in layers:
+                layer.K.requires_grad_(False)
+        heads.train(not self.freeze_keys)  # Memory Heads in evaluation mode leave keys and counters as they are
+        trained = [parameter for parameter in begun.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
+        schedule = CosineAnnealingLR(optimizer, self.epochs)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.enable_grad():
+            for _ in tqdm(range(self.epochs), desc="Alignment", unit="epoch", leave=False, disable=quiet):
+                features, targets = self.draw(heads, gaussians, generator)
+                for batch in zip(*(torch.split(part, self.batch_size) for part in (features, targets)), strict=True):
+                    optimizer.zero_grad()
+                    self._step(heads, *batch)
+                    if not self.freeze_keys:
+                        for layer in layers:
+                            layer.apply_key_updates()
+                    for parameter in trained:
+                        if parameter.grad is not None:
+                            parameter.grad = sum_over_ranks(parameter.grad)
+                    optimizer.step()
+                schedule.step()
+        heads.requires_grad_(False)
+        optimizer.zero_grad()
+        heads.eval()
+
+    def draw(self, heads: TaskHeads, gaussians: ClassGaussians, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features (C' · samples_per_class, n) of the C' classes that have begun, shuffled, and the place of each one's
+        class among them, in the order of the stream.
+        """
+        tasks = int(heads.tasks_begun)
+        parts = [
+            gaussians.draw(label, self.samples_per_class, generator, 0.9 + 0.1 * (task + 1) / tasks)
+            for task, group in enumerate(heads.class_groups[:tasks])
+            for label in group
+        ]
+        places = torch.arange(len(parts)).repeat_interleave(self.samples_per_class)
+        order = torch.randperm(len(places), generator=generator)
+        features = torch.cat(parts)
+        return features[order.to(features.device)], places[order].to(features.device)
+
+    def _step(self, heads: TaskHeads, features: Tensor, targets: Tensor) -> None:
+        """Back-propagate this rank's share of the mean loss of a batch."""
+        rows = slice(process_rank(), None, world_size())
+        logits = heads.logits_by_task(features[rows].to(_dtype_of(heads)))
+        loss = F.cross_entropy(self.normalised(logits).float(), targets[rows], reduction="sum") / len(targets)
+        if not bool(loss.isfinite()):
+            raise UserError(
+                f"The loss of the alignment became {loss.item()}: model.init_args.alignment.learning_rate="
+                f"{self.learning_rate} is too large, or the features of a class are not finite."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def normalised(self, logits: list[Tensor]) -> Tensor:
+        """All logits (b, C') of tasks' logits (b, classes of the task), normalised if that is asked for.
+
+        Example:
+            >>> one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[15.0]])
+            >>> ClassifierAlignment(logit_norm=0.1).normalised([one, other])
+            tensor([[ 3.,  4., 15.]])
+        """
+        together = torch.cat(logits, dim=1)
+        if self.logit_norm is None:
+            return together
+        norms = torch.stack([part.norm(dim=1) + SMALLEST_NORM for part in logits], dim=1)
+        return together / norms.mean(dim=1, keepdim=True) / self.logit_norm
+
+
+def _dtype_of(heads: TaskHeads) -> torch.dtype:
+    return next(heads.parameters()).dtype

@@ -1,0 +1,152 @@
+"""Slow learner with classifier alignment, and sequential fine-tuning with one head a task."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.errors import UserError
+from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads, TruncatedNormalLinear
+from mh_lightning.methods.alignment import ClassifierAlignment
+from mh_lightning.methods.base import Batch, ContinualMethod
+
+
+class SLCA(ContinualMethod):
+    """Trains the backbone slowly and one head a task, each on the classes of its task alone, then aligns all heads.
+
+    A head learns by the cross-entropy over the logits of its own task, with a new optimizer and scheduler, and is
+    frozen when the task is over. With `alignment`, the means and covariances of the task's classes are then gathered in
+    one pass over its training samples, with the transform of evaluation, and from the second task on a copy of all
+    heads is aligned; predictions are those of the copy until the next task begins, which goes on from the heads before
+    alignment. How slowly the backbone learns is an option of the backbone (``learning_rate_factor``).
+
+    - SLCA as published: a backbone with a factor of 0.01, and an alignment.
+    - Slow learner: the same without alignment (``alignment: null``).
+    - Sequential fine-tuning: without alignment, and with a factor of 1.
+    - Memory Heads on SLCA: `head` is `MHLinear` with its options. Heads of former tasks do not move, keys included,
+      where those of the published code scramble on when the backbone is tuned.
+
+    In training, ``train/accuracy`` is that among the task's classes.
+
+    Args:
+        backbone: maps inputs to features.
+        head: makes a task's head from the numbers of features and of the task's classes.
+        optimizer: makes the optimizer of a task.
+        lr_scheduler: makes the learning-rate scheduler, stepped once an epoch.
+        alignment: how heads are aligned, or null to leave them as they were trained.
+
+    Raises:
+        UserError: if a class belongs to several tasks.
+
+    Source: Zhang et al., "SLCA", ICCV 2023; Tiezzi et al., CoLLAs 2024, section 4 (Memory Heads).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[int, int], nn.Module] = TruncatedNormalLinear,
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        alignment: ClassifierAlignment | None = None,
+    ) -> None:
+        super().__init__(backbone, head, optimizer, lr_scheduler, classes_in_loss="task", reset_optimizer=True)
+        self.alignment = alignment
+        self.aligned_heads: TaskHeads | None = None
+        self.class_gaussians: ClassGaussians | None = None
+
+    def configure_model(self) -> None:
+        """Make the heads of all tasks, and what aligns them."""
+        stream, features = self._stream, self.backbone.num_features
+        made = self.head is not None
+        super().configure_model()
+        if made:
+            return
+        if self.alignment is not None:
+            self.aligned_heads = copy.deepcopy(self.task_heads).requires_grad_(False)
+            self.class_gaussians = self.alignment.class_gaussians(features, stream.num_classes)
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # a step uses one head; and what all ranks compute alike, or hold in large buffers, need not be sent around
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            kept = [name for name in self.state_dict() if name.startswith(("aligned_heads.", "class_gaussians."))]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, kept)  # type: ignore[no-untyped-call]
+
+    def make_head(self) -> nn.Module:
+        """One head a task.
+
+        Raises:
+            UserError: if a class belongs to several tasks.
+        """
+        stream = self._stream
+        if sum(map(len, stream.class_groups)) != stream.num_classes:
+            raise UserError(
+                f"data.scenario={stream.scenario}: {type(self).__name__} has a head for each task, so each class must "
+                "belong to one task; use CI."
+            )
+        return TaskHeads(self.backbone.num_features, stream.class_groups, self._make_head)
+
+    @property
+    def task_heads(self) -> TaskHeads:
+        """The heads that are trained."""
+        assert isinstance(self.head, TaskHeads)
+        return self.head
+
+    def head_parameters_to_train(self) -> list[nn.Parameter]:
+        """Those of all heads, at any time: the ones without a gradient are not stepped."""
+        return list(self.task_heads.parameters())
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the heads of former tasks, in a resumed run, too; only the current head's keys move."""
+        task = self._stream.task_of_epoch(self.trainer.current_epoch)
+        self.task_heads.begin_task(task)
+        current = self.task_heads.heads[task]
+        self._memory_heads = [module for module in current.modules() if isinstance(module, MHLinear)]
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy among the classes of the task."""
+        x, targets, _ = batch
+        task = int(self.task_heads.tasks_begun) - 1
+        logits = self.task_heads.logits_of_task(self.features(x), task)
+        return self.losses(self.seen_by_loss(logits, targets), targets, "mean"), logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (b, C) of the aligned heads, or, while a task is learnt, of those in training."""
+        logits: Tensor = self._predicting_heads()(self.features(x))
+        return logits
+
+    def _predicting_heads(self) -> TaskHeads:
+        aligned = self.aligned_heads
+        if aligned is not None and self.task_heads.tasks_begun == aligned.tasks_begun > 1:
+            return aligned
+        return self.task_heads
+
+    def on_task_end(self, task: int) -> None:
+        """Gather the task's classes, and align a copy of the heads."""
+        if self.alignment is None:
+            return
+        assert self.aligned_heads is not None and self.class_gaussians is not None
+        quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
+        self.class_gaussians.gather(self._stream.class_groups[task], self._features_of(task, quiet))
+        if task == 0:
+            return
+        self.aligned_heads.load_state_dict(self.task_heads.state_dict())
+        seed = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), task]).generate_state(1)[0]
+        self.alignment.align(self.aligned_heads, self.class_gaussians, int(seed), quiet)
+
+    @torch.no_grad()
+    def _features_of(self, task: int, quiet: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        plugin = self.trainer.precision_plugin
+        loader = self._stream.unaugmented_train_dataloader(task)
+        with self.evaluating():
+            for batch in tqdm(loader, desc="Class statistics", unit="batch", leave=False, disable=quiet):
+                x, targets, _ = plugin.convert_input([part.to(self.device) for part in batch])
+                with plugin.forward_context():
+                    features = self.features(x)
+                yield features.float(), targets
