@@ -24,6 +24,7 @@ def class_groups(
     first_task_size: int | None = None,
     class_order: Sequence[int] | None = None,
     class_order_seed: int | None = None,
+    last_task_size: int | None = None,
 ) -> list[list[int]]:
     """The classes of each task of a class-incremental stream.
 
@@ -33,6 +34,7 @@ def class_groups(
         first_task_size: classes of the first task, by default `increment`.
         class_order: order in which the classes appear, by default 0 to C-1.
         class_order_seed: instead, the order ``numpy.random.RandomState(seed).permutation(C)``, as in published work.
+        last_task_size: classes of the last task, by default `increment`.
 
     Raises:
         UserError: if the sizes do not add up to C or the order is no permutation.
@@ -40,14 +42,21 @@ def class_groups(
     Example:
         >>> class_groups(6, increment=2, class_order=[5, 4, 3, 2, 1, 0])
         [[5, 4], [3, 2], [1, 0]]
+        >>> class_groups(6, increment=2, first_task_size=1, last_task_size=1)
+        [[0], [1, 2], [3, 4], [5]]
     """
     first = increment if first_task_size is None else first_task_size
-    if increment < 1 or first < 1:
-        raise UserError(f"data.increment and data.first_task_size must be at least 1, got {increment} and {first}.")
-    if first > num_classes or (num_classes - first) % increment:
+    last = 0 if last_task_size is None else last_task_size
+    for name, size in (("increment", increment), ("first_task_size", first), ("last_task_size", last_task_size)):
+        if size is not None and size < 1:
+            raise UserError(f"data.{name} must be at least 1, got {size}.")
+    between = num_classes - first - last
+    if between < 0 or between % increment:
+        sizes = f"data.first_task_size={first}" + (f", data.last_task_size={last}" if last else "")
         raise UserError(
-            f"data.first_task_size={first} and data.increment={increment} do not add up to the data's "
-            f"{num_classes} classes; the classes after the first task must be a multiple of the increment."
+            f"{sizes} and data.increment={increment} do not add up to the data's {num_classes} classes; the classes "
+            "after the first task must be a multiple of the increment"
+            + (f", or give data.last_task_size={between % increment}." if between > 0 and not last else ".")
         )
     if class_order is not None and class_order_seed is not None:
         raise UserError("data.class_order and data.class_order_seed exclude each other; give one.")
@@ -58,7 +67,9 @@ def class_groups(
         order = np.random.RandomState(class_order_seed).permutation(num_classes).tolist()
     if sorted(order) != list(range(num_classes)):
         raise UserError(f"data.class_order must hold each class from 0 to {num_classes - 1} once, got {order}.")
-    return [order[:first]] + [order[start : start + increment] for start in range(first, num_classes, increment)]
+    starts = range(first, first + between, increment)
+    groups = [order[:first], *(order[start : start + increment] for start in starts)]
+    return [*groups, order[-last:]] if last else groups
 
 
 def tasks_of_scenario(scenario: str, groups: Sequence[Sequence[int]], num_domains: int) -> list[Task]:

@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups
 from mh_lightning.data.splitting import Splits, split_as_asked
 from mh_lightning.data.stored_features import StoredFeatures
-from mh_lightning.data.transforms import ImageTransforms, image_transform
+from mh_lightning.data.transforms import ImageTransforms, Normalization, image_transform
 from mh_lightning.errors import UserError
 
 SPLIT_OPTIONS = (
@@ -56,6 +56,7 @@ class StreamDataModule(LightningDataModule):
             `mh_lightning.data.scenarios.tasks_of_scenario`.
         increment: classes a task.
         first_task_size: classes of the first task, by default `increment`.
+        last_task_size: classes of the last task, by default `increment`.
         class_order: order in which classes appear, by default 0 to C-1.
         class_order_seed: seed of a random class order instead.
         epochs_per_task: passes over each task's training samples.
@@ -84,13 +85,17 @@ class StreamDataModule(LightningDataModule):
     Attributes:
         tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
+        published_normalization: of the published transforms, where the data set has one.
     """
+
+    published_normalization: ClassVar[Normalization | None] = None
 
     def __init__(
         self,
         scenario: Literal["IID", "CI", "DI", "CDI", "CDID"] = "CI",
         increment: int = 1,
         first_task_size: int | None = None,
+        last_task_size: int | None = None,
         class_order: list[int] | None = None,
         class_order_seed: int | None = None,
         epochs_per_task: int = 1,
@@ -140,7 +145,7 @@ class StreamDataModule(LightningDataModule):
         self.scenario, self.chunk_size = scenario, chunk_size
         self.split_fractions, self.validation_tasks = split_fractions, validation_tasks
         self.perturbations, self.feature_cache = perturbations or [], feature_cache
-        self.increment, self.first_task_size = increment, first_task_size
+        self.increment, self.first_task_size, self.last_task_size = increment, first_task_size, last_task_size
         self.class_order, self.class_order_seed = class_order, class_order_seed
         self.epochs_per_task, self.batch_size, self.eval_batch_size = epochs_per_task, batch_size, eval_batch_size
         self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
@@ -227,7 +232,12 @@ class StreamDataModule(LightningDataModule):
             max_test_samples=self.max_test_samples,
         )
         groups = class_groups(
-            len(data.class_names), self.increment, self.first_task_size, self.class_order, self.class_order_seed
+            len(data.class_names),
+            self.increment,
+            self.first_task_size,
+            self.class_order,
+            self.class_order_seed,
+            self.last_task_size,
         )
         self.class_names = data.class_names
         self.tasks, self._splits, self._samples_of_tasks = cut_into_tasks(
@@ -383,7 +393,9 @@ class StreamDataModule(LightningDataModule):
 
     def _transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
         backbone = self._backbone()
-        return None if backbone is None else image_transform(self.image_transforms, backbone, augment)
+        if backbone is None:
+            return None
+        return image_transform(self.image_transforms, backbone, augment, self.published_normalization)
 
     def state_dict(self) -> dict[str, Any]:
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""

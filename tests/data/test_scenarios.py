@@ -18,6 +18,9 @@ from tests.data.refusal import refused
         ({"increment": 2, "first_task_size": 4}, [[0, 1, 2, 3], [4, 5]]),
         ({"increment": 5, "first_task_size": 1}, [[0], [1, 2, 3, 4, 5]]),
         ({"increment": 4, "first_task_size": 6}, [[0, 1, 2, 3, 4, 5]]),
+        ({"increment": 2, "first_task_size": 1, "last_task_size": 1}, [[0], [1, 2], [3, 4], [5]]),
+        ({"increment": 4, "last_task_size": 2, "class_order": [3, 5, 0, 1, 4, 2]}, [[3, 5, 0, 1], [4, 2]]),
+        ({"increment": 9, "first_task_size": 5, "last_task_size": 1}, [[0, 1, 2, 3, 4], [5]]),
         ({"increment": 2, "class_order": [3, 5, 0, 1, 4, 2]}, [[3, 5], [0, 1], [4, 2]]),
         ({"increment": 3, "class_order": (5, 4, 3, 2, 1, 0), "first_task_size": 3}, [[5, 4, 3], [2, 1, 0]]),
     ],
@@ -46,13 +49,16 @@ def test_seeded_order_leaves_the_global_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"increment": 4}, ("data.increment=4", "do not add up", "10 classes")),
+        ({"increment": 4}, ("data.increment=4", "do not add up", "10 classes", "give data.last_task_size=2")),
+        ({"increment": 4, "last_task_size": 3}, ("data.last_task_size=3 and data.increment=4", "do not add up")),
+        ({"increment": 4, "last_task_size": 7}, ("data.last_task_size=7 and data.increment=4", "do not add up")),
+        ({"increment": 4, "last_task_size": 0}, ("data.last_task_size", "got 0")),
         ({"increment": 3, "first_task_size": 3}, ("data.first_task_size=3", "data.increment=3")),
         ({"increment": 2, "first_task_size": 11}, ("data.first_task_size=11",)),
         ({"increment": 11}, ("data.increment=11",)),
         ({"increment": 0}, ("data.increment", "got 0")),
         ({"increment": -2}, ("data.increment", "got -2")),
-        ({"increment": 1, "first_task_size": 0}, ("data.first_task_size", "got 1 and 0")),
+        ({"increment": 1, "first_task_size": 0}, ("data.first_task_size", "got 0")),
         (
             {"increment": 1, "class_order": list(range(10)), "class_order_seed": 0},
             ("data.class_order and data.class_order_seed exclude each other",),

@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from mh_lightning.backbones import Identity, TimmBackbone
 from mh_lightning.data import Digits
-from mh_lightning.data.transforms import ImageTransforms, image_transform
+from mh_lightning.data.transforms import IMAGENET, ImageTransforms, image_transform
 from mh_lightning.errors import UserError
 
 
@@ -39,6 +39,14 @@ def test_evaluation_is_a_bicubic_centre_crop(
     expected = transforms.functional.to_tensor(resized.crop((left, top, left + 160, top + 160)))
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in backbone.image_format()[1:])
     torch.testing.assert_close(transform(picture), (expected - mean) / std)
+
+
+def test_published_normalization(backbone: TimmBackbone, picture: Image.Image) -> None:
+    own, published = (image_transform("random_crop", backbone, False, one) for one in (None, IMAGENET))
+    assert own is not None and published is not None
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in backbone.image_format()[1:])
+    other_mean, other_std = (torch.tensor(part).view(3, 1, 1) for part in IMAGENET)
+    torch.testing.assert_close(published(picture) * other_std + other_mean, own(picture) * std + mean)
 
 
 def steps_of(kind: ImageTransforms, backbone: TimmBackbone) -> list[str]:

@@ -1,0 +1,125 @@
+"""Class Gaussians against NumPy's moments of all samples."""
+
+import copy
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mh_lightning.errors import UserError
+from mh_lightning.layers import ClassGaussians
+from mh_lightning.layers.class_gaussians import Covariance
+from tests.blobs import CLASSES, FEATURES, blobs
+
+JITTER = 1e-4
+KINDS = get_args(Covariance)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def gathered(
+    kind: Covariance, x: Tensor, targets: Tensor, size: int = 7, groups: tuple[range, ...] = (range(3), range(3, 7))
+) -> ClassGaussians:
+    gaussians = ClassGaussians(x.shape[1], CLASSES, kind, rank=2, jitter=JITTER)
+    for group in groups:
+        mine = (targets >= group[0]) & (targets <= group[-1])
+        gaussians.gather(list(group), zip(x[mine].split(size), targets[mine].split(size), strict=True))
+    return gaussians
+
+
+def covariance(rows: Tensor) -> Tensor:
+    return torch.from_numpy(np.cov(rows.double().numpy(), rowvar=False)) if len(rows) > 1 else torch.zeros(
+        rows.shape[1], rows.shape[1], dtype=torch.float64)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(size=st.integers(1, 300), offset=st.sampled_from([0.0, 1e3]), seed=st.integers(0, 100))
+def test_moments_of_one_pass(size: int, offset: float, seed: int) -> None:
+    x, targets = blobs(200, seed, offset)
+    gaussians = gathered("full", x, targets, size)
+    for label in range(CLASSES):
+        rows = x[targets == label]
+        assert gaussians.counts[label] == len(rows)
+        torch.testing.assert_close(gaussians.means[label], rows.double().mean(dim=0), rtol=1e-12, atol=1e-10)
+        expected = covariance(rows) + JITTER * torch.eye(FEATURES, dtype=torch.float64)
+        torch.testing.assert_close(gaussians.covariance_of(label), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shared_covariance_is_the_pooled_one() -> None:
+    x, targets = blobs(200, 1)
+    gaussians = gathered("shared", x, targets)
+    rows = [x[targets == label] for label in range(CLASSES)]
+    pooled = sum((len(part) - 1) * covariance(part) for part in rows) / sum(len(part) - 1 for part in rows)
+    expected = pooled + JITTER * torch.eye(FEATURES, dtype=torch.float64)
+    for label in range(CLASSES):
+        torch.testing.assert_close(gaussians.covariance_of(label), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_low_rank_keeps_principal_directions_and_every_variance() -> None:
+    x, targets = blobs(300, 1)
+    x = x * torch.tensor([5.0, 3.0, 0.5, 0.4, 0.3])  # two directions that stand out
+    whole, low = gathered("full", x, targets), gathered("low_rank", x, targets)
+    for label in range(CLASSES):
+        exact, kept = whole.covariance_of(label), low.covariance_of(label)
+        torch.testing.assert_close(kept.diagonal(), exact.diagonal(), rtol=1e-5, atol=1e-6)
+        assert (kept - exact).norm() < 0.1 * exact.norm()
+    complete = ClassGaussians(FEATURES, CLASSES, "low_rank", rank=99, jitter=JITTER)
+    complete.gather(range(CLASSES), [(x, targets)])
+    torch.testing.assert_close(complete.covariance_of(6), whole.covariance_of(6), rtol=1e-4, atol=1e-5)
+
+
+@every_kind
+def test_draws_have_the_moments(kind: Covariance) -> None:
+    x, targets = blobs(100, 3, offset=2.0)
+    gaussians = gathered(kind, x, targets)
+    drawn = gaussians.draw(5, 200_000, torch.Generator().manual_seed(0), mean_scale=0.9)
+    assert drawn.dtype == torch.float32
+    torch.testing.assert_close(drawn.double().mean(dim=0), 0.9 * gaussians.means[5], rtol=0, atol=0.02)
+    torch.testing.assert_close(covariance(drawn), gaussians.covariance_of(5), rtol=0.02, atol=0.02)
+
+
+@every_kind
+def test_a_class_of_one_sample_is_its_mean(kind: Covariance) -> None:
+    gaussians = ClassGaussians(3, 2, kind, rank=1, jitter=1e-8)
+    gaussians.gather([1], [(torch.ones(1, 3), torch.tensor([1]))])
+    drawn = gaussians.draw(1, 5, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn, torch.ones(5, 3), rtol=0, atol=1e-3)
+
+
+@every_kind
+@pytest.mark.parametrize("change", [lambda one: one.half(), copy.deepcopy, lambda one: one.bfloat16()])
+def test_state_keeps_its_precision(kind: Covariance, change: Callable[[ClassGaussians], ClassGaussians]) -> None:
+    x, targets = blobs(100, 3)
+    gaussians = gathered(kind, x, targets)
+    before = {name: value.clone() for name, value in gaussians.state_dict().items()}
+    changed = change(gaussians)
+    fresh = ClassGaussians(FEATURES, CLASSES, kind, rank=2, jitter=JITTER)
+    fresh.covariance_of(0)  # before there is anything to know
+    fresh.load_state_dict(changed.state_dict())
+    for one in (changed, fresh):
+        for name, value in one.state_dict().items():
+            assert value.dtype == before[name].dtype and torch.equal(value, before[name])
+    draws = [one.draw(2, 4, torch.Generator().manual_seed(1)) for one in (changed, fresh)]
+    assert torch.equal(*draws)
+
+
+def test_features_that_are_not_finite_are_named() -> None:
+    with pytest.raises(UserError, match=r"no Cholesky factor with jitter=0.0001: the features are not finite"):
+        ClassGaussians(2, 1).gather([0], [(torch.tensor([[1.0, float("inf")], [0.0, 0.0]]), torch.tensor([0, 0]))])
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"covariance": "diagonal"}, "covariance must be one of full, low_rank, shared; got 'diagonal'"),
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"jitter": 0.0}, r"jitter must be above 0, got 0\.0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        ClassGaussians(2, 2, **options)  # type: ignore[arg-type]
