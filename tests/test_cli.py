@@ -72,7 +72,7 @@ def test_run_folder_holds_everything(run: Run, tiny_config: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "Task 3 of 3: classes 4, 5" in printed
     assert "average accuracy" in printed
-    assert "seen    old    new  top 5  classes" in printed
+    assert "seen    old    new   top5  classes" in printed
     header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     column = header.index("test/last_accuracy_old")
     assert [row[column] != "" for row in rows if row[header.index("test/last_accuracy")]] == [False, True, True]

@@ -18,7 +18,7 @@ LISTED = (
     "incremental_accuracy_top5",
     "seconds",
 )
-COLUMNS = {"accuracy": "seen", "accuracy_old": "old", "accuracy_new": "new", "accuracy_top5": "top 5"}
+COLUMNS = {"accuracy": "seen", "accuracy_old": "old", "accuracy_new": "new", "accuracy_top5": "top5"}
 
 
 def defined(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -96,7 +96,7 @@ def test_table_in_full() -> None:
         "incremental accuracy top5  0.900",
         "seconds                   12.000",
         "",
-        "Accuracy (%)    seen    old    new  top 5  classes",
+        "Accuracy (%)    seen    old    new   top5  classes",
         "after task 1    90.0          90.0  100.0        2",
         "after task 2    67.5   60.0   70.0   90.0        3",
         "after task 3    60.0   50.0   80.0   80.0        6",
