@@ -46,7 +46,8 @@ def test_run_folder_holds_everything(run: Run, tiny_config: Path, capsys: pytest
         "checkpoints/task_3.ckpt",
     } <= files
     results = json.loads((folder / "results.json").read_text())
-    fractions = ("average_accuracy", "forward_transfer", "last_accuracy", "incremental_accuracy")
+    fractions = ("average_accuracy", "forward_transfer", "last_accuracy", "incremental_accuracy", "last_accuracy_old",
+                 "last_accuracy_new", "last_accuracy_top5", "incremental_accuracy_top5")  # fmt: skip
     assert all(0 <= results[name] <= 1 for name in fractions)
     assert -1 <= results["backward_transfer"] <= results["backward_transfer_clipped"] <= 1
     matrix = torch.tensor(results["accuracy_matrix"])
@@ -57,10 +58,40 @@ def test_run_folder_holds_everything(run: Run, tiny_config: Path, capsys: pytest
     assert results["seconds"] > 0
     units = 8 * 6 * (16 + 1)
     assert results["parameters"] == {"total": units, "trainable": units}
-    assert set(results["validation"]) >= {"accuracy_matrix", "average_accuracy"}
+    assert set(results["validation"]) >= {"accuracy_matrix", "average_accuracy", "by_task"}
+    by_task = results["by_task"]
+    assert [(row["task"], row["classes_seen"]) for row in by_task] == [(1, 2), (2, 4), (3, 6)]
+    assert ["accuracy_old" in row for row in by_task] == [False, True, True]
+    assert [row["accuracy_new"] for row in by_task] == pytest.approx(matrix.diagonal().tolist())
+    for ending in ("", "_top5"):
+        course = [row[f"accuracy{ending}"] for row in by_task]
+        assert results[f"last_accuracy{ending}"] == course[-1]
+        assert results[f"incremental_accuracy{ending}"] == pytest.approx(sum(course) / 3)
+    for ending in ("_old", "_new"):
+        assert results[f"last_accuracy{ending}"] == by_task[-1][f"accuracy{ending}"]
     printed = capsys.readouterr().out
     assert "Task 3 of 3: classes 4, 5" in printed
     assert "average accuracy" in printed
+    assert "seen    old    new   top5  classes" in printed
+    header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    column = header.index("test/last_accuracy_old")
+    assert [row[column] != "" for row in rows if row[header.index("test/last_accuracy")]] == [False, True, True]
+
+
+def test_five_classes_have_no_top5(run: Run, tiny_config: Path, tiny_stream: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_stream)
+    for split in ("train", "test"):
+        keep = tensors[f"y_{split}"] < 5
+        for name in ("x", "y"):
+            tensors[f"{name}_{split}"] = tensors[f"{name}_{split}"][keep]
+    save_file(tensors, tmp_path / "five.safetensors")
+    folder = run("fit", tiny_config, "--data.init_args.path", str(tmp_path / "five.safetensors"),
+                 "--data.init_args.increment", "5")  # fmt: skip
+    assert not any("top5" in path.read_text() for path in (folder / "results.json", folder / "metrics.csv"))
+    results = results_of(folder)
+    (row,) = results["by_task"]
+    assert row == {"task": 1, "classes_seen": 5, "accuracy": row["accuracy"], "accuracy_new": row["accuracy"]}
+    assert "last_accuracy_old" not in results
 
 
 def test_tensorboard_shows_tasks_and_the_inside_of_the_head(run: Run, tiny_config: Path) -> None:
@@ -73,6 +104,8 @@ def test_tensorboard_shows_tasks_and_the_inside_of_the_head(run: Run, tiny_confi
         "test/average_accuracy",
         "test/forgetting",
         "validation/last_accuracy",
+        "test/last_accuracy_new",
+        "validation/incremental_accuracy_top5",
         "test_accuracy_by_task/task_3",
         "test_loss_by_task/task_1",
         "memory_head/head/scrambles",
@@ -81,6 +114,7 @@ def test_tensorboard_shows_tasks_and_the_inside_of_the_head(run: Run, tiny_confi
     assert {"memory_head/head/usage", "memory_head/head/age"} <= set(tags["histograms"])
     assert "test/accuracy_matrix" in tags["images"]
     assert [event.step for event in events.Scalars("test/average_accuracy")] == [1, 2, 3]
+    assert [event.step for event in events.Scalars("test/last_accuracy_old")] == [2, 3]
     assert all(math.isfinite(event.value) for tag in tags["scalars"] for event in events.Scalars(tag))
 
 
@@ -135,6 +169,20 @@ def test_resumed_after_a_task_equals_uninterrupted(run: Run, tiny_config: Path, 
     whole = run("fit", tiny_config, *options)
     resumed = run("fit", tiny_config, *options, "--ckpt_path", str(whole / "checkpoints" / "task_2.ckpt"))
     assert_same_run(whole, resumed)
+
+
+def test_checkpoint_without_top5_counts_goes_on_without(run: Run, tiny_config: Path, tmp_path: Path) -> None:
+    whole = run("fit", tiny_config)
+    checkpoint = torch.load(whole / "checkpoints" / "task_2.ckpt", weights_only=True)
+    for counts in checkpoint["callbacks"]["ContinualMetrics"]["counts"].values():
+        del counts["correct_top5"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    resumed, expected = run("fit", tiny_config, "--ckpt_path", str(tmp_path / "old.ckpt")), results_of(whole)
+    for summary in (expected, expected["validation"]):
+        for row in summary["by_task"]:
+            del row["accuracy_top5"]
+        del summary["last_accuracy_top5"], summary["incremental_accuracy_top5"]
+    assert results_of(resumed) == expected
 
 
 def test_only_touched_units_are_stepped(run: Run, tiny_config: Path) -> None:
@@ -219,6 +267,7 @@ def test_two_processes_equal_one(
     ours, theirs = results_of(one), results_of(two)
     assert torch.allclose(torch.tensor(ours["accuracy_matrix"]), torch.tensor(theirs["accuracy_matrix"]))
     assert ours["average_accuracy"] == pytest.approx(theirs["average_accuracy"])
+    assert ours["by_task"] == theirs["by_task"] and "accuracy_top5" in ours["by_task"][0]
 
 
 def test_nothing_is_written_by_a_trial_run(run: Run, tiny_config: Path) -> None:

@@ -17,9 +17,12 @@ from torchmetrics import MetricCollection
 
 from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
+from mh_lightning.callbacks.reports import accuracy_by_task, defined, results_table
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, stream_of
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
+from mh_lightning.metrics.continual import TOP_K
+from mh_lightning.metrics.functional import most_likely
 
 SECONDS_BETWEEN_FIGURES = 10.0
 
@@ -28,7 +31,9 @@ class ContinualMetrics(Callback):
     """Evaluates the whole stream after each task, in one pass over the evaluation data.
 
     Writes each metric to the loggers, the matrix as a heat map to TensorBoard, and at the end of the fit
-    ``results.json`` and ``accuracy_matrix.png`` into the run folder. Its state is part of every checkpoint.
+    ``results.json`` and ``accuracy_matrix.png`` into the run folder. A metric of nothing is left out: accuracy on
+    earlier tasks after the first one, and top-5 accuracy on a stream of five classes or fewer. Its state is part of
+    every checkpoint.
 
     Args:
         figures: draw heat maps, in TensorBoard after the first and the last task and every ten seconds.
@@ -38,7 +43,7 @@ class ContinualMetrics(Callback):
         self._figures = figures
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
-        self._counts: dict[str, dict[str, Tensor]] = {}  # (T, T) for each split: correct and total, over all ranks
+        self._counts: dict[str, dict[str, Tensor]] = {}  # (T, T) for each split, over all ranks; see _sum_counts
         self._seconds_before = 0.0
         self._started = 0.0
         self._drawn: dict[str, float] = {}
@@ -52,9 +57,11 @@ class ContinualMetrics(Callback):
         if not trainer.is_global_zero:
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
         for split in self._counts.keys() & self._metrics.keys():
+            counts = self._counts[split]
             for metric in self._metrics[split].values(copy_state=False):
-                for name, count in self._counts[split].items():
-                    setattr(metric, name, count.to(pl_module.device))
+                assert isinstance(metric, AccuracyMatrix)
+                metric.correct = counts["correct" if metric.top_k == 1 else "correct_top5"].clone().to(metric.device)
+                metric.total = counts["total"].clone().to(metric.device)
                 metric._update_count = 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,8 +76,12 @@ class ContinualMetrics(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stream = stream_of(trainer)
         splits = ["test"] if trainer.testing else stream.evaluation_splits
+        # checkpoints of earlier versions have no top-5 counts, and what they began ends without
+        with_top5 = stream.num_classes > TOP_K and all("correct_top5" in counts for counts in self._counts.values())
         self._metrics = {
-            split: continual_metrics(stream.num_tasks, stream.num_evaluated_tasks(split)).to(pl_module.device)
+            split: continual_metrics(stream.num_tasks, stream.num_evaluated_tasks(split), with_top5).to(
+                pl_module.device
+            )
             for split in splits
         }
         self._losses = {split: torch.zeros(2, stream.num_tasks, device=pl_module.device) for split in splits}
@@ -101,8 +112,9 @@ class ContinualMetrics(Callback):
         self._count(trainer, outputs, "test")
 
     def _count(self, trainer: Trainer, outputs: Any, split: str) -> None:
-        tasks = outputs["tasks"]
-        self._metrics[split].update(outputs["logits"].argmax(dim=1), outputs["targets"], tasks, _row(trainer))
+        tasks, metrics = outputs["tasks"], self._metrics[split]
+        predictions = most_likely(outputs["logits"], TOP_K if "last_accuracy_top5" in metrics else 1)
+        metrics.update(predictions, outputs["targets"], tasks, _row(trainer))
         losses = torch.stack([outputs["losses"], torch.ones_like(outputs["losses"])])
         self._losses[split].index_add_(1, tasks, losses)
 
@@ -129,9 +141,8 @@ class ContinualMetrics(Callback):
         loss_sums, loss_counts = sum_over_ranks(self._losses[split])
         losses = loss_sums / loss_counts
         self._losses[split].zero_()
-        counts = self._accuracy_matrix(split)
-        self._counts[split] = {name: sum_over_ranks(getattr(counts, name)).cpu() for name in ("correct", "total")}
-        scalars = {f"{split}/{name}": float(value) for name, value in results.items()}
+        self._counts[split] = self._sum_counts(split)
+        scalars = {f"{split}/{name}": value for name, value in defined(results).items()}
         for other in range(matrix.shape[1]):
             scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[task, other])
             scalars[f"{split}_loss_by_task/task_{other + 1}"] = float(losses[other])
@@ -176,7 +187,7 @@ class ContinualMetrics(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write results.json and the figure, and print the table."""
-        summaries = {split: self._summary(split) for split in self._metrics}
+        summaries = {split: self._summary(trainer, split) for split in self._metrics}
         if any(summary is None for summary in summaries.values()):
             rank_zero_warn(
                 "No task was evaluated, so there is no results.json; leave trainer.limit_val_batches and "
@@ -218,18 +229,25 @@ class ContinualMetrics(Callback):
             accuracy_matrix_figure(matrix, "test accuracy").savefig(folder / "accuracy_matrix.png", dpi=150)
         print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
 
-    def _summary(self, split: str) -> dict[str, Any] | None:
+    def _summary(self, trainer: Trainer, split: str) -> dict[str, Any] | None:
         if split not in self._counts:
             return None
-        trained = int((self._counts[split]["total"].sum(dim=1) > 0).sum())
-        values = self._metrics[split].compute()
-        matrix = values.pop("accuracy_matrix")[:trained, : self._accuracy_matrix(split).num_evaluated_tasks]
-        return {"accuracy_matrix": matrix.tolist(), **{name: float(value) for name, value in values.items()}}
+        values, evaluated = self._metrics[split].compute(), self._accuracy_matrix(split).num_evaluated_tasks
+        by_task = accuracy_by_task(self._counts[split], evaluated, stream_of(trainer).class_groups)
+        matrix = values.pop("accuracy_matrix")[: len(by_task), :evaluated]
+        return {"accuracy_matrix": matrix.tolist(), **defined(values), "by_task": by_task}
 
-    def _accuracy_matrix(self, split: str) -> AccuracyMatrix:
-        metric = self._metrics[split]["accuracy_matrix"]
+    def _accuracy_matrix(self, split: str, name: str = "accuracy_matrix") -> AccuracyMatrix:
+        metric = self._metrics[split][name]
         assert isinstance(metric, AccuracyMatrix)
         return metric
+
+    def _sum_counts(self, split: str) -> dict[str, Tensor]:
+        matrix = self._accuracy_matrix(split)
+        counts = {"correct": matrix.correct, "total": matrix.total}
+        if "last_accuracy_top5" in self._metrics[split]:
+            counts["correct_top5"] = self._accuracy_matrix(split, "last_accuracy_top5").correct
+        return {name: sum_over_ranks(count).cpu() for name, count in counts.items()}
 
     # --- state
 
@@ -243,39 +261,6 @@ class ContinualMetrics(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the counts until the fit starts."""
         self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """A readable summary of results.json.
-
-    Example:
-        >>> print(results_table({"accuracy_matrix": [[1.0, 0.0], [0.5, 0.9]], "average_accuracy": 0.7}))
-        <BLANKLINE>
-        Accuracy (%)  task 1 task 2
-        after task 1   100.0    0.0
-        after task 2    50.0   90.0
-        <BLANKLINE>
-        average accuracy           0.700
-    """
-    matrix = results["accuracy_matrix"]
-    shown = range(min(len(matrix[0]), 12))
-    lines = ["", "Accuracy (%) " + "".join(f" {f'task {task + 1}':>6}" for task in shown)]
-    lines += [
-        f"{f'after task {row + 1}':<13}" + "".join(f" {100 * values[task]:6.1f}" for task in shown)
-        for row, values in enumerate(matrix)
-    ]
-    names = [
-        "average_accuracy",
-        "forgetting",
-        "backward_transfer",
-        "forward_transfer",
-        "last_accuracy",
-        "incremental_accuracy",
-        "seconds",
-    ]
-    lines.append("")
-    lines += [f"{name.replace('_', ' '):<22} {results[name]:9.3f}" for name in names if name in results]
-    return "\n".join(lines)
 
 
 def _row(trainer: Trainer) -> int:

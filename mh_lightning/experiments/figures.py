@@ -46,7 +46,7 @@ def _draw(axes: Axes, stream: Stream, summaries: Sequence[Summary], metric: str)
     for place, summary in enumerate(summaries):
         is_baseline = summary.experiment == stream.baseline
         colour = BASELINE if is_baseline else OWN
-        if summary.numbers:
+        if metric in summary.numbers:
             mean, half_width, _ = summary.numbers[metric]
             label = "baseline" if is_baseline else None
             spread = None if half_width is None else 100 * half_width

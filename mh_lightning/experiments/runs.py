@@ -12,7 +12,7 @@ from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.metrics import continual_metrics
 
-METRICS = tuple(str(name) for name in continual_metrics(1) if name != "accuracy_matrix")
+METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
 OWN_OPTIONS = ("config", SEED, "run_dir", "experiment", "ckpt_path", "help", "print_config")
 # a run that differs in these only is the same one

@@ -14,7 +14,7 @@ from mh_lightning.experiments.streams import Stream
 
 Key = tuple[int, int | None]  # seed, and seed of the class order
 Results = Mapping[str, Mapping[Key, Mapping[str, Any]]]  # results.json of each experiment's runs
-SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy")
+SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy", "incremental_accuracy")
 COSTS = {"samples_per_second": ("samples/s", 1.0), "state_bytes": ("state (MB)", 1e-6),
          "peak_memory_bytes": ("peak memory (MB)", 1e-6)}  # column and unit  # fmt: skip
 NUMBERS = (*METRICS, "seconds", *COSTS)
@@ -76,8 +76,8 @@ def summarise(stream: Stream, results: Results, metric: str, published: Mapping[
 
 
 def _number(result: Mapping[str, Any], name: str) -> float | None:
-    """A metric or a cost of a run; runs of earlier versions have no cost."""
-    value = result.get("cost", {}).get(name) if name in COSTS else result[name]
+    """A metric or a cost of a run, where it has it: earlier versions have fewer, and not each stream has all."""
+    value = result.get("cost", {}).get(name) if name in COSTS else result.get(name)
     return None if value is None else float(value)
 
 
@@ -117,10 +117,11 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
 
     Example:
         >>> numbers = {name: Interval(0.5, 0.02, 3) for name in NUMBERS if name not in COSTS}
-        >>> print(markdown_table([Summary("replay", numbers)], "average_accuracy", None))
-        | experiment | average accuracy | forgetting | backward transfer | last accuracy | seconds | runs |
-        |---|---|---|---|---|---|---|
-        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 |
+        >>> for line in markdown_table([Summary("replay", numbers)], "last_accuracy", None).splitlines():
+        ...     print(line[:62])
+        | experiment | last accuracy | average accuracy | forgetting |
+        |---|---|---|---|---|---|---|---|
+        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 |
     """
     others = [name for name in SHOWN if name != metric]
     header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds"]

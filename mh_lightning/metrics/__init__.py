@@ -8,6 +8,8 @@ from mh_lightning.metrics.continual import (
     ForwardTransfer,
     IncrementalAccuracy,
     LastAccuracy,
+    LastAccuracyNew,
+    LastAccuracyOld,
     continual_metrics,
 )
 
@@ -19,5 +21,7 @@ __all__ = [
     "ForwardTransfer",
     "IncrementalAccuracy",
     "LastAccuracy",
+    "LastAccuracyNew",
+    "LastAccuracyOld",
     "continual_metrics",
 ]

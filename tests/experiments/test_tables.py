@@ -38,13 +38,32 @@ def rows() -> Any:
 def test_markdown_table_in_full() -> None:
     # mean 0.3 ± 4.3027 * 0.1 / sqrt(3) = 0.2484; differences 0.5, 0.5, 0.501: 0.5003 ± 4.3027 * 0.00057735 / sqrt(3)
     assert markdown_table(rows(), "average_accuracy", "blobs_tuning").splitlines() == [
-        "| experiment | average accuracy | forgetting | backward transfer | last accuracy | seconds | runs "
+        "| experiment | average accuracy | forgetting | backward transfer | last accuracy | incremental accuracy "
+        "| seconds | runs "
         "| difference to blobs_tuning | published |",
-        "|---|---|---|---|---|---|---|---|---|",
-        "| blobs_tuning | 30.0 ± 24.8 | 25.0 | 25.0 | 25.0 | 2.0 | 3 |  |  |",
-        "| blobs_heads | 80.0 ± 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 | **+50.0 ± 0.1** | 77.7 (Doe 2024) |",
-        "| blobs_new |  |  |  |  |  | 0 |  |  |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        "| blobs_tuning | 30.0 ± 24.8 | 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 |  |  |",
+        "| blobs_heads | 80.0 ± 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 | **+50.0 ± 0.1** | 77.7 (Doe 2024) |",
+        "| blobs_new |  |  |  |  |  |  | 0 |  |  |",
     ]
+
+
+def test_metric_that_one_experiment_does_not_have() -> None:
+    metric, few = "last_accuracy_top5", result(0.5)
+    del few[metric]  # a stream of five classes, or a run of an earlier version
+    results = {"blobs_tuning": {(0, None): few}, "blobs_heads": {(0, None): result(0.5)}, "blobs_new": {}}
+    summaries = summarise(STREAM, results, metric, {})
+    lines = markdown_table(summaries, metric, "blobs_tuning").splitlines()
+    assert lines[0].startswith("| experiment | last accuracy top5 | average accuracy |")
+    assert lines[2].startswith("| blobs_tuning |  | 50.0 |") and lines[3].startswith("| blobs_heads | 25.0 | 50.0 |")
+    assert [row[metric] for row in csv.DictReader(io.StringIO(runs_csv(results)))] == ["", "0.25"]
+    assert [row[metric] for row in csv.DictReader(io.StringIO(experiments_csv([STREAM], [summaries], metric)))] == [
+        "",
+        "0.25",
+        "",
+    ]
+    (panel,) = series_figure([STREAM], [summaries], metric, "Top 5").get_axes()
+    assert len(panel.containers) == 1
 
 
 def test_csv_tables_are_unrounded() -> None:

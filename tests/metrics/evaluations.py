@@ -13,7 +13,11 @@ NAMES = [
     "backward_transfer_clipped",
     "forward_transfer",
     "last_accuracy",
+    "last_accuracy_old",
+    "last_accuracy_new",
     "incremental_accuracy",
+    "last_accuracy_top5",
+    "incremental_accuracy_top5",
 ]
 
 
@@ -26,15 +30,24 @@ class Batch(NamedTuple):
     after_task: int
 
 
-def evaluation(num_tasks: int, after_task: int, seed: int = 0, samples: int = 60) -> Batch:
-    """Random predictions; tasks of two classes, out of order, with unequally many samples, one at least."""
+def outputs(num_tasks: int, after_task: int, seed: int = 0, samples: int = 60) -> tuple[Tensor, Tensor, Tensor]:
+    """Random logits of the classes and four more, targets, and tasks; tasks of two classes, out of order, with
+    unequally many samples, one at least.
+    """
     generator = torch.Generator().manual_seed(1000 * seed + after_task)
     shares = torch.arange(1.0, num_tasks + 1)
     tasks = torch.cat([torch.arange(num_tasks), torch.multinomial(shares, samples, True, generator=generator)])
     targets = 2 * ((tasks + 1) % num_tasks) + torch.randint(0, 2, tasks.shape, generator=generator)
-    predictions = torch.randint(0, 2 * num_tasks, tasks.shape, generator=generator)
+    logits = torch.rand(len(tasks), 2 * num_tasks + 4, generator=generator)
     known = torch.rand(tasks.shape, generator=generator) < 0.5
-    return Batch(torch.where(known, targets, predictions), targets, tasks, after_task)
+    logits[known, targets[known]] += 1
+    return logits, targets, tasks
+
+
+def evaluation(num_tasks: int, after_task: int, seed: int = 0, samples: int = 60) -> Batch:
+    """The same with the five most likely classes instead of logits."""
+    logits, targets, tasks = outputs(num_tasks, after_task, seed, samples)
+    return Batch(logits.argsort(dim=1, descending=True)[:, :5], targets, tasks, after_task)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -21,10 +21,12 @@ from mh_lightning.metrics import (
     ForwardTransfer,
     IncrementalAccuracy,
     LastAccuracy,
+    LastAccuracyNew,
+    LastAccuracyOld,
     continual_metrics,
 )
 from mh_lightning.metrics import functional as MF
-from tests.metrics.evaluations import assert_same, evaluation, split
+from tests.metrics.evaluations import assert_same, evaluation, outputs, split
 
 
 def test_accuracy_matrix_by_hand() -> None:
@@ -55,6 +57,8 @@ def test_classes_follow_functions(num_tasks: int) -> None:
         BackwardTransfer: lambda matrix, samples: MF.backward_transfer(matrix),
         ForwardTransfer: lambda matrix, samples: MF.forward_transfer(matrix),
         LastAccuracy: MF.last_accuracy,
+        LastAccuracyOld: MF.last_accuracy_old,
+        LastAccuracyNew: lambda matrix, samples: MF.last_accuracy_new(matrix),
         IncrementalAccuracy: MF.incremental_accuracy,
     }
     evaluations = [evaluation(num_tasks, after) for after in range(num_tasks)]
@@ -66,7 +70,7 @@ def test_classes_follow_functions(num_tasks: int) -> None:
             # after task t: what the functions make of the leading (t, t) part and of this evaluation's samples
             samples = torch.bincount(batch.tasks)[:trained]
             accuracies = (matrix.correct / matrix.total.double())[:trained, :trained]
-            torch.testing.assert_close(metric.compute(), function(accuracies, samples))
+            torch.testing.assert_close(metric.compute(), function(accuracies, samples), equal_nan=True)
 
 
 def test_clipped_backward_transfer() -> None:
@@ -83,14 +87,62 @@ def test_last_accuracy_is_scikit_learns() -> None:
     for batch in batches:
         metric.update(*batch)
         seen = batch.tasks <= batch.after_task
-        expected = accuracy_score(batch.targets[seen].numpy(), batch.predictions[seen].numpy())
+        expected = accuracy_score(batch.targets[seen].numpy(), batch.predictions[seen, 0].numpy())
         assert metric.compute().item() == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 99))
+def test_top5_is_scikit_learns_and_no_less_than_top1(num_tasks: int, seed: int) -> None:
+    metrics, expected = continual_metrics(num_tasks, with_top5=True), []
+    generator = torch.Generator().manual_seed(seed)
+    logits, targets, tasks = outputs(num_tasks, 0, seed)
+    for after_task in range(num_tasks):
+        logits += after_task * torch.rand(logits.shape, generator=generator)
+        metrics.update(MF.most_likely(logits, 5), targets, tasks, after_task)
+        seen, classes = tasks <= after_task, range(logits.shape[1])
+        expected.append(top_k_accuracy_score(targets[seen].numpy(), logits[seen].numpy(), k=5, labels=classes))
+        found = metrics.compute()
+        assert found["last_accuracy_top5"].item() == pytest.approx(expected[-1], abs=1e-12)
+        assert found["incremental_accuracy_top5"].item() == pytest.approx(sum(expected) / len(expected), abs=1e-12)
+        for name in ("last_accuracy", "incremental_accuracy"):
+            assert found[f"{name}_top5"] >= found[name]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 99))
+def test_old_and_new_weigh_together_to_all_seen(num_tasks: int, seed: int) -> None:
+    metrics = continual_metrics(num_tasks, with_top5=True)
+    for after_task in range(num_tasks):
+        batch = evaluation(num_tasks, after_task, seed)
+        metrics.update(*batch)
+        found = metrics.compute()
+        if after_task == 0:
+            assert found["last_accuracy_old"].isnan() and found["last_accuracy_new"] == found["last_accuracy"]
+            continue
+        old, new = int((batch.tasks < after_task).sum()), int((batch.tasks == after_task).sum())
+        together = old * found["last_accuracy_old"] + new * found["last_accuracy_new"]
+        assert together.item() == pytest.approx((old + new) * found["last_accuracy"].item(), abs=1e-9)
+
+
+def test_top_k_by_hand() -> None:
+    ranked = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+    for top_k, correct in ((1, 1), (2, 2), (3, 3)):
+        metric = AccuracyMatrix(1, top_k=top_k)
+        metric.update(ranked, torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long), after_task=0)
+        assert metric.correct.item() == correct and metric.total.item() == 3
+
+
+def test_too_few_predictions_are_refused() -> None:
+    for predictions, got in ((torch.tensor([0]), 1), (torch.tensor([[0, 1]]), 2)):
+        with pytest.raises(UserError, match=f"^LastAccuracy: top_k=5 .* got {got}"):
+            LastAccuracy(1, top_k=5).update(predictions, torch.tensor([0]), torch.tensor([0]), after_task=0)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 17), st.randoms(use_true_random=False), st.integers(0, 99))
 def test_batches_in_any_order_and_split(num_tasks: int, size: int, shuffler: random.Random, seed: int) -> None:
-    whole, parts = continual_metrics(num_tasks), continual_metrics(num_tasks)
+    whole, parts = continual_metrics(num_tasks, with_top5=True), continual_metrics(num_tasks, with_top5=True)
     batches = []
     for after_task in range(num_tasks):
         batch = evaluation(num_tasks, after_task, seed)
@@ -123,7 +175,11 @@ def alone(num_tasks: int, evaluations: int) -> dict[str, Tensor]:
         "backward_transfer_clipped": BackwardTransfer(num_tasks, clip=True),
         "forward_transfer": ForwardTransfer(num_tasks),
         "last_accuracy": LastAccuracy(num_tasks),
+        "last_accuracy_old": LastAccuracyOld(num_tasks),
+        "last_accuracy_new": LastAccuracyNew(num_tasks),
         "incremental_accuracy": IncrementalAccuracy(num_tasks),
+        "last_accuracy_top5": LastAccuracy(num_tasks, top_k=5),
+        "incremental_accuracy_top5": IncrementalAccuracy(num_tasks, top_k=5),
     }
     for after_task in range(evaluations):
         for member in members.values():
@@ -142,8 +198,8 @@ def evaluate(collection: MetricCollection, num_tasks: int, after_task: int) -> d
 
 
 def test_collection_over_several_evaluations() -> None:
-    collection = continual_metrics(3)
-    assert len(collection.compute_groups) == 1
+    collection = continual_metrics(3, with_top5=True)
+    assert len(collection.compute_groups) == 2
     for after_task in range(3):
         assert_same(evaluate(collection, 3, after_task), alone(3, after_task + 1))
     assert_same(collection.compute(), alone(3, 3))
@@ -151,7 +207,7 @@ def test_collection_over_several_evaluations() -> None:
 
 @pytest.mark.parametrize("duplicate", [lambda metrics: pickle.loads(pickle.dumps(metrics)), copy.deepcopy])
 def test_copies_go_on(duplicate) -> None:
-    collection = continual_metrics(3)
+    collection = continual_metrics(3, with_top5=True)
     evaluate(collection, 3, 0)
     other = duplicate(collection)
     assert_same(other.compute(), alone(3, 1))
@@ -162,7 +218,7 @@ def test_copies_go_on(duplicate) -> None:
 
 
 def test_state_dict() -> None:
-    collection, other = continual_metrics(3), continual_metrics(3)
+    collection, other = continual_metrics(3, with_top5=True), continual_metrics(3, with_top5=True)
     evaluate(collection, 3, 0)
     collection.persistent(True)
     other.persistent(True)
@@ -175,12 +231,11 @@ def test_state_dict() -> None:
 
 
 def test_counts_of_a_checkpoint_go_on() -> None:
-    collection, resumed = continual_metrics(3), continual_metrics(3)
+    collection, resumed = continual_metrics(3, with_top5=True), continual_metrics(3, with_top5=True)
     evaluate(collection, 3, 0)
-    counts = {name: getattr(collection["accuracy_matrix"], name) for name in ("correct", "total")}
-    for metric in resumed.values(copy_state=False):
-        for name, count in counts.items():
-            setattr(metric, name, count.clone())
+    for name, metric in resumed.items(copy_state=False):
+        for count in ("correct", "total"):
+            setattr(metric, count, getattr(collection[name], count).clone())
         metric._update_count = 1
     for after_task in (1, 2):
         evaluate(resumed, 3, after_task)
@@ -188,7 +243,17 @@ def test_counts_of_a_checkpoint_go_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [AverageAccuracy, Forgetting, BackwardTransfer, ForwardTransfer, LastAccuracy, IncrementalAccuracy]
+    "kind",
+    [
+        AverageAccuracy,
+        Forgetting,
+        BackwardTransfer,
+        ForwardTransfer,
+        LastAccuracy,
+        LastAccuracyOld,
+        LastAccuracyNew,
+        IncrementalAccuracy,
+    ],
 )
 def test_evaluation_that_misses_a_seen_task(kind: type[AccuracyMatrix]) -> None:
     def refused(metric: AccuracyMatrix) -> None:

@@ -27,6 +27,8 @@ SAMPLES = torch.tensor([10, 20, 70])
                 "backward_transfer_clipped": 0.0,
                 "forward_transfer": (0.2 + 0.1 + 0.3) / 3,
                 "last_accuracy": (5 + 18 + 49) / 100,
+                "last_accuracy_old": (5 + 18) / 30,
+                "last_accuracy_new": 0.7,
                 "incremental_accuracy": (9 / 10 + (6 + 16) / 30 + 72 / 100) / 3,
             },
         ),
@@ -39,6 +41,8 @@ SAMPLES = torch.tensor([10, 20, 70])
                 "backward_transfer_clipped": 0.7 / 3,
                 "forward_transfer": 0.2,
                 "last_accuracy": (7 + 10 + 70) / 100,
+                "last_accuracy_old": (7 + 10) / 30,
+                "last_accuracy_new": 1.0,
                 "incremental_accuracy": (5 / 10 + (9 + 8) / 30 + 87 / 100) / 3,
             },
         ),
@@ -51,6 +55,8 @@ SAMPLES = torch.tensor([10, 20, 70])
                 "backward_transfer_clipped": 0.0,
                 "forward_transfer": 0.2,
                 "last_accuracy": 22 / 30,
+                "last_accuracy_old": 0.6,
+                "last_accuracy_new": 0.8,
                 "incremental_accuracy": (27 + 22) / 60,
             },
         ),
@@ -63,6 +69,8 @@ SAMPLES = torch.tensor([10, 20, 70])
                 "backward_transfer_clipped": 0.0,
                 "forward_transfer": 0.0,
                 "last_accuracy": 0.9,
+                "last_accuracy_old": float("nan"),
+                "last_accuracy_new": 0.9,
                 "incremental_accuracy": 0.9,
             },
         ),
@@ -78,11 +86,13 @@ def test_by_hand(matrix: Tensor, expected: dict[str, float]) -> None:
         "backward_transfer_clipped": MF.backward_transfer(matrix, clip=True),
         "forward_transfer": MF.forward_transfer(matrix),
         "last_accuracy": MF.last_accuracy(matrix, samples),
+        "last_accuracy_old": MF.last_accuracy_old(matrix, samples),
+        "last_accuracy_new": MF.last_accuracy_new(matrix),
         "incremental_accuracy": MF.incremental_accuracy(matrix, samples),
     }
     for name, value in found.items():
         assert value.shape == () and value.dtype == torch.float64, name
-        assert value.item() == pytest.approx(expected[name], abs=1e-12), name
+        assert value.item() == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
 
 
 def test_equal_counts_weigh_tasks_alike() -> None:
@@ -126,5 +136,18 @@ def test_data_of_the_first_tasks_alone() -> None:
     samples = torch.tensor([10, 30])
     assert MF.last_accuracy(matrix, samples).item() == pytest.approx((3 + 30) / 40)
     assert MF.incremental_accuracy(matrix, samples).item() == pytest.approx((0.9 + 30 / 40 + 33 / 40) / 3)
+    assert MF.last_accuracy_old(matrix, samples).item() == pytest.approx((3 + 30) / 40)
+    assert MF.last_accuracy_new(matrix).isnan()
     # with one task evaluated, nothing of it is to come
     assert MF.forward_transfer(matrix[:, :1]).item() == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+def test_most_likely_classes(k: int, more: int, seed: int) -> None:
+    # few different values, so that there are ties
+    logits = torch.randint(0, 4, (9, k + more), generator=torch.Generator().manual_seed(seed)).float()
+    found = MF.most_likely(logits, k)
+    assert torch.equal(found[:, 0], logits.argmax(dim=1))
+    assert torch.equal(logits.gather(1, found).sort(descending=True).values, logits.topk(k, dim=1).values)
+    assert all(len(set(row)) == k for row in found.tolist())

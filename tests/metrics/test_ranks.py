@@ -20,7 +20,7 @@ def shares(after_task: int) -> list[slice]:
 
 
 def count(rank: int, ranks: int) -> list[dict[str, Tensor]]:
-    metrics, results = continual_metrics(TASKS), []
+    metrics, results = continual_metrics(TASKS, with_top5=True), []
     for after_task in range(TASKS):
         batch = evaluation(TASKS, after_task)
         rows = shares(after_task)[rank] if ranks > 1 else slice(None)

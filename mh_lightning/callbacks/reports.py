@@ -1,0 +1,111 @@
+"""What the files and the screen say of a run: accuracies after each task, and the closing table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mh_lightning.metrics import functional as MF
+
+LISTED = (
+    "average_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "last_accuracy",
+    "incremental_accuracy",
+    "last_accuracy_top5",
+    "incremental_accuracy_top5",
+    "seconds",
+)
+COLUMNS = {"accuracy": "seen", "accuracy_old": "old", "accuracy_new": "new", "accuracy_top5": "top5"}
+
+
+def defined(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers without NaN, which JSON does not have.
+
+    Args:
+        values: tensors of one element.
+
+    Example:
+        >>> import torch
+        >>> defined({"last_accuracy_new": torch.tensor(0.5), "last_accuracy_old": torch.tensor(torch.nan)})
+        {'last_accuracy_new': 0.5}
+    """
+    return {name: float(value) for name, value in values.items() if not value.isnan()}
+
+
+def accuracy_by_task(
+    counts: Mapping[str, Tensor], num_evaluated_tasks: int, class_groups: Sequence[Sequence[int]]
+) -> list[dict[str, float]]:
+    """The course of a run, as `by_task` of results.json: an entry for each task trained, from task 1.
+
+    ``accuracy`` is that over the test samples of all tasks seen, ``accuracy_old`` of the earlier ones, ``accuracy_new``
+    of the last one, and ``accuracy_top5`` again of all, with the class among the five largest logits. What there are no
+    samples of is left out, such as the earlier tasks in the first entry.
+
+    Args:
+        counts: (T, T) each, as in `AccuracyMatrix`: "correct", "total", and "correct_top5" where it is counted.
+        num_evaluated_tasks: V, the leading tasks that evaluations cover.
+        class_groups: the classes of each task.
+
+    Example:
+        >>> import torch
+        >>> counts = {"correct": torch.tensor([[4, 0], [1, 6]]), "total": torch.tensor([[4, 6], [4, 6]])}
+        >>> for row in accuracy_by_task(counts, 2, [[0], [2, 1]]):
+        ...     print(row)
+        {'task': 1, 'classes_seen': 1, 'accuracy': 1.0, 'accuracy_new': 1.0}
+        {'task': 2, 'classes_seen': 3, 'accuracy': 0.7, 'accuracy_old': 0.25, 'accuracy_new': 1.0}
+    """
+    trained = int((counts["total"].sum(dim=1) > 0).sum())
+    accuracies = {name: counts[name].double() / counts["total"] for name in counts if name != "total"}
+    rows, classes = [], set[int]()
+    for task in range(1, trained + 1):
+        seen = min(task, num_evaluated_tasks)
+        samples = counts["total"][task - 1, :seen]
+        matrix = accuracies["correct"][:task, :seen]
+        values = {
+            "accuracy": MF.last_accuracy(matrix, samples),
+            "accuracy_old": MF.last_accuracy_old(matrix, samples),
+            "accuracy_new": MF.last_accuracy_new(matrix),
+        }
+        if "correct_top5" in accuracies:
+            values["accuracy_top5"] = MF.last_accuracy(accuracies["correct_top5"][:task, :seen], samples)
+        classes.update(class_groups[task - 1])
+        rows.append({"task": task, "classes_seen": len(classes), **defined(values)})
+    return rows
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """A readable summary of results.json.
+
+    Example:
+        >>> print(results_table({"accuracy_matrix": [[1.0, 0.0], [0.5, 0.9]], "average_accuracy": 0.7}))
+        <BLANKLINE>
+        Accuracy (%)  task 1 task 2
+        after task 1   100.0    0.0
+        after task 2    50.0   90.0
+        <BLANKLINE>
+        average accuracy           0.700
+
+    With `by_task`, a second table follows: accuracy on the tasks seen, the earlier ones, and the last one.
+    """
+    matrix = results["accuracy_matrix"]
+    shown = range(min(len(matrix[0]), 12))
+    lines = ["", "Accuracy (%) " + "".join(f" {f'task {task + 1}':>6}" for task in shown)]
+    lines += [
+        f"{f'after task {row + 1}':<13}" + "".join(f" {100 * values[task]:6.1f}" for task in shown)
+        for row, values in enumerate(matrix)
+    ]
+    lines.append("")
+    labels = {name: name.replace("_", " ") for name in LISTED if name in results}
+    lines += [f"{label}{results[name]:{32 - len(label)}.3f}" for name, label in labels.items()]
+    by_task = results.get("by_task", [])
+    columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in by_task)}
+    if by_task:
+        lines += ["", "Accuracy (%) " + "".join(f" {title:>6}" for title in columns.values()) + "  classes"]
+    for row in by_task:
+        title = f"after task {row['task']}"
+        cells = "".join(f" {100 * row[name]:6.1f}" if name in row else 7 * " " for name in columns)
+        lines.append(f"{title:<13}{cells} {row['classes_seen']:8}")
+    return "\n".join(lines)
