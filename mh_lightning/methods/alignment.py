@@ -24,7 +24,7 @@ class ClassifierAlignment:
     After task T, counted from 0, each epoch draws `samples_per_class` features of every class from
     :math:`N(s\,\mu_c, S_c)`, with :math:`s = 0.9 + 0.1 (t + 1) / (T + 1)` for a class of task t, shuffles them, and
     takes steps of SGD on the cross-entropy over the logits of all classes seen; the learning rate falls to zero in a
-    cosine, epoch by epoch. With `logit_norm`, logits are first divided by that number and by the mean over tasks of the
+    cosine, epoch by epoch. Unless `logit_norm` is 0, logits are first divided by that number and by the mean over tasks of the
     norm of each task's logits.
 
     Ranks share each batch, and end up with the weights of one process, up to rounding.
@@ -36,7 +36,7 @@ class ClassifierAlignment:
         learning_rate: at the start.
         momentum: of SGD.
         weight_decay: of SGD.
-        logit_norm: temperature of normalised logits, or None to leave logits as they are.
+        logit_norm: temperature of normalised logits; 0 leaves logits as they are.
         freeze_keys: keep the keys of Memory Heads, and their counters, as they are.
         covariance: how covariances are kept: "full", "low_rank" or "shared"; see `mh_lightning.layers.ClassGaussians`.
         rank: of "low_rank".
@@ -55,18 +55,17 @@ class ClassifierAlignment:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    logit_norm: float | None = 0.1
+    logit_norm: float = 0.1
     freeze_keys: bool = True
     covariance: Covariance = "full"
     rank: int = 32
     jitter: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "samples_per_class", "batch_size", "learning_rate", "logit_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"model.init_args.alignment.{name} must be above 0, got {value}.")
-        for name in ("momentum", "weight_decay"):
+        for name in ("epochs", "samples_per_class", "batch_size", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"model.init_args.alignment.{name} must be above 0, got {getattr(self, name)}.")
+        for name in ("momentum", "weight_decay", "logit_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"model.init_args.alignment.{name} must not be negative, got {getattr(self, name)}.")
         try:
@@ -155,7 +154,7 @@ class ClassifierAlignment:
             tensor([[ 3.,  4., 15.]])
         """
         together = torch.cat(logits, dim=1)
-        if self.logit_norm is None:
+        if self.logit_norm == 0:
             return together
         norms = torch.stack([part.norm(dim=1) + SMALLEST_NORM for part in logits], dim=1)
         return together / norms.mean(dim=1, keepdim=True) / self.logit_norm
