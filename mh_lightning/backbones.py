@@ -1,23 +1,17 @@
 """Backbones: modules that turn inputs into feature vectors, with the transforms that their inputs need."""
 
 import difflib
-import importlib.util
-import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import timm.data
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mh_lightning.errors import UNREADABLE, UserError, reason_of
-
-# above the values that models start from, and exact in float32 with some thousand tensors
-FIRST_MARK = 1000
+from mh_lightning.errors import UserError, reason_of
+from mh_lightning.weight_files import load_model
 
 
 class ImageFormat(NamedTuple):
@@ -186,7 +180,7 @@ def _create_model(
         options["img_size"] = image_size
     if checkpoint_path is not None:
         with torch.random.fork_rng(devices=[]):  # a seed gives the same head, whatever the loading draws
-            return _load_model(name, _resolve(checkpoint_path), map_by_order, options)
+            return load_model(name, checkpoint_path, map_by_order, options)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
@@ -197,97 +191,3 @@ def _create_model(
             f"{option}: timm could not get the weights of {name!r} "
             f"({reason_of(error)}); without a network, give checkpoint_path."
         ) from error
-
-
-def _load_model(name: str, path: Path, map_by_order: bool, options: dict[str, Any]) -> Any:
-    whole = timm.create_model(name, pretrained=False).state_dict()
-    weights = _read_weights(path)
-    unfit = f"backbone.checkpoint_path={str(path)!r} does not fit {name!r}"
-    advice = "give the file of this model, or map_by_order=true if only the names differ"
-
-    def load(**source: Any) -> Any:
-        try:
-            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
-        except (RuntimeError, LookupError, ValueError, AttributeError) as error:
-            raise UserError(f"{unfit}: {reason_of(error)}; {advice}.") from error
-
-    if map_by_order:
-        weights = _map_by_order(weights, whole, path, name)
-    elif path.suffix == ".npz" and not whole.keys() & weights.keys():
-        return load(file=str(path), custom_load=True)  # the model family's own layout, read without pickle
-    # timm names each tensor that it does not use; one sentence is enough
-    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
-    # without its classifier timm loads what it finds: numbers in place of the weights tell what went where
-    marks = {key: torch.full_like(value, FIRST_MARK + place, dtype=torch.promote_types(value.dtype, torch.int32))
-             for place, (key, value) in enumerate(weights.items())}  # fmt: skip
-    marked = load(state_dict=marks, custom_load=False).state_dict()
-    found = {key: int(value.flatten()[0].round()) - FIRST_MARK for key, value in marked.items() if value.numel()}
-    missing = [key for key, place in found.items()
-               if place not in range(len(weights)) and not key.endswith("num_batches_tracked")]  # fmt: skip
-    if missing:
-        raise UserError(f"{unfit}: it lacks {len(missing)} of the model's tensors, {missing[0]!r} first; {advice}.")
-    classifier = whole.keys() - marked.keys()
-    unused = [key for place, key in enumerate(weights) if place not in found.values() and key not in classifier]
-    if len(unused) > len(weights) / 10:  # timm drops a few on purpose, but not a larger model's
-        raise UserError(f"{unfit}: the model has no place for {len(unused)} of its tensors, {unused[0]!r} first; "
-                        f"{advice}.")  # fmt: skip
-    model = load(state_dict=weights, custom_load=False)
-    model.pretrained_cfg.pop("state_dict", None)
-    return model
-
-
-def _resolve(checkpoint_path: str) -> Path:
-    path = Path(checkpoint_path).expanduser()
-    if checkpoint_path.startswith("package://"):
-        package, _, file = checkpoint_path.removeprefix("package://").partition("/")
-        try:
-            spec = importlib.util.find_spec(package) if package else None
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"backbone.checkpoint_path={checkpoint_path!r} needs the Python package {package!r}, which "
-                "is not installed."
-            )
-        path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise UserError(
-            f"backbone.checkpoint_path={checkpoint_path!r} is no file; give a .pth, .safetensors or .npz weights file."
-        )
-    return path
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                weights = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        else:
-            weights = timm.models.load_state_dict(str(path), weights_only=True)
-        tensors_only = all(isinstance(value, Tensor) for value in weights.values())
-    except UNREADABLE as error:
-        raise UserError(
-            f"backbone.checkpoint_path={str(path)!r} is no readable weights file ({reason_of(error)}); "
-            "it may be damaged, or hold more than tensors."
-        ) from error
-    if not tensors_only or not weights:
-        raise UserError(f"backbone.checkpoint_path={str(path)!r} holds something other than named tensors.")
-    for key, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"backbone.checkpoint_path={str(path)!r} holds NaN or infinite values, in {key!r} first.")
-    return weights
-
-
-def _map_by_order(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
-    if len(state) != len(expected):
-        raise UserError(
-            f"backbone.map_by_order: {str(path)!r} holds {len(state)} tensors, "
-            f"{name!r} {len(expected)}; they must be as many."
-        )
-    for (key, wanted), (given_key, given) in zip(expected.items(), state.items(), strict=True):
-        if wanted.shape != given.shape:
-            raise UserError(
-                f"backbone.map_by_order: tensor {given_key!r} of {str(path)!r} has shape "
-                f"{tuple(given.shape)}, but {key!r} of {name!r}, at its place, {tuple(wanted.shape)}."
-            )
-    return dict(zip(expected, state.values(), strict=True))
