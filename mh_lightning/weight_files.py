@@ -15,6 +15,10 @@ from mh_lightning.errors import UNREADABLE, UserError, reason_of
 # above the values that models start from, and exact in float32 with some thousand tensors
 FIRST_MARK = 1000
 
+# the trained encoder of a momentum-contrast file, versions 3 and before, among its copy, predictor and queue of keys
+MOCO_ENCODERS = ("base_encoder.", "encoder_q.")
+MOCO_PROJECTORS = ("head.", "fc.")  # in place of the classifier, of a ViT and a ResNet
+
 
 def load_model(name: str, checkpoint_path: str, map_by_order: bool, options: dict[str, Any]) -> Any:
     """A timm model with a file's weights.
@@ -43,7 +47,11 @@ def load_model(name: str, checkpoint_path: str, map_by_order: bool, options: dic
     if map_by_order:
         weights = _map_by_order(weights, whole, path, name)
     elif path.suffix == ".npz" and not whole.keys() & weights.keys():
-        return load(file=str(path), custom_load=True)  # the model family's own layout, read without pickle
+        model = load(file=str(path), custom_load=True)  # the model family's own layout, read without pickle
+        blocks = {part for key in weights for part in key.split("/") if part.startswith("encoderblock_")}
+        if blocks and len(blocks) != len(model.blocks):  # timm takes the first ones of a deeper model
+            raise UserError(f"{unfit}: it has {len(blocks)} blocks, the model {len(model.blocks)}; {advice}.")
+        return model
     # timm names each tensor that it does not use; one sentence is enough
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
     # without its classifier timm loads what it finds: numbers in place of the weights tell what went where
@@ -101,9 +109,29 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     if not tensors_only or not weights:
         raise UserError(f"backbone.checkpoint_path={str(path)!r} holds something other than named tensors.")
+    weights = _encoder_of(weights)
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"backbone.checkpoint_path={str(path)!r} holds NaN or infinite values, in {key!r} first.")
+    return weights
+
+
+def _encoder_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a momentum-contrast file the encoder that features are taken from, of all others everything.
+
+    Source:
+        He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020; Chen et al., "An
+        Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021 (version 3).
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> list(_encoder_of({"base_encoder.norm.weight": one, "base_encoder.head.0.weight": one, "predictor.0": one}))
+        ['norm.weight']
+    """
+    for prefix in MOCO_ENCODERS:
+        encoder = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        if encoder:
+            return {key: value for key, value in encoder.items() if not key.startswith(MOCO_PROJECTORS)}
     return weights
 
 
