@@ -1,23 +1,21 @@
 """Backbones: modules that turn inputs into feature vectors, with the transforms that their inputs need."""
 
 import difflib
-import importlib.util
-import logging
+import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import timm.data
+import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mh_lightning.errors import UNREADABLE, UserError, reason_of
-
-# above the values that models start from, and exact in float32 with some thousand tensors
-FIRST_MARK = 1000
+from mh_lightning.errors import UserError, reason_of
+from mh_lightning.weight_files import load_model
 
 
 class ImageFormat(NamedTuple):
@@ -26,6 +24,20 @@ class ImageFormat(NamedTuple):
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that the optimizer treats alike.
+
+    Attributes:
+        parameters: that are trained.
+        learning_rate_factor: what the optimizer's learning rate is multiplied by for them.
+        weight_decay: theirs, by default the optimizer's.
+    """
+
+    parameters: list[nn.Parameter]
+    learning_rate_factor: float = 1.0
+    weight_decay: float | None = None
 
 
 class Backbone(nn.Module):
@@ -47,6 +59,14 @@ class Backbone(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Plain values that its features depend on besides its modules and weights."""
+        return {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All its trainable parameters, each once, by how the optimizer treats them."""
+        return [ParameterGroup([parameter for parameter in self.parameters() if parameter.requires_grad])]
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """Options, other than their defaults, that `parameter_groups` follows from; a run is resumed with the same."""
         return {}
 
 
@@ -76,6 +96,39 @@ class Identity(Backbone):
         return x
 
 
+@dataclass(frozen=True)
+class _TrainingOptions:
+    """Options of `TimmBackbone` on how it is trained and run, which its features do not depend on."""
+
+    learning_rate_factor: float
+    weight_decay: float | None
+    layer_decay: float | None
+    frozen_batch_norm: bool
+    compile: bool
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        options = {
+            "learning_rate_factor": None if self.learning_rate_factor == 1 else self.learning_rate_factor,
+            "weight_decay": self.weight_decay,
+            "layer_decay": self.layer_decay,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def check(self, frozen: bool) -> None:
+        given = self.optimizer_settings()
+        for name in ("learning_rate_factor", "weight_decay"):
+            if name in given and not 0 <= given[name] < math.inf:
+                raise UserError(f"backbone.{name} must be a number of at least 0, got {given[name]}.")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"backbone.layer_decay must lie in (0, 1], got {self.layer_decay}.")
+        if frozen and given:
+            name, value = next(iter(given.items()))
+            raise UserError(
+                f"backbone.{name}={value} is for a backbone that is trained, and backbone.frozen=true; set "
+                f"frozen=false, or leave {name} out."
+            )
+
+
 class TimmBackbone(Backbone):
     """A timm model without its classifier.
 
@@ -83,14 +136,25 @@ class TimmBackbone(Backbone):
         name: any model name that timm knows; `timm.list_models()` lists them.
         pretrained: take timm's own weights (from its cache or the network).
         checkpoint_path: take weights from a local .pth, .safetensors or .npz file instead. ``package://name/file``
-            points into an installed Python package. Files are read without running any code in them.
+            points into an installed Python package. Files are read without running any code in them. Of a
+            momentum-contrast file (MoCo), the encoder is taken.
         map_by_order: give the file's tensors to the model in their order, whatever their names. All shapes must fit.
         frozen: no gradient, always in evaluation mode, no graph.
         image_size: side of the square input in pixels, by default the size the model was trained at.
         normalize_features: divide each feature vector by its L2 norm.
+        learning_rate_factor: what the optimizer's learning rate is multiplied by for the backbone. A trained backbone
+            forgets less at a hundredth of the head's (Zhang et al., "SLCA: Slow Learner with Classifier Alignment for
+            Continual Learning on a Pre-trained Model", ICCV 2023).
+        weight_decay: of the backbone, by default the optimizer's.
+        layer_decay: multiply the backbone's learning rate by this once more for each block, from the output to the
+            input, in timm's grouping into blocks.
+        frozen_batch_norm: keep the running statistics of a trained backbone's batch-norm layers, and normalise by them
+            in training too; their weights and biases still learn.
+        compile: run the model through ``torch.compile``, which takes a while at the first batch.
 
     Raises:
-        UserError: on an unknown name, or a missing, damaged or unfitting weights file.
+        UserError: on an unknown name, a missing, damaged or unfitting weights file, or options that contradict
+            each other.
 
     Example:
         >>> backbone = TimmBackbone("resnet10t", image_size=64)
@@ -107,9 +171,18 @@ class TimmBackbone(Backbone):
         frozen: bool = True,
         image_size: int | None = None,
         normalize_features: bool = False,
+        learning_rate_factor: float = 1.0,
+        weight_decay: float | None = None,
+        layer_decay: float | None = None,
+        frozen_batch_norm: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         _check_name(name)
+        self._training_options = _TrainingOptions(
+            learning_rate_factor, weight_decay, layer_decay, frozen_batch_norm, compile
+        )
+        self._training_options.check(frozen)
         if pretrained and checkpoint_path is not None:
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
         if image_size is not None and image_size < 1:
@@ -121,10 +194,10 @@ class TimmBackbone(Backbone):
         self._data_config = timm.data.resolve_model_data_config(self.model)
         if image_size is not None:
             self._data_config["input_size"] = (self._data_config["input_size"][0], image_size, image_size)
+        self.model.to(memory_format=torch.channels_last)  # convolutions are faster so, forward and backward
         if frozen:
-            self.model.to(memory_format=torch.channels_last)
             self.requires_grad_(False)
-            self.train(False)
+        self.train()
         if image_size is not None:
             self._try(image_size)
 
@@ -132,7 +205,7 @@ class TimmBackbone(Backbone):
         training = self.training
         try:
             with torch.no_grad():
-                self.eval()(torch.zeros(1, *self._data_config["input_size"]))
+                self.eval().model(torch.zeros(1, *self._data_config["input_size"]))  # not compiled for this one image
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
                 f"backbone.image_size={image_size} does not suit {self.name!r}: {reason_of(error)}."
@@ -140,16 +213,56 @@ class TimmBackbone(Backbone):
         self.train(training)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """Set the training mode; a frozen backbone stays in evaluation mode."""
-        return super().train(mode and not self.frozen)
+        """Set the training mode; a frozen backbone, or its frozen batch-norm layers, stay in evaluation mode."""
+        super().train(mode and not self.frozen)
+        if self._training_options.frozen_batch_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (b, channels, height, width) to features (b, num_features)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if self.frozen:
-                x = x.contiguous(memory_format=torch.channels_last)  # as the weights are, which is faster
-            features: Tensor = self.model(x)
+            x = x.contiguous(memory_format=torch.channels_last)  # as the weights are
+            features = self._run_compiled(x) if self._training_options.compile else self.model(x)
             return F.normalize(features, dim=1) if self.normalize_features else features
+
+    def _run_compiled(self, x: Tensor) -> Tensor:
+        if self.model._compiled_call_impl is None:  # at first, and in copies, which torch makes without it
+            self.model.compile()
+        try:
+            features: Tensor = self.model(x)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(
+                f"backbone.compile=true: torch cannot compile {self.name!r} here ({reason_of(error)}); leave it out."
+            ) from error
+        return features
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All trainable parameters, with `layer_decay` by timm's blocks from the output to the input.
+
+        Example:
+            >>> backbone = TimmBackbone("test_vit", frozen=False, learning_rate_factor=0.01, layer_decay=0.5)
+            >>> [group.learning_rate_factor for group in backbone.parameter_groups()][:4]
+            [0.01, 0.005, 0.0025, 0.00125]
+        """
+        factor, weight_decay = self._training_options.learning_rate_factor, self._training_options.weight_decay
+        if self._training_options.layer_decay is None:
+            (group,) = super().parameter_groups()
+            return [ParameterGroup(group.parameters, factor, weight_decay)]
+        by_scale: dict[float, list[nn.Parameter]] = {}  # timm splits blocks further, for a weight decay of its own
+        for part in timm.optim.param_groups_layer_decay(self.model, layer_decay=self._training_options.layer_decay):
+            by_scale.setdefault(part["lr_scale"], []).extend(part["params"])
+        return [
+            ParameterGroup(by_scale[scale], factor * scale, weight_decay) for scale in sorted(by_scale, reverse=True)
+        ]
+
+    def optimizer_settings(self) -> dict[str, Any]:
+        """The learning rate's factor, weight decay and layer decay, where they are given."""
+        return self._training_options.optimizer_settings()
 
     def settings(self) -> dict[str, Any]:
         """The model's name, its image size and whether features are normalised."""
@@ -186,7 +299,7 @@ def _create_model(
         options["img_size"] = image_size
     if checkpoint_path is not None:
         with torch.random.fork_rng(devices=[]):  # a seed gives the same head, whatever the loading draws
-            return _load_model(name, _resolve(checkpoint_path), map_by_order, options)
+            return load_model(name, checkpoint_path, map_by_order, options)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
@@ -197,97 +310,3 @@ def _create_model(
             f"{option}: timm could not get the weights of {name!r} "
             f"({reason_of(error)}); without a network, give checkpoint_path."
         ) from error
-
-
-def _load_model(name: str, path: Path, map_by_order: bool, options: dict[str, Any]) -> Any:
-    whole = timm.create_model(name, pretrained=False).state_dict()
-    weights = _read_weights(path)
-    unfit = f"backbone.checkpoint_path={str(path)!r} does not fit {name!r}"
-    advice = "give the file of this model, or map_by_order=true if only the names differ"
-
-    def load(**source: Any) -> Any:
-        try:
-            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
-        except (RuntimeError, LookupError, ValueError, AttributeError) as error:
-            raise UserError(f"{unfit}: {reason_of(error)}; {advice}.") from error
-
-    if map_by_order:
-        weights = _map_by_order(weights, whole, path, name)
-    elif path.suffix == ".npz" and not whole.keys() & weights.keys():
-        return load(file=str(path), custom_load=True)  # the model family's own layout, read without pickle
-    # timm names each tensor that it does not use; one sentence is enough
-    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
-    # without its classifier timm loads what it finds: numbers in place of the weights tell what went where
-    marks = {key: torch.full_like(value, FIRST_MARK + place, dtype=torch.promote_types(value.dtype, torch.int32))
-             for place, (key, value) in enumerate(weights.items())}  # fmt: skip
-    marked = load(state_dict=marks, custom_load=False).state_dict()
-    found = {key: int(value.flatten()[0].round()) - FIRST_MARK for key, value in marked.items() if value.numel()}
-    missing = [key for key, place in found.items()
-               if place not in range(len(weights)) and not key.endswith("num_batches_tracked")]  # fmt: skip
-    if missing:
-        raise UserError(f"{unfit}: it lacks {len(missing)} of the model's tensors, {missing[0]!r} first; {advice}.")
-    classifier = whole.keys() - marked.keys()
-    unused = [key for place, key in enumerate(weights) if place not in found.values() and key not in classifier]
-    if len(unused) > len(weights) / 10:  # timm drops a few on purpose, but not a larger model's
-        raise UserError(f"{unfit}: the model has no place for {len(unused)} of its tensors, {unused[0]!r} first; "
-                        f"{advice}.")  # fmt: skip
-    model = load(state_dict=weights, custom_load=False)
-    model.pretrained_cfg.pop("state_dict", None)
-    return model
-
-
-def _resolve(checkpoint_path: str) -> Path:
-    path = Path(checkpoint_path).expanduser()
-    if checkpoint_path.startswith("package://"):
-        package, _, file = checkpoint_path.removeprefix("package://").partition("/")
-        try:
-            spec = importlib.util.find_spec(package) if package else None
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"backbone.checkpoint_path={checkpoint_path!r} needs the Python package {package!r}, which "
-                "is not installed."
-            )
-        path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise UserError(
-            f"backbone.checkpoint_path={checkpoint_path!r} is no file; give a .pth, .safetensors or .npz weights file."
-        )
-    return path
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                weights = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        else:
-            weights = timm.models.load_state_dict(str(path), weights_only=True)
-        tensors_only = all(isinstance(value, Tensor) for value in weights.values())
-    except UNREADABLE as error:
-        raise UserError(
-            f"backbone.checkpoint_path={str(path)!r} is no readable weights file ({reason_of(error)}); "
-            "it may be damaged, or hold more than tensors."
-        ) from error
-    if not tensors_only or not weights:
-        raise UserError(f"backbone.checkpoint_path={str(path)!r} holds something other than named tensors.")
-    for key, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"backbone.checkpoint_path={str(path)!r} holds NaN or infinite values, in {key!r} first.")
-    return weights
-
-
-def _map_by_order(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
-    if len(state) != len(expected):
-        raise UserError(
-            f"backbone.map_by_order: {str(path)!r} holds {len(state)} tensors, "
-            f"{name!r} {len(expected)}; they must be as many."
-        )
-    for (key, wanted), (given_key, given) in zip(expected.items(), state.items(), strict=True):
-        if wanted.shape != given.shape:
-            raise UserError(
-                f"backbone.map_by_order: tensor {given_key!r} of {str(path)!r} has shape "
-                f"{tuple(given.shape)}, but {key!r} of {name!r}, at its place, {tuple(wanted.shape)}."
-            )
-    return dict(zip(expected, state.values(), strict=True))

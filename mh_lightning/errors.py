@@ -4,6 +4,8 @@ import pickle
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
@@ -46,3 +48,23 @@ def reason_of(error: Exception) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". ")[0].rstrip(".:")
+
+
+@contextmanager
+def blame(option: str) -> Iterator[None]:
+    """Name the option in front when the object that it describes cannot be made.
+
+    Raises:
+        UserError: in place of what the object's class raises on values that it does not take.
+
+    Example:
+        >>> with blame("model.init_args.head"):
+        ...     raise TypeError("It takes two numbers.")
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: model.init_args.head: It takes two numbers.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{option}: {str(error).rstrip('.')}.") from error

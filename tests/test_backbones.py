@@ -140,6 +140,113 @@ def test_npz_in_jax_layout(tmp_path: Path) -> None:
     refused_file(path, "NaN", name=VIT)
 
 
+def test_npz_of_google_with_its_larger_classifier(tmp_path: Path) -> None:
+    """ImageNet-21k's: another number of classes, and a layer before the classifier that models no longer have."""
+    path = tmp_path / "ViT.npz"
+    arrays = jax_layout(state_of(VIT), heads=2)
+    ones = np.ones((64, 64), dtype=np.float32)
+    arrays |= {"head/kernel": ones[:, :21], "head/bias": ones[0, :21]}
+    arrays |= {"pre_logits/kernel": ones, "pre_logits/bias": ones[0]}
+    np.savez(path, **arrays)
+    assert_features(TimmBackbone(VIT, checkpoint_path=str(path)), VIT)
+    np.savez(path, **{f"opt/target/{key}": array for key, array in arrays.items()})  # AugReg's
+    assert_features(TimmBackbone(VIT, checkpoint_path=str(path)), VIT)
+    smaller = TimmBackbone(VIT, checkpoint_path=str(path), image_size=96)
+    assert smaller(torch.zeros(1, 3, 96, 96)).shape == (1, 64)
+
+
+def with_depth(state: State, depth: int) -> State:
+    """A ViT's tensors with more blocks, copies of the first, or with fewer."""
+    first = {key: value for key, value in state.items() if key.startswith("blocks.0.")}
+    others = {key: value for key, value in state.items() if not key.startswith("blocks.")}
+    return others | {key.replace(".0.", f".{i}.", 1): value for i in range(depth) for key, value in first.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "heads", "depth", "reason"),
+    [
+        (VIT, 2, 7, "it has 7 blocks, the model 6"),
+        (VIT, 2, 5, "Transformer/encoderblock_5"),
+        ("vit_tiny_patch16_224", 3, 6, "size"),  # three times as wide
+    ],
+)
+def test_npz_of_another_vit(given: str, heads: int, depth: int, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "ViT.npz"
+    np.savez(path, **jax_layout(with_depth(state_of(given), depth), heads))
+    refused_file(path, "does not fit 'test_vit'", reason, name=VIT)
+
+
+def moco_layout(name: str, version: int) -> dict[str, object]:
+    """A momentum-contrast file: the trained encoder, its slow copy, and what only its training needs."""
+    model, copy = without_classifier(state_of(name)), without_classifier(trained(name, seed=4).state_dict())
+    width, projector = timm.create_model(name).num_features, "fc" if name != VIT else "head"
+    layers = ["0.weight", "1.running_mean", "1.num_batches_tracked", "3.weight"] if version > 1 else ["weight", "bias"]
+    encoders = ("base_encoder", "momentum_encoder") if version == 3 else ("encoder_q", "encoder_k")
+    state: State = {}
+    for encoder, tensors in zip(encoders, (model, copy), strict=True):
+        state |= {f"module.{encoder}.{key}": value for key, value in tensors.items()}
+        state |= {f"module.{encoder}.{projector}.{layer}": torch.rand(8, width) for layer in layers}
+    if version == 3:
+        state |= {f"module.predictor.{layer}": torch.rand(8, 8) for layer in layers}
+    else:
+        state |= {"module.queue": torch.rand(8, 32), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
+    optimizer = {"state": {0: {"momentum_buffer": torch.rand(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return {"epoch": 300, "arch": name, "state_dict": state, "optimizer": optimizer}
+
+
+@pytest.mark.parametrize(("name", "version"), [(VIT, 3), ("resnet10t", 3), ("resnet10t", 2), (CNN, 1)])
+def test_momentum_contrast(name: str, version: int, tmp_path: Path) -> None:
+    path = tmp_path / "vit-b-300ep.pth.tar"
+    torch.save(moco_layout(name, version), path)
+    backbone = TimmBackbone(name, checkpoint_path=str(path))
+    assert_features(backbone, name)
+    expected = trained(name).state_dict()  # the positions of a ViT are fixed there, and in the file
+    assert all(torch.equal(value, expected[key]) for key, value in backbone.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"), [(VIT, "pos_embed"), (VIT, "blocks.5.mlp.fc2.bias"), (CNN, "layer2.0.bn1.running_var")]
+)
+def test_momentum_contrast_with_a_missing_tensor(name: str, lost: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth.tar"
+    content = moco_layout(name, version=3)
+    del content["state_dict"][f"module.base_encoder.{lost}"]  # type: ignore[attr-defined]
+    torch.save(content, path)
+    refused_file(path, "backbone.checkpoint_path", "lacks 1 of", f"'{lost}'", name=name)
+
+
+def test_momentum_contrast_that_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth.tar"
+    for given, wanted in ((CNN, VIT), (VIT, CNN), (VIT, "test_vit2"), ("resnet10t", "resnet18")):
+        torch.save(moco_layout(given, version=3), path)
+        refused_file(path, "backbone.checkpoint_path", f"does not fit '{wanted}'", name=wanted)
+    deeper = moco_layout(VIT, version=3)
+    encoder = {f"module.base_encoder.{key}": value for key, value in with_depth(state_of(VIT), 9).items()}
+    torch.save(deeper | {"state_dict": encoder}, path)
+    refused_file(path, "backbone.checkpoint_path", "no place for", "'blocks.6.", name=VIT)
+
+
+def test_momentum_contrast_with_values_that_are_no_numbers(tmp_path: Path) -> None:
+    """In the encoder they are refused; in what is left out they do not matter."""
+    path = tmp_path / "weights.pth.tar"
+    content = moco_layout(VIT, version=3)
+    state: State = content["state_dict"]  # type: ignore[assignment]
+    for part in ("base_encoder.head.0.weight", "momentum_encoder.norm.weight", "predictor.0.weight"):
+        state[f"module.{part}"].fill_(float("nan"))
+    torch.save(content, path)
+    assert_features(TimmBackbone(VIT, checkpoint_path=str(path)), VIT)
+    state["module.base_encoder.norm.weight"][0] = float("nan")
+    torch.save(content, path)
+    refused_file(path, "backbone.checkpoint_path", "NaN or infinite", "'norm.weight'", name=VIT)
+
+
+def test_momentum_contrast_runs_no_code(tmp_path: Path) -> None:
+    path, marker = tmp_path / "weights.pth.tar", tmp_path / "ran"
+    torch.save(moco_layout(CNN, version=3) | {"optimizer": Bomb(marker)}, path)
+    refused_file(path, "backbone.checkpoint_path")
+    assert not marker.exists()
+
+
 def test_map_by_order(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(OrderedDict((f"tensor {i}", value) for i, value in enumerate(state_of(CNN).values())), path)

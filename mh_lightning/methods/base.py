@@ -10,16 +10,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.distributed import gather_rows
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, blame
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES, among_classes
 from mh_lightning.methods.checks import check_first_sample, check_kept_features, check_optimizer_settings, check_state
 from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
-from mh_lightning.optimizer import memory_head_optimizer
+from mh_lightning.methods.optimization import for_trainer, make_lr_scheduler, make_optimizer, settings_to_resume_with
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 
@@ -52,7 +51,8 @@ class ContinualMethod(LightningModule):
     Args:
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
-        optimizer: makes the optimizer from the trainable parameters.
+        optimizer: makes the optimizer from the trainable parameters. A backbone may have a learning rate and a weight
+            decay of its own, see `mh_lightning.backbones.TimmBackbone`.
         lr_scheduler: makes the learning-rate scheduler, stepped once an epoch, from the optimizer.
         loss: of a sample, "cross_entropy" or "hinge"; see `mh_lightning.losses`.
         classes_in_loss: whose logits the loss of a new sample sees: "all", those of the current "task", or those of
@@ -123,6 +123,17 @@ class ContinualMethod(LightningModule):
     def adjust_gradients(self) -> None:
         """Called when the gradients of an optimizer step are complete."""
 
+    def head_parameters_to_train(self) -> list[nn.Parameter]:
+        """What the optimizer trains besides the backbone's parameters: by default, all that has a gradient.
+
+        It must be the same list at all times of a run, as soon as the head is made: a resumed optimizer finds the state
+        of its parameters by their places.
+        """
+        backbone = {id(parameter) for parameter in self.backbone.parameters()}
+        return [
+            parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in backbone
+        ]
+
     # --- the frame
 
     def configure_model(self) -> None:
@@ -131,7 +142,7 @@ class ContinualMethod(LightningModule):
         if self._stream.chunk_size is not None:
             self.automatic_optimization = False
         if self.head is None:
-            with _blame("model.init_args.head"):
+            with blame("model.init_args.head"):
                 self.head = self.make_head()
 
     def teardown(self, stage: str) -> None:
@@ -163,37 +174,17 @@ class ContinualMethod(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
-        with _blame("model.init_args.optimizer"):
+        with blame("model.init_args.optimizer"):
             optimizer = self._new_optimizer()
-        self._optimizer_settings = {name: str(value) for name, value in optimizer.defaults.items()}
-        if self.only_touched_units:
-            self._optimizer_settings["only_touched_units"] = "True"
-        if self._make_lr_scheduler is None:
-            return optimizer
-        with _blame("model.init_args.lr_scheduler"):
-            scheduler = self._make_lr_scheduler(optimizer)
-        self._optimizer_settings |= {
-            f"lr_scheduler.{name}": str(value)
-            for name, value in scheduler.state_dict().items()
-            if not name.startswith("_")
-        }
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "train/loss")},
-            }
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = None
+        if self._make_lr_scheduler is not None:
+            with blame("model.init_args.lr_scheduler"):
+                scheduler = make_lr_scheduler(self._make_lr_scheduler, optimizer)
+        self._optimizer_settings = settings_to_resume_with(self, optimizer, scheduler)
+        return for_trainer(optimizer, scheduler)
 
     def _new_optimizer(self) -> Optimizer:
-        if not self.only_touched_units:
-            return self._make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if not any(layer.M.requires_grad for layer in self.memory_heads().values()):
-            raise UserError("only_touched_units=true needs a Memory Head that is trained, e.g. model.init_args.head")
-        optimizer = memory_head_optimizer(self, self._make_optimizer)
-        if self.trainer.gradient_clip_val is not None:
-            for layer in self.memory_heads().values():
-                layer.sparse_gradients = False  # torch clips no values of sparse tensors, and lately only norms
-        return optimizer
+        return make_optimizer(self._make_optimizer, self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """One micro-batch, which the trainer optimizes; or, without its help, one chunk of the stream."""
@@ -323,12 +314,3 @@ class ContinualMethod(LightningModule):
         if hasattr(self.backbone, "name"):
             parts.append(str(self.backbone.name))
         return "/".join([*parts, type(self.head).__name__])
-
-
-@contextmanager
-def _blame(option: str) -> Iterator[None]:
-    """Tell the option whose object cannot be made."""
-    try:
-        yield
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{option}: {str(error).rstrip('.')}.") from error

@@ -71,9 +71,10 @@ class MaximallyInterferedRetrieval(ReplayMethod):
         x, targets, _ = batch
         with self.evaluating():
             gradients = self.gradients(self.losses(self.seen_by_loss(self(x), targets), targets).mean())
-            rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+            groups = self.trainer.optimizers[0].param_groups
+            rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
             imagined = {
-                name: (parameter - rate * sum_over_ranks(gradient) / world_size()).detach()
+                name: (parameter - rates.get(id(parameter), 0.0) * sum_over_ranks(gradient) / world_size()).detach()
                 for (name, parameter), gradient in zip(self.trained_parameters().items(), gradients, strict=True)
             }
             with torch.no_grad():

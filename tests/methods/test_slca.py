@@ -172,18 +172,22 @@ def test_a_resumed_fit_ends_as_if_it_had_not_been_stopped(head: str, checkpoint:
         assert torch.equal(state_of(resumed)[name], value), name
 
 
-class StopInTask(Callback):
-    """Ends the run after the first epoch of the second task."""
+class StopAfter(Callback):
+    """Ends the run after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        trainer.should_stop = trainer.current_epoch == 2
+        trainer.should_stop = trainer.current_epoch == self.epoch
 
 
 @every_head
-def test_a_fit_resumed_inside_a_task(head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [2, 4])  # the first of the second and of the third task
+def test_a_fit_resumed_inside_a_task(head: str, epoch: int, tmp_path: Path) -> None:
     whole, stopped, resumed = method(head), method(head), method(head)
     fit(whole, tmp_path / "whole")
-    fit(stopped, tmp_path / "stopped", callbacks=[TaskCheckpoints(), StopInTask()])
+    fit(stopped, tmp_path / "stopped", callbacks=[TaskCheckpoints(), StopAfter(epoch)])
     fit(resumed, tmp_path / "resumed", resume=tmp_path / "stopped" / "checkpoints" / "last.ckpt")
     for name, value in state_of(whole).items():
         assert torch.equal(state_of(resumed)[name], value), name
