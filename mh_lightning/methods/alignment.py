@@ -24,7 +24,7 @@ class ClassifierAlignment:
     After task T, counted from 0, each epoch draws `samples_per_class` features of every class from
     :math:`N(s\,\mu_c, S_c)`, with :math:`s = 0.9 + 0.1 (t + 1) / (T + 1)` for a class of task t, shuffles them, and
     takes steps of SGD on the cross-entropy over the logits of all classes seen; the learning rate falls to zero in a
-    cosine, epoch by epoch. Unless `logit_norm` is 0, logits are first divided by that number and by the mean over tasks of the
+    cosine, epoch by epoch. Unless `logit_norm` is 0, logits are first divided by it and by the mean over tasks of the
     norm of each task's logits.
 
     Ranks share each batch, and end up with the weights of one process, up to rounding.
