@@ -1,5 +1,6 @@
 """Data: scenarios, data sets as streams of tasks, and what feeds them to the trainer."""
 
+from mh_lightning.data.cifar import CIFAR10, CIFAR100
 from mh_lightning.data.digits import Digits
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
@@ -11,6 +12,8 @@ from mh_lightning.data.tensors import TensorFile, Tensors
 from mh_lightning.data.two_dimensional import Modes, Moons
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
     "Digits",
     "FashionMNIST",
     "GaussianNoise",

@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -85,6 +85,8 @@ class StreamDataModule(LightningDataModule):
         tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
     """
+
+    split_options: ClassVar[tuple[str, ...]] = SPLIT_OPTIONS  # those that a checkpoint is evaluated with
 
     def __init__(
         self,
@@ -389,7 +391,7 @@ class StreamDataModule(LightningDataModule):
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""
         return {
             "class_groups": self.class_groups,
-            **{name: getattr(self, name) for name in SPLIT_OPTIONS + ORDER_OPTIONS},
+            **{name: getattr(self, name) for name in self.split_options + ORDER_OPTIONS},
             "perturbations": [repr(perturbation) for perturbation in self.perturbations],
             "feature_cache": self.feature_cache and f"{self.feature_cache.dtype}, {self.feature_cache.views} views",
             "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
@@ -404,7 +406,7 @@ class StreamDataModule(LightningDataModule):
         own = self.state_dict()
         training = self.trainer is None or self.trainer.state.fn == "fit"
         for name, saved in state_dict.items():
-            if saved != own[name] and (training or name in ("class_groups", *SPLIT_OPTIONS)):
+            if saved != own[name] and (training or name in ("class_groups", *self.split_options)):
                 raise UserError(
                     f"ckpt_path: the checkpoint comes from another stream, with {name} {saved} instead of {own[name]}; "
                     "use the configuration it was trained with."
