@@ -28,7 +28,8 @@ class CIFAR10(PublishedImages):
         download: fetch the archive if it is not there.
         check_images: of folders of images, decode each once before training, so that an unreadable one is named at
             the start.
-        image_transforms: see `StreamDataModule`.
+        image_transforms: by default those of published class-incremental experiments; "backbone" for its own. See
+            `StreamDataModule`.
         stream_options: options of `StreamDataModule`.
     """
 
@@ -123,7 +124,8 @@ class CIFAR100(CIFAR10):
         download: fetch the archive if it is not there.
         check_images: of folders of images, decode each once before training, so that an unreadable one is named at
             the start.
-        image_transforms: see `StreamDataModule`.
+        image_transforms: by default those of published class-incremental experiments; "backbone" for its own. See
+            `StreamDataModule`.
         stream_options: options of `StreamDataModule`.
     """
 

@@ -168,7 +168,8 @@ def listed_images(
     for name, label in listed:
         if not 0 <= label < len(class_names):
             raise UserError(
-                f"data.root: {str(source)!r} gives image {name} none of the {len(class_names)} classes; fetch it again."
+                f"data.root: image {name}, listed in {str(source)!r}, has none of the {len(class_names)} classes; "
+                "fetch the lists again."
             )
         if not (folder / name).is_file():
             raise UserError(

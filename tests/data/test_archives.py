@@ -2,10 +2,12 @@
 
 import io
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from mh_lightning.data import archives
 from mh_lightning.data.archives import read_files, unpack, unpack_each
@@ -52,6 +54,17 @@ def test_happens_once(kind: str, root: Path) -> None:
     (root / kind).unlink()  # not even looked at
     unpack(root / kind, root / "set")
     assert (root / "set" / "README.txt").read_bytes() == b"changed"
+
+
+def test_waits_for_another_process(root: Path) -> None:
+    (root / "set.tar").write_bytes(tar_of(FILES))
+    with ThreadPoolExecutor() as pool, FileLock(root / ".unpacking.lock"):
+        unpacking = pool.submit(unpack, root / "set.tar", root / "set")
+        with pytest.raises(TimeoutError):
+            unpacking.result(timeout=0.2)
+        (root / "set").mkdir()  # the other one is done
+    unpacking.result()
+    assert written(root / "set") == {}
 
 
 def test_interrupted_is_redone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
