@@ -4,8 +4,10 @@ from mh_lightning.data.cifar import CIFAR10, CIFAR100
 from mh_lightning.data.digits import Digits
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
+from mh_lightning.data.imagenet_r import ImageNetR
 from mh_lightning.data.mini_imagenet import MiniImageNet
 from mh_lightning.data.perturbations import GaussianNoise, Occlusion, Perturbation, Unperturbed
+from mh_lightning.data.resisc45 import RESISC45
 from mh_lightning.data.splitting import Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.data.tensors import TensorFile, Tensors
@@ -14,10 +16,12 @@ from mh_lightning.data.two_dimensional import Modes, Moons
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "RESISC45",
     "Digits",
     "FashionMNIST",
     "GaussianNoise",
     "ImageFolder",
+    "ImageNetR",
     "MiniImageNet",
     "Modes",
     "Moons",
