@@ -1,6 +1,7 @@
 """Data: scenarios, data sets as streams of tasks, and what feeds them to the trainer."""
 
 from mh_lightning.data.cifar import CIFAR10, CIFAR100
+from mh_lightning.data.cub200 import CUB200
 from mh_lightning.data.digits import Digits
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
@@ -16,6 +17,7 @@ from mh_lightning.data.two_dimensional import Modes, Moons
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "CUB200",
     "RESISC45",
     "Digits",
     "FashionMNIST",
