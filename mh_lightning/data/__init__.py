@@ -1,5 +1,6 @@
 """Data: scenarios, data sets as streams of tasks, and what feeds them to the trainer."""
 
+from mh_lightning.data.cars196 import Cars196
 from mh_lightning.data.cifar import CIFAR10, CIFAR100
 from mh_lightning.data.cub200 import CUB200
 from mh_lightning.data.digits import Digits
@@ -19,6 +20,7 @@ __all__ = [
     "CIFAR100",
     "CUB200",
     "RESISC45",
+    "Cars196",
     "Digits",
     "FashionMNIST",
     "GaussianNoise",
