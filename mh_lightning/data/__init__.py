@@ -7,6 +7,7 @@ from mh_lightning.data.digits import Digits
 from mh_lightning.data.domainnet import DomainNetSketch
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
+from mh_lightning.data.imagenet import ImageNet100, ImageNet1000
 from mh_lightning.data.imagenet_r import ImageNetR
 from mh_lightning.data.mini_imagenet import MiniImageNet
 from mh_lightning.data.perturbations import GaussianNoise, Occlusion, Perturbation, Unperturbed
@@ -27,6 +28,8 @@ __all__ = [
     "FashionMNIST",
     "GaussianNoise",
     "ImageFolder",
+    "ImageNet100",
+    "ImageNet1000",
     "ImageNetR",
     "MiniImageNet",
     "Modes",
