@@ -1,5 +1,6 @@
 """Pickles of NumPy arrays and plain containers, read without calling anything that they name."""
 
+import io
 import operator
 import pickle
 import re
@@ -77,14 +78,14 @@ class _Unpickler(pickle.Unpickler):
         return ALLOWED[module_name, global_name]
 
 
-def read_array_pickle(path: Path) -> Any:
-    """The content of a pickle file of Python 2 or 3; `as_array` gives the arrays in it.
+def read_array_pickle(source: Path | bytes) -> Any:
+    """The content of a pickle of Python 2 or 3, in a file or in memory; `as_array` gives the arrays in it.
 
     Raises:
         pickle.UnpicklingError: if the file names anything that arrays of numbers and plain containers do not need. On
             a damaged file pickle raises almost anything.
     """
-    with path.open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         return _Unpickler(file, encoding="latin1").load()
 
 

@@ -15,6 +15,9 @@ from mh_lightning.data.splitting import Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError
 
+SPLITS = ("train", "test")
+LAYOUT = "root/train/<class>/ and root/test/<class>/"
+
 
 class ImageFolder(StreamDataModule):
     """Stream of images in ``root/train/<class>/...`` and ``root/test/<class>/...``; classes in alphabetical order.
@@ -32,18 +35,31 @@ class ImageFolder(StreamDataModule):
     def load(self) -> Splits:
         """List the images and, if asked to, try them."""
         root = Path(self.root).expanduser()
-        layout = "root/train/<class>/ and root/test/<class>/"
-        train_classes, test_classes = (class_names_in(root / split, layout) for split in ("train", "test"))
-        if train_classes != test_classes:
-            differ = sorted(set(train_classes) ^ set(test_classes))
-            raise UserError(
-                f"data.root={self.root!r}: train and test must hold the same classes; {differ[0]!r} is in "
-                "one of them only."
-            )
-        train, test = (list_images(root / split, train_classes) for split in ("train", "test"))
+        names = class_names_of_splits(root)
+        train, test = (list_images(root / split, names) for split in SPLITS)
         if self.check_images:
             check_images_of(train, test)
-        return Splits(train, test, train_classes)
+        return Splits(train, test, names)
+
+
+def class_names_of_splits(root: Path, layout: str = LAYOUT) -> list[str]:
+    """The names of the class folders, which are the same in ``root/train`` and ``root/test``, in alphabetical order.
+
+    Args:
+        root: the folder above.
+        layout: what belongs where, to be told if there is none.
+
+    Raises:
+        UserError: if a folder is missing, or a class is in one of them only.
+    """
+    train, test = (class_names_in(root / split, layout) for split in SPLITS)
+    if train != test:
+        differ = min(set(train) ^ set(test))
+        raise UserError(
+            f"data.root={str(root)!r}: train and test must hold the same classes; {differ!r} is in "
+            f"{'train' if differ in train else 'test'} only."
+        )
+    return train
 
 
 def class_names_in(folder: Path, layout: str) -> list[str]:

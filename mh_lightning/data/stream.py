@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.data.checks import check_finite, check_labels, check_options, check_same_stream
 from mh_lightning.data.cutting import cut_into_tasks, name_of_task
 from mh_lightning.data.features.cache import FeatureCache
 from mh_lightning.data.kept_features import KeptFeatures
@@ -20,8 +21,6 @@ from mh_lightning.data.labelled import (
     Labelled,
     StreamDataset,
     already_collated,
-    check_finite,
-    check_labels,
 )
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.preview import extent_of_points, small_pictures
@@ -89,6 +88,7 @@ class StreamDataModule(LightningDataModule):
     """
 
     published_normalization: ClassVar[Normalization | None] = None
+    split_options: ClassVar[tuple[str, ...]] = SPLIT_OPTIONS  # those that a checkpoint is evaluated with
 
     def __init__(
         self,
@@ -115,33 +115,6 @@ class StreamDataModule(LightningDataModule):
         feature_cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("epochs_per_task", epochs_per_task),
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-        ):
-            if value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}.")
-        for name, limit in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
-            if limit is not None and limit < 1:
-                raise UserError(f"data.{name} must be at least 1, got {limit}.")
-        if image_transforms not in get_args(ImageTransforms):
-            raise UserError(
-                f"data.image_transforms must be one of {', '.join(get_args(ImageTransforms))}; "
-                f"got {image_transforms!r}."
-            )
-        if num_workers < 0:
-            raise UserError(f"data.num_workers must not be negative, got {num_workers}.")
-        if not 0 <= split_seed < 2**32:
-            raise UserError(f"data.split_seed must lie in [0, 2**32), got {split_seed}.")
-        if not 0 <= validation_fraction < 1:
-            raise UserError(f"data.validation_fraction must lie in [0, 1), got {validation_fraction}.")
-        if chunk_size is not None and (chunk_size < 1 or chunk_size % batch_size):
-            raise UserError(f"data.chunk_size={chunk_size} must be a multiple of data.batch_size={batch_size}.")
-        if feature_cache is not None and feature_cache.views > 1 and not augment:
-            raise UserError(f"data.feature_cache.views={feature_cache.views} needs data.augment=true.")
-        if validation_fraction and split_fractions is not None:
-            raise UserError("data.validation_fraction and data.split_fractions exclude each other; give one.")
         self.scenario, self.chunk_size = scenario, chunk_size
         self.split_fractions, self.validation_tasks = split_fractions, validation_tasks
         self.perturbations, self.feature_cache = perturbations or [], feature_cache
@@ -151,6 +124,7 @@ class StreamDataModule(LightningDataModule):
         self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
+        check_options(self)
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
         self._splits: dict[str, Labelled] = {}
@@ -401,7 +375,7 @@ class StreamDataModule(LightningDataModule):
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""
         return {
             "class_groups": self.class_groups,
-            **{name: getattr(self, name) for name in SPLIT_OPTIONS + ORDER_OPTIONS},
+            **{name: getattr(self, name) for name in self.split_options + ORDER_OPTIONS},
             "perturbations": [repr(perturbation) for perturbation in self.perturbations],
             "feature_cache": self.feature_cache and f"{self.feature_cache.dtype}, {self.feature_cache.views} views",
             "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
@@ -413,14 +387,9 @@ class StreamDataModule(LightningDataModule):
         Raises:
             UserError: if they differ.
         """
-        own = self.state_dict()
         training = self.trainer is None or self.trainer.state.fn == "fit"
-        for name, saved in state_dict.items():
-            if saved != own[name] and (training or name in ("class_groups", *SPLIT_OPTIONS)):
-                raise UserError(
-                    f"ckpt_path: the checkpoint comes from another stream, with {name} {saved} instead of {own[name]}; "
-                    "use the configuration it was trained with."
-                )
+        names = None if training else ("class_groups", *self.split_options)
+        check_same_stream(state_dict, self.state_dict(), names)
 
 
 def _seed(*parts: int) -> int:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from mh_lightning.data import GaussianNoise, Unperturbed
-from mh_lightning.data.labelled import Labelled, Rows, StreamDataset, check_domains, check_finite, check_labels
+from mh_lightning.data.checks import check_domains, check_finite, check_labels
+from mh_lightning.data.labelled import Labelled, Rows, StreamDataset
 from mh_lightning.data.splitting import one_domain_a_perturbation
 from tests.data.refusal import refused
 

@@ -1,9 +1,7 @@
 """mini-ImageNet's archives, on tiny ones written here."""
 
 import io
-import os
 import pickle
-import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image
 
 from mh_lightning.data import MiniImageNet
 from mh_lightning.data.array_pickle import as_array, read_array_pickle
+from tests.data.pickles import Bomb, python_2_pickle
 from tests.data.refusal import refused_stream
 
 PARTS = ("train", "val", "test")
@@ -45,24 +44,6 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def text(value: bytes) -> bytes:
-    return b"T" + struct.pack("<i", len(value)) + value
-
-
-def python_2_pickle(images: np.ndarray, classes: dict[str, list[int]]) -> bytes:
-    """What Python 2's cPickle writes with protocol 2: byte strings, and NumPy's old module names."""
-    shape = b"(" + b"".join(b"J" + struct.pack("<i", size) for size in images.shape) + b"t"
-    dtype = b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ"
-    dtype += b"\xff\xff\xff\xffK\x00tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR"
-    array += b"(K\x01" + shape + dtype + b"I00\n" + text(images.tobytes()) + b"tb"
-    listed = b"}(" + b"".join(
-        text(name.encode()) + b"](" + b"".join(b"M" + struct.pack("<H", index) for index in indices) + b"e"
-        for name, indices in classes.items()
-    )
-    return b"\x80\x02}(" + text(b"image_data") + array + text(b"class_dict") + listed + b"uu."
-
-
 def assert_whole(stream: MiniImageNet) -> None:
     """All images of the three parts, each with its class."""
     splits = stream.load()
@@ -82,7 +63,7 @@ def test_archives_of_python_3(protocol: int, root: Path) -> None:
 
 def test_archives_of_python_2_and_of_both_numpy_names(root: Path) -> None:
     train = content_of("train")
-    write(root, "train", python_2_pickle(train["image_data"], train["class_dict"]))
+    write(root, "train", python_2_pickle(train))
     for part, old, new in (("val", b"numpy.core.", b"numpy._core."), ("test", b"numpy._core.", b"numpy.core.")):
         write(root, part, pickle.dumps(content_of(part), 2).replace(old, new))
     assert_whole(MiniImageNet(str(root)))
@@ -90,7 +71,7 @@ def test_archives_of_python_2_and_of_both_numpy_names(root: Path) -> None:
 
 def test_python_2_pickle_is_one() -> None:
     images = np.arange(48, dtype=np.uint8).reshape(2, 2, 4, 3)
-    loaded = pickle.loads(python_2_pickle(images, {"n01": [0, 300]}), encoding="latin1")
+    loaded = pickle.loads(python_2_pickle({"image_data": images, "class_dict": {"n01": [0, 300]}}), encoding="latin1")
     assert np.array_equal(loaded["image_data"], images) and loaded["class_dict"] == {"n01": [0, 300]}
 
 
@@ -203,16 +184,6 @@ def test_refused_archives(content: object, parts: tuple[str, ...], root: Path) -
 def test_missing_archive(root: Path) -> None:
     (root / "mini-imagenet-cache-val.pkl").unlink()
     refused_stream(MiniImageNet(str(root)), "data.root", "lacks mini-imagenet-cache-val.pkl")
-
-
-class Bomb:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.marker),)
 
 
 def test_code_in_an_archive_does_not_run(root: Path, tmp_path: Path) -> None:
