@@ -21,11 +21,11 @@ TRANSFORMS = {
     data.CIFAR100: "jittered_random_resized_crop",
     data.CUB200: "random_crop",
     data.Cars196: "random_crop",
-    data.DomainNetSketch: "random_resized_crop",
+    data.DomainNetSketch: "random_crop",
     data.ImageNet100: "jittered_random_resized_crop",
     data.ImageNet1000: "jittered_random_resized_crop",
     data.ImageNetR: "random_resized_crop",
-    data.RESISC45: "random_resized_crop",
+    data.RESISC45: "random_crop",
 }
 each = pytest.mark.parametrize("kind", TRANSFORMS)
 
@@ -134,3 +134,10 @@ def test_command_line_refuses(refuses: Callable[..., str], tmp_path: Path) -> No
     config = tmp_path / "published.yaml"
     config.write_text(CONFIG.format(name="CUB200", root=tmp_path))
     assert f"data.root='{tmp_path}' lacks CUB_200_2011; it must hold CUB_200_2011.tgz" in refuses("fit", config)
+
+
+def test_normalization_is_the_published_one(tmp_path: Path) -> None:
+    assert data.CIFAR100.published_normalization.mean == (0.5071, 0.4867, 0.4408)
+    assert data.CIFAR10.published_normalization.std == (0.2023, 0.1994, 0.2010)
+    assert data.CUB200.published_normalization.mean == (0.485, 0.456, 0.406)
+    assert data.FashionMNIST.published_normalization is None
