@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from mh_lightning.cli import main
+from tests.fashion_mnist import write_fashion_mnist
 
 # tiny tensors are fastest on one thread, here and in the processes that tests start, and the reference vectors were
 # recorded with one
@@ -60,6 +61,14 @@ def tiny_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stream") / "tiny.safetensors"
     save_file({"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The idx files, and a place for features that all configurations share."""
+    folder = tmp_path_factory.mktemp("fashion_mnist")
+    write_fashion_mnist(folder)
+    return folder
 
 
 @pytest.fixture

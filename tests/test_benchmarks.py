@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import closed_form, cost_rule, training_step
+from benchmarks import class_covariances, closed_form, cost_rule, training_step
 from mh_lightning.functional import grouped
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
@@ -52,3 +52,15 @@ def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         training_step.main(["--sizes", "4,6,3"])
     assert "4,6,3" in capsys.readouterr().err
+
+
+def test_class_covariances(fashion_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--data.init_args.max_train_samples=40", "--data.init_args.max_test_samples=20",
+             "--data.init_args.epochs_per_task=1", "--model.init_args.backbone.init_args.image_size=32",
+             "--model.init_args.alignment.samples_per_class=2", "--model.init_args.alignment.epochs=1",
+             "--trainer.accelerator=cpu", "--trainer.enable_model_summary=false")  # fmt: skip
+    folders = ("--root", str(fashion_mnist), "--features", str(fashion_mnist / "features"))
+    rows = class_covariances.main([*folders, "--seeds", "0", *small])
+    assert rows["full"]["mean error"] == 0 < rows["low_rank 8"]["mean error"] < 1 < rows["full"]["bytes"]
+    assert rows["full"]["bytes"] > rows["low_rank 256"]["bytes"] > rows["low_rank 8"]["bytes"]
+    assert "| shared |" in capsys.readouterr().out

@@ -10,21 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.fashion_mnist import write_fashion_mnist
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator",
          "cpu", "--model.init_args.backbone.init_args.image_size", "32")  # fmt: skip
 FEW = ("--data.init_args.max_train_samples", "40", "--data.init_args.max_test_samples", "20")
-
-
-def write_fashion_mnist(root: Path) -> None:
-    """The four idx files, with 8 training and 4 test images of each class."""
-    generator = np.random.default_rng(0)
-    for name, samples in (("train", 80), ("t10k", 40)):
-        images = generator.integers(0, 256, (samples, 28, 28), dtype=np.uint8)
-        labels = np.arange(samples, dtype=np.uint8) % 10
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = np.array([8 * 256 + array.ndim, *array.shape], dtype=">i4").tobytes()
-            (root / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
 
 
 def write_images(root: Path) -> None:
@@ -87,14 +78,6 @@ def test_config_of_perturbed_images(run: Callable[..., Path], tmp_path: Path, na
     assert len(results["validation"]["accuracy_matrix"][0]) == 3
 
 
-@pytest.fixture(scope="session")
-def fashion_mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and features that all configurations share."""
-    folder = tmp_path_factory.mktemp("fashion_mnist")
-    write_fashion_mnist(folder)
-    return folder
-
-
 FROZEN = sorted((CONFIGS / "frozen").glob("*.yaml"))
 
 
@@ -142,3 +125,29 @@ def test_config_of_a_plane(run: Callable[..., Path], config: Path) -> None:
     assert len(results["validation"]["accuracy_matrix"][0]) == max(1, tasks // 2)
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["data"]["class_path"] and saved["model"]["init_args"]["backbone"]["class_path"]  # in one file
+
+
+HERE = sorted(path for path in (CONFIGS / "ci").glob("*.yaml") if path.stem.startswith(("digits", "fashion_mnist")))
+
+
+def test_every_class_incremental_variant_has_a_configuration() -> None:
+    heads = {"linear", "linear_aligned", "memory_head", "memory_head_aligned"}
+    for data in ("digits", "fashion_mnist"):
+        names = {path.stem.removeprefix(f"{data}_") for path in HERE if path.stem.startswith(data)}
+        assert names >= {f"{mode}_{head}" for mode in ("frozen", "tuned") for head in heads} | {
+            "tuned_linear_sequential"
+        }
+
+
+@pytest.mark.parametrize("config", HERE, ids=lambda path: path.stem)
+def test_class_incremental_config(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
+    options = ["--data.init_args.epochs_per_task", "1", "--pictures", "false"]
+    if config.stem.startswith("fashion"):
+        options += ["--data.init_args.root", str(fashion_mnist)]
+    if "frozen" in config.stem:
+        options += ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features")]
+    if config.stem.endswith("aligned"):
+        options += ["--model.init_args.alignment.samples_per_class", "4"]
+    folder = run("fit", config, *SMALL, *FEW, *options)
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["by_task"]) == len(results["accuracy_matrix"]) == results["num_tasks"] == 5

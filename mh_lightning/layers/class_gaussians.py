@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -82,11 +84,14 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def gather(self, classes: Sequence[int], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learn classes anew from all their samples, those of the other ranks included.
+        """Learn classes, each once, from all their samples, those of the other ranks included.
 
         Args:
             classes: to be learnt; samples of others are an error.
             batches: features (b, n) and classes (b,), this rank's share.
+
+        Raises:
+            UserError: if features are not finite.
         """
         places = {label: place for place, label in enumerate(classes)}
         device, n = self.means.device, self.num_features
@@ -111,6 +116,11 @@ class ClassGaussians(nn.Module):
         for place, label in enumerate(classes):
             shift = means[place] - common[place]
             scatter = sum_over_ranks(scatters[place].addr_(shift, shift * counts[place]))
+            if not bool(scatter.isfinite().all()):
+                raise UserError(
+                    f"The features of class {label} hold NaN or infinite values; check the weights of "
+                    "model.init_args.backbone and the data."
+                )
             self.counts[label], self.means[label] = totals[place].long(), common[place]
             self._keep(label, scatter, int(totals[place]))
 
@@ -123,8 +133,7 @@ class ClassGaussians(nn.Module):
         if self.covariance == "full":
             self.factors[label] = self._cholesky(covariance)
             return
-        values, directions = torch.linalg.eigh(covariance)
-        kept = directions[:, -self.rank :] * values[-self.rank :].clamp_min(0).sqrt()
+        kept = principal_directions(covariance, self.rank)
         left_over = (covariance.diagonal() - kept.square().sum(dim=1)).clamp_min(0)
         self.factors[label], self.variances[label] = kept.float(), (left_over + self.jitter).float()
 
@@ -132,10 +141,10 @@ class ClassGaussians(nn.Module):
         covariance = covariance.clone()
         covariance.diagonal().add_(self.jitter)
         factor, failed = torch.linalg.cholesky_ex(covariance)
-        if bool(failed) or not bool(factor.isfinite().all()):
+        if bool(failed):
             raise UserError(
-                f"The covariance of a class's features has no Cholesky factor with jitter={self.jitter}: the features "
-                "are not finite, or so large that rounding hides the jitter; a larger one would do."
+                f"jitter={self.jitter} is too small for features as large as those of this class: their covariance has "
+                "no Cholesky factor; a larger one would do."
             )
         kept: Tensor = factor.float()
         return kept
@@ -181,6 +190,21 @@ class ClassGaussians(nn.Module):
         """Move to a device; sums and factors keep their precision, whatever that of the model becomes."""
         self._shared_factor = None
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def principal_directions(covariance: Tensor, rank: int) -> Tensor:
+    r"""F (n, rank), with :math:`F F^\top` as close to a covariance (n, n) as that rank can be.
+
+    Example:
+        >>> principal_directions(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), 1).abs()
+        tensor([[2.],
+                [0.]])
+    """
+    n = len(covariance)
+    # torch's eigh fails on covariances of few samples, which have many equal eigenvalues
+    values, directions = scipy.linalg.eigh(covariance.cpu().numpy(), subset_by_index=[n - rank, n - 1])
+    factor: Tensor = torch.from_numpy(directions * np.sqrt(np.maximum(values, 0)))
+    return factor.to(covariance)
 
 
 def check_options(covariance: str, rank: int, jitter: float) -> None:

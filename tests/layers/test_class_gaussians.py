@@ -82,6 +82,15 @@ def test_draws_have_the_moments(kind: Covariance) -> None:
     torch.testing.assert_close(covariance(drawn), gaussians.covariance_of(5), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 9])
+def test_low_rank_of_few_samples_in_many_dimensions(samples: int) -> None:
+    x = torch.randn(samples, 300, generator=torch.Generator().manual_seed(0))
+    gaussians = ClassGaussians(300, 1, "low_rank", rank=8, jitter=JITTER)
+    gaussians.gather([0], [(x, torch.zeros(samples, dtype=torch.long))])
+    expected = covariance(x) + JITTER * torch.eye(300, dtype=torch.float64)
+    torch.testing.assert_close(gaussians.covariance_of(0), expected, rtol=1e-4, atol=1e-6)
+
+
 @every_kind
 def test_a_class_of_one_sample_is_its_mean(kind: Covariance) -> None:
     gaussians = ClassGaussians(3, 2, kind, rank=1, jitter=1e-8)
@@ -107,9 +116,17 @@ def test_state_keeps_its_precision(kind: Covariance, change: Callable[[ClassGaus
     assert torch.equal(*draws)
 
 
-def test_features_that_are_not_finite_are_named() -> None:
-    with pytest.raises(UserError, match=r"no Cholesky factor with jitter=0.0001: the features are not finite"):
-        ClassGaussians(2, 1).gather([0], [(torch.tensor([[1.0, float("inf")], [0.0, 0.0]]), torch.tensor([0, 0]))])
+@every_kind
+def test_features_that_are_not_finite_are_named(kind: Covariance) -> None:
+    batch = torch.tensor([[1.0, float("inf")], [0.0, 0.0]]), torch.tensor([0, 0])
+    with pytest.raises(UserError, match="features of class 0 hold NaN or infinite values"):
+        ClassGaussians(2, 1, kind).gather([0], [batch])
+
+
+def test_a_jitter_that_rounding_hides() -> None:
+    x = 1e12 * torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match="jitter=1e-30 is too small for features as large"):
+        ClassGaussians(8, 1, jitter=1e-30).gather([0], [(x, torch.zeros(3, dtype=torch.long))])
 
 
 @pytest.mark.parametrize(
