@@ -34,7 +34,12 @@ def test_yaml_example(run: Callable[..., Path], tmp_path: Path) -> None:
 def test_links_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
-    assert all((ROOT / link).exists() for link in links)
+    for link in links:
+        path, _, place = link.partition("#")
+        assert (ROOT / path).exists()
+        if place:
+            headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE)
+            assert place in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_commands_name_existing_files() -> None:

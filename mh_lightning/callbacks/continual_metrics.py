@@ -25,6 +25,7 @@ from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import most_likely
 
 SECONDS_BETWEEN_FIGURES = 10.0
+LARGEST_LOSS = 1e30  # more is the loss of classes whose logits are masked
 
 
 class ContinualMetrics(Callback):
@@ -145,7 +146,8 @@ class ContinualMetrics(Callback):
         scalars = {f"{split}/{name}": value for name, value in defined(results).items()}
         for other in range(matrix.shape[1]):
             scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[task, other])
-            scalars[f"{split}_loss_by_task/task_{other + 1}"] = float(losses[other])
+            if losses[other] < LARGEST_LOSS:
+                scalars[f"{split}_loss_by_task/task_{other + 1}"] = float(losses[other])
         # a matrix holds all earlier ones: in a fast stream not each of them is worth the time to draw it
         last = task == stream_of(trainer).num_tasks - 1
         draw = self._figures and (
@@ -199,16 +201,13 @@ class ContinualMetrics(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        parameters = list(pl_module.parameters())
+        method: Any = pl_module
         results = {
             **(summaries["test"] or {}),
             "num_tasks": stream_of(trainer).num_tasks,
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "seconds": round(self._seconds(), 3),
-            "parameters": {
-                "total": sum(parameter.numel() for parameter in parameters),
-                "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-            },
+            "parameters": method.parameter_counts(),
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostMonitor):

@@ -53,9 +53,10 @@ def class_groups(
     between = num_classes - first - last
     if between < 0 or between % increment:
         sizes = f"data.first_task_size={first}" + (f", data.last_task_size={last}" if last else "")
+        which = "between the first and the last" if last else "after the first"
         raise UserError(
             f"{sizes} and data.increment={increment} do not add up to the data's {num_classes} classes; the classes "
-            "after the first task must be a multiple of the increment"
+            f"{which} task must be a multiple of the increment"
             + (f", or give data.last_task_size={between % increment}." if between > 0 and not last else ".")
         )
     if class_order is not None and class_order_seed is not None:

@@ -1,5 +1,6 @@
 """A normal distribution for each class's features, to draw features from when the samples are gone."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -84,15 +85,18 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def gather(self, classes: Sequence[int], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learn classes, each once, from all their samples, those of the other ranks included.
+        """Learn classes from all their samples, those of the other ranks included; each once until `forget`.
 
         Args:
-            classes: to be learnt; samples of others are an error.
+            classes: to be learnt.
             batches: features (b, n) and classes (b,), this rank's share.
 
         Raises:
-            UserError: if features are not finite.
+            UserError: if features are not finite, or a class is not among those to be learnt, or learnt already.
         """
+        known = [label for label in classes if self.counts[label]]
+        if known:
+            raise UserError(f"ClassGaussians: class {known[0]} was gathered already; call forget() to start anew.")
         places = {label: place for place, label in enumerate(classes)}
         device, n = self.means.device, self.num_features
         counts = torch.zeros(len(classes), dtype=torch.float64, device=device)
@@ -100,6 +104,8 @@ class ClassGaussians(nn.Module):
         scatters = torch.zeros(len(classes), n, n, dtype=torch.float64, device=device)
         for features, targets in batches:
             for label in torch.bincount(targets).nonzero().flatten().tolist():
+                if label not in places:
+                    raise UserError(f"ClassGaussians: a sample of class {label} came while {[*places]} were gathered.")
                 rows = features[targets == label].to(device, torch.float64)
                 place = places[label]
                 mean = rows.mean(dim=0)
@@ -123,6 +129,12 @@ class ClassGaussians(nn.Module):
                 )
             self.counts[label], self.means[label] = totals[place].long(), common[place]
             self._keep(label, scatter, int(totals[place]))
+
+    def forget(self) -> None:
+        """Start anew, without any class."""
+        for kept in self.buffers():
+            kept.zero_()
+        self._shared_factor = None
 
     def _keep(self, label: int, scatter: Tensor, count: int) -> None:
         if self.covariance == "shared":
@@ -153,7 +165,12 @@ class ClassGaussians(nn.Module):
     def draw(self, label: int, samples: int, generator: torch.Generator, mean_scale: float = 1.0) -> Tensor:
         """Features (samples, n), in float32, of a class whose mean is multiplied by `mean_scale`; the generator is one
         of the CPU, so that every device draws the same.
+
+        Raises:
+            UserError: if the class was not gathered.
         """
+        if not self.counts[label]:
+            raise UserError(f"ClassGaussians: class {label} has no samples to draw like; gather it before.")
         mean = (self.means[label] * mean_scale).float()
 
         def normal(columns: int) -> Tensor:
@@ -217,5 +234,5 @@ def check_options(covariance: str, rank: int, jitter: float) -> None:
         raise UserError(f"covariance must be one of {', '.join(get_args(Covariance))}; got {covariance!r}.")
     if rank < 1:
         raise UserError(f"rank must be at least 1, got {rank}.")
-    if not jitter > 0:
-        raise UserError(f"jitter must be above 0, got {jitter}.")
+    if not 0 < jitter < math.inf:
+        raise UserError(f"jitter must be above 0 and finite, got {jitter}.")

@@ -16,6 +16,9 @@ class TruncatedNormalLinear(nn.Linear):
         out_features: o.
         std: standard deviation of the weights before they are cut off.
 
+    Raises:
+        UserError: if `std` is not positive.
+
     Source: the heads of Zhang et al., "SLCA", ICCV 2023, start so.
 
     Example:
@@ -24,6 +27,8 @@ class TruncatedNormalLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, std: float = 0.02) -> None:
+        if not std > 0:
+            raise UserError(f"TruncatedNormalLinear: std must be above 0, got {std}.")
         self.std = std
         super().__init__(in_features, out_features)
 
@@ -47,7 +52,7 @@ class TaskHeads(nn.Module):
         tasks_begun: how many tasks have begun, a scalar; the heads of the others are masked.
 
     Raises:
-        UserError: if a class belongs to several tasks.
+        UserError: if the groups do not hold each class once.
 
     Shape:
         Input (b, n), output (b, C); classes of masked heads get half the lowest finite value.
@@ -71,8 +76,11 @@ class TaskHeads(nn.Module):
     ) -> None:
         super().__init__()
         classes = [label for group in class_groups for label in group]
-        if len(set(classes)) < len(classes):
-            raise UserError("TaskHeads: a class belongs to several tasks; each must belong to one.")
+        if not classes or sorted(classes) != list(range(len(classes))) or not all(class_groups):
+            raise UserError(
+                "TaskHeads: class_groups must hold each class from 0 on once, and none may be empty; got "
+                f"{class_groups}."
+            )
         self.class_groups = [list(group) for group in class_groups]
         self.num_classes = len(classes)
         self.heads = nn.ModuleList(head(num_features, len(group)) for group in self.class_groups)

@@ -38,7 +38,8 @@ class ClassifierAlignment:
         weight_decay: of SGD.
         logit_norm: temperature of normalised logits; 0 leaves logits as they are.
         freeze_keys: keep the keys of Memory Heads, and their counters, as they are.
-        covariance: how covariances are kept: "full", "low_rank" or "shared"; see `mh_lightning.layers.ClassGaussians`.
+        covariance: how covariances are kept, in checkpoints too: "full", "low_rank" or "shared"; see
+            `mh_lightning.layers.ClassGaussians` for what each takes.
         rank: of "low_rank".
         jitter: added to the covariances' diagonal.
 
@@ -65,6 +66,8 @@ class ClassifierAlignment:
         for name in ("epochs", "samples_per_class", "batch_size", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"model.init_args.alignment.{name} must be above 0, got {getattr(self, name)}.")
+        if self.momentum >= 1:
+            raise UserError(f"model.init_args.alignment.momentum must be below 1, got {self.momentum}.")
         for name in ("momentum", "weight_decay", "logit_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"model.init_args.alignment.{name} must not be negative, got {getattr(self, name)}.")
@@ -87,7 +90,7 @@ class ClassifierAlignment:
             quiet: no progress bar.
 
         Raises:
-            UserError: if the loss is not finite.
+            UserError: if the loss or the logits are not finite.
         """
         begun = heads.heads[: int(heads.tasks_begun)]
         layers = [module for module in begun.modules() if isinstance(module, MHLinear)]
@@ -117,6 +120,7 @@ class ClassifierAlignment:
         heads.requires_grad_(False)
         optimizer.zero_grad()
         heads.eval()
+        self._check_finite(torch.cat(heads.logits_by_task(features[:1].to(_dtype_of(heads))), dim=1).sum().item())
 
     def draw(self, heads: TaskHeads, gaussians: ClassGaussians, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Features (C' · samples_per_class, n) of the C' classes that have begun, shuffled, and the place of each one's
@@ -138,12 +142,15 @@ class ClassifierAlignment:
         rows = slice(process_rank(), None, world_size())
         logits = heads.logits_by_task(features[rows].to(_dtype_of(heads)))
         loss = F.cross_entropy(self.normalised(logits).float(), targets[rows], reduction="sum") / len(targets)
-        if not bool(loss.isfinite()):
-            raise UserError(
-                f"The loss of the alignment became {loss.item()}: model.init_args.alignment.learning_rate="
-                f"{self.learning_rate} is too large, or the features of a class are not finite."
-            )
+        self._check_finite(loss.item())
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def _check_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"The alignment of the heads diverged: model.init_args.alignment.learning_rate={self.learning_rate} is "
+                "too large."
+            )
 
     def normalised(self, logits: list[Tensor]) -> Tensor:
         """All logits (b, C') of tasks' logits (b, classes of the task), normalised if that is asked for.

@@ -120,6 +120,14 @@ class ContinualMethod(LightningModule):
         """The head for all classes of the stream."""
         return self._make_head(self.backbone.num_features, self._stream.num_classes)
 
+    def parameter_counts(self) -> dict[str, int]:
+        """How many numbers the model has in all, and how many of them are trained at some time."""
+        trained = [one for one in self.backbone.parameters() if one.requires_grad] + self.head_parameters_to_train()
+        return {
+            "total": sum(parameter.numel() for parameter in self.parameters()),
+            "trainable": sum(parameter.numel() for parameter in trained),
+        }
+
     def adjust_gradients(self) -> None:
         """Called when the gradients of an optimizer step are complete."""
 

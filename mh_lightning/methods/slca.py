@@ -1,6 +1,7 @@
 """Slow learner with classifier alignment, and sequential fine-tuning with one head a task."""
 
 import copy
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -44,7 +46,7 @@ class SLCA(ContinualMethod):
         alignment: how heads are aligned, or null to leave them as they were trained.
 
     Raises:
-        UserError: if a class belongs to several tasks.
+        UserError: if a class belongs to several tasks, or a head has nothing to train.
 
     Source: Zhang et al., "SLCA", ICCV 2023; Tiezzi et al., CoLLAs 2024, section 4 (Memory Heads).
     """
@@ -65,12 +67,15 @@ class SLCA(ContinualMethod):
     def configure_model(self) -> None:
         """Make the heads of all tasks, and what aligns them."""
         stream, features = self._stream, self.backbone.num_features
-        made = self.head is not None
         super().configure_model()
-        if made:
-            return
-        if self.alignment is not None:
+        if self.task_heads.class_groups != [list(group) for group in stream.class_groups]:
+            raise UserError(
+                f"{type(self).__name__}: the heads were made for tasks of classes {self.task_heads.class_groups}, and "
+                f"this stream has {stream.class_groups}; make a new method for it."
+            )
+        if self.alignment is not None and self.aligned_heads is None:
             self.aligned_heads = copy.deepcopy(self.task_heads).requires_grad_(False)
+            self.aligned_heads.tasks_begun.zero_()
             self.class_gaussians = self.alignment.class_gaussians(features, stream.num_classes)
         if isinstance(self.trainer.strategy, DDPStrategy):
             # a step uses one head; and what all ranks compute alike, or hold in large buffers, need not be sent around
@@ -90,7 +95,13 @@ class SLCA(ContinualMethod):
                 f"data.scenario={stream.scenario}: {type(self).__name__} has a head for each task, so each class must "
                 "belong to one task; use CI."
             )
-        return TaskHeads(self.backbone.num_features, stream.class_groups, self._make_head)
+        heads = TaskHeads(self.backbone.num_features, stream.class_groups, self._make_head)
+        if not all(any(parameter.requires_grad for parameter in head.parameters()) for head in heads.heads):
+            raise UserError(
+                f"model.init_args.head: {type(heads.heads[0]).__name__} has nothing to train; {type(self).__name__} "
+                "needs heads that learn by gradient, such as mh_lightning.MHLinear."
+            )
+        return heads
 
     @property
     def task_heads(self) -> TaskHeads:
@@ -101,6 +112,27 @@ class SLCA(ContinualMethod):
     def head_parameters_to_train(self) -> list[nn.Parameter]:
         """Those of all heads, at any time: the ones without a gradient are not stepped."""
         return list(self.task_heads.parameters())
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Without the aligned copy, which is made of the same heads."""
+        counts = super().parameter_counts()
+        copied = 0 if self.aligned_heads is None else sum(one.numel() for one in self.aligned_heads.parameters())
+        return {**counts, "total": counts["total"] - copied}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As in all methods; a run is resumed with the alignment that it began with."""
+        configured = super().configure_optimizers()
+        if self.alignment is not None:
+            options = dataclasses.asdict(self.alignment)
+            self._optimizer_settings |= {f"alignment.{name}": str(value) for name, value in options.items()}
+        return configured
+
+    def on_task_start(self, task: int) -> None:
+        """Predict by the heads in training again; a new fit starts without the classes of an earlier one."""
+        if self.aligned_heads is not None and self.class_gaussians is not None:
+            self.aligned_heads.tasks_begun.zero_()
+            if task == 0:
+                self.class_gaussians.forget()
 
     def on_train_epoch_start(self) -> None:
         """Freeze the heads of former tasks, in a resumed run, too; only the current head's keys move."""
@@ -123,9 +155,7 @@ class SLCA(ContinualMethod):
 
     def _predicting_heads(self) -> TaskHeads:
         aligned = self.aligned_heads
-        if aligned is not None and self.task_heads.tasks_begun == aligned.tasks_begun > 1:
-            return aligned
-        return self.task_heads
+        return aligned if aligned is not None and bool(aligned.tasks_begun) else self.task_heads
 
     def on_task_end(self, task: int) -> None:
         """Gather the task's classes, and align a copy of the heads."""
@@ -136,9 +166,10 @@ class SLCA(ContinualMethod):
         self.class_gaussians.gather(self._stream.class_groups[task], self._features_of(task, quiet))
         if task == 0:
             return
-        self.aligned_heads.load_state_dict(self.task_heads.state_dict())
+        aligned = copy.deepcopy(self.task_heads)
         seed = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), task]).generate_state(1)[0]
-        self.alignment.align(self.aligned_heads, self.class_gaussians, int(seed), quiet)
+        self.alignment.align(aligned, self.class_gaussians, int(seed), quiet)
+        self.aligned_heads.load_state_dict(aligned.state_dict())
 
     @torch.no_grad()
     def _features_of(self, task: int, quiet: bool) -> Iterator[tuple[Tensor, Tensor]]:

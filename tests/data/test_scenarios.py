@@ -50,7 +50,10 @@ def test_seeded_order_leaves_the_global_generator_alone() -> None:
     ("options", "parts"),
     [
         ({"increment": 4}, ("data.increment=4", "do not add up", "10 classes", "give data.last_task_size=2")),
-        ({"increment": 4, "last_task_size": 3}, ("data.last_task_size=3 and data.increment=4", "do not add up")),
+        (
+            {"increment": 4, "last_task_size": 3},
+            ("data.last_task_size=3 and data.increment=4", "between the first and the last task"),
+        ),
         ({"increment": 4, "last_task_size": 7}, ("data.last_task_size=7 and data.increment=4", "do not add up")),
         ({"increment": 4, "last_task_size": 0}, ("data.last_task_size", "got 0")),
         ({"increment": 3, "first_task_size": 3}, ("data.first_task_size=3", "data.increment=3")),

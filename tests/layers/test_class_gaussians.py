@@ -123,6 +123,28 @@ def test_features_that_are_not_finite_are_named(kind: Covariance) -> None:
         ClassGaussians(2, 1, kind).gather([0], [batch])
 
 
+@every_kind
+def test_classes_are_gathered_once_until_they_are_forgotten(kind: Covariance) -> None:
+    x, targets = blobs(100, 3)
+    gaussians = gathered(kind, x, targets)
+    before = {name: value.clone() for name, value in gaussians.state_dict().items()}
+    with pytest.raises(UserError, match=r"class 0 was gathered already; call forget\(\)"):
+        gaussians.gather(range(CLASSES), [(x, targets)])
+    gaussians.forget()
+    with pytest.raises(UserError, match="class 2 has no samples to draw like"):
+        gaussians.draw(2, 1, torch.Generator())
+    for group in (range(3), range(3, 7)):
+        mine = torch.isin(targets, torch.tensor(list(group)))
+        gaussians.gather(group, [(x[mine], targets[mine])])
+    for name, value in gaussians.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5)
+
+
+def test_samples_of_other_classes() -> None:
+    with pytest.raises(UserError, match=r"a sample of class 1 came while \[0\] were gathered"):
+        ClassGaussians(2, 2).gather([0], [(torch.zeros(1, 2), torch.tensor([1]))])
+
+
 def test_a_jitter_that_rounding_hides() -> None:
     x = 1e12 * torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="jitter=1e-30 is too small for features as large"):
@@ -134,7 +156,8 @@ def test_a_jitter_that_rounding_hides() -> None:
     [
         ({"covariance": "diagonal"}, "covariance must be one of full, low_rank, shared; got 'diagonal'"),
         ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"jitter": 0.0}, r"jitter must be above 0, got 0\.0"),
+        ({"jitter": 0.0}, r"jitter must be above 0 and finite, got 0\.0"),
+        ({"jitter": float("inf")}, "jitter must be above 0 and finite, got inf"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], part: str) -> None:

@@ -99,6 +99,12 @@ def test_heads_start_as_published() -> None:
     assert "bias=True" in repr(layer)
 
 
-def test_classes_of_several_tasks_are_refused() -> None:
-    with pytest.raises(UserError, match="a class belongs to several tasks"):
-        TaskHeads(FEATURES, [[0, 1], [1, 2]])
+@pytest.mark.parametrize("groups", [[[0, 1], [1, 2]], [[0], [5]], [], [[0], []]], ids=str)
+def test_groups_must_hold_each_class_once(groups: list[list[int]]) -> None:
+    with pytest.raises(UserError, match="class_groups must hold each class from 0 on once"):
+        TaskHeads(FEATURES, groups)
+
+
+def test_a_deviation_that_is_not_positive() -> None:
+    with pytest.raises(UserError, match=r"std must be above 0, got 0\.0"):
+        TruncatedNormalLinear(2, 2, std=0.0)

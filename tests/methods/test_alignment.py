@@ -116,9 +116,10 @@ def test_heads_of_tasks_to_come_stay_as_they_are() -> None:
     assert torch.equal(aligned.heads[2].weight, before)
 
 
-def test_a_loss_that_is_not_finite() -> None:
+@pytest.mark.parametrize("options", [{"logit_norm": 0.0}, {"epochs": 1, "batch_size": 10_000}], ids=str)
+def test_an_alignment_that_diverges(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"alignment\.learning_rate=1e\+38 is too large"):
-        ClassifierAlignment(learning_rate=1e38, logit_norm=0.0).align(heads(), gaussians(), seed=0)
+        ClassifierAlignment(learning_rate=1e38, **options).align(heads(), gaussians(), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +131,12 @@ def test_a_loss_that_is_not_finite() -> None:
         ({"learning_rate": 0.0}, r"alignment\.learning_rate must be above 0, got 0\.0"),
         ({"learning_rate": float("nan")}, r"alignment\.learning_rate must be above 0, got nan"),
         ({"logit_norm": -0.1}, r"alignment\.logit_norm must not be negative, got -0\.1"),
+        ({"momentum": 1.0}, r"alignment\.momentum must be below 1, got 1\.0"),
         ({"momentum": -0.1}, r"alignment\.momentum must not be negative, got -0\.1"),
         ({"weight_decay": -1.0}, r"alignment\.weight_decay must not be negative, got -1\.0"),
         ({"covariance": "none"}, r"alignment\.covariance must be one of full, low_rank, shared; got 'none'"),
         ({"rank": 0}, r"alignment\.rank must be at least 1, got 0"),
-        ({"jitter": -1.0}, r"alignment\.jitter must be above 0, got -1\.0"),
+        ({"jitter": -1.0}, r"alignment\.jitter must be above 0 and finite, got -1\.0"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], part: str) -> None:

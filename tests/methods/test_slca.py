@@ -272,3 +272,61 @@ def test_a_class_in_several_tasks_is_refused(tmp_path: Path) -> None:
     data = Tensors(x, targets, x, targets, domain_train=domains, domain_test=domains, scenario="CDI")
     with pytest.raises(UserError, match=r"data\.scenario=CDI: SLCA has a head for each task, .* use CI"):
         fit(method(frozen=True), tmp_path, data)
+
+
+@pytest.mark.parametrize("kind", ["full", "shared"])
+def test_a_second_fit_starts_without_the_classes_of_the_first(kind: Any, tmp_path: Path) -> None:
+    class Frozen(Callback):
+        """Features that stay the same make the second fit's statistics those of the first."""
+
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            assert pl_module._predicting_heads() is pl_module.task_heads
+
+    model = method(alignment=alignment(covariance=kind), frozen=True)
+    covariances = []
+    for number in range(2):
+        fit(model, tmp_path / str(number), callbacks=[Frozen()])
+        assert model.class_gaussians is not None
+        covariances.append(model.class_gaussians.covariance_of(0))
+    torch.testing.assert_close(*covariances)
+
+
+@pytest.mark.parametrize("options", [{"class_order": [6, 5, 4, 3, 2, 1, 0]}, {"first_task_size": 1}], ids=str)
+def test_a_second_fit_on_another_stream_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    model = method()
+    fit(model, tmp_path / "first")
+    with pytest.raises(UserError, match=r"heads were made for tasks of classes \[\[0, 1, 2\].* make a new method"):
+        fit(model, tmp_path / "second", stream(**options))
+
+
+def test_parameters_of_the_aligned_copy_do_not_count(tmp_path: Path) -> None:
+    model = method(alignment=alignment())
+    fit(model, tmp_path)
+    numbers = sum(one.numel() for one in [*model.backbone.parameters(), *model.task_heads.parameters()])
+    assert model.parameter_counts() == {"total": numbers, "trainable": numbers}
+
+
+def test_an_interrupted_alignment_does_not_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = method(alignment=alignment())
+
+    def interrupted(*args: Any) -> None:
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(ClassifierAlignment, "_step", interrupted)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(model, tmp_path)
+    assert model._predicting_heads() is model.task_heads
+    assert all(parameter.requires_grad for parameter in model.task_heads.heads[2].parameters())
+
+
+def test_a_run_is_resumed_with_its_own_alignment(tmp_path: Path) -> None:
+    fit(method(alignment=alignment()), tmp_path / "whole")
+    other = method(alignment=alignment(jitter=1.0))
+    with pytest.raises(UserError, match=r"alignment\.jitter=0\.0001, the configuration says 1\.0"):
+        fit(other, tmp_path / "other", resume=tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
+
+
+def test_a_head_without_parameters_is_refused(tmp_path: Path) -> None:
+    model = SLCA(Identity(FEATURES), lambda features, classes: nn.Flatten())
+    with pytest.raises(UserError, match=r"model\.init_args\.head: Flatten has nothing to train"):
+        fit(model, tmp_path)
