@@ -6,6 +6,7 @@ from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.memory_heads import MemoryHeadMonitor
 from mh_lightning.callbacks.online_accuracy import OnlineAccuracy
 from mh_lightning.callbacks.predictions import PredictionWriter
+from mh_lightning.callbacks.rank_consistency import RankConsistency
 from mh_lightning.callbacks.stream_pictures import DecisionSurfaces, StreamPreview
 from mh_lightning.callbacks.tasks import TaskBoundaries, TaskProgressBar
 
@@ -17,6 +18,7 @@ __all__ = [
     "MemoryHeadMonitor",
     "OnlineAccuracy",
     "PredictionWriter",
+    "RankConsistency",
     "StreamPreview",
     "TaskBoundaries",
     "TaskCheckpoints",
