@@ -1,8 +1,6 @@
 """Methods that solve their head in closed form, in a trainer: each is its head on all training samples."""
 
 import copy
-import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -13,19 +11,16 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning.backbones import Identity
-from mh_lightning.callbacks import ContinualMetrics, OnlineAccuracy, TaskBoundaries, TaskCheckpoints, TaskProgressBar
-from mh_lightning.data import Tensors
+from mh_lightning.callbacks import ContinualMetrics, OnlineAccuracy, TaskProgressBar
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ClosedFormMethod, FeCAM, NearestClassMean, RanPAC, StreamingLDA
 from tests.blobs import CLASSES, FEATURES, blobs
+from tests.fits import RANKS, fit, on_two_ranks, stream
 
 Make = Callable[[], ClosedFormMethod]
-RANKS = 2
 
 
 def nearest_class_mean() -> ClosedFormMethod:
@@ -46,28 +41,6 @@ def fecam() -> ClosedFormMethod:
 
 METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam]
 every_method = pytest.mark.parametrize("make", METHODS)
-
-
-def stream(**options: Any) -> Tensors:
-    """Seven classes in three tasks, with an even number of samples in each."""
-    (x, targets), (x_test, y_test) = blobs(150, 1), blobs(50, 2)
-    groups = [targets < 3, (targets >= 3) & (targets < 5), targets >= 5]
-    even = torch.cat([group.nonzero().flatten()[: int(group.sum()) // 2 * 2] for group in groups])
-    defaults: dict[str, Any] = {"first_task_size": 3, "increment": 2, "batch_size": 8}
-    return Tensors(x[even], targets[even], x_test, y_test, **defaults | options)
-
-
-def fit(
-    method: ClosedFormMethod, folder: Path, data: Tensors | None = None, resume: Path | None = None, **options: Any
-) -> Trainer:
-    defaults: dict[str, Any] = {"enable_progress_bar": False, "callbacks": [TaskCheckpoints()], "devices": 1}
-    options = defaults | options
-    options["callbacks"] = [TaskBoundaries(), ContinualMetrics(figures=False), *options["callbacks"]]
-    trainer = Trainer(accelerator="cpu", max_epochs=-1, reload_dataloaders_every_n_epochs=1, logger=False,
-                      enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-                      default_root_dir=folder, **options)  # fmt: skip
-    trainer.fit(method, data or stream(), ckpt_path=resume)
-    return trainer
 
 
 def state_of(method: ClosedFormMethod) -> dict[str, Tensor]:
@@ -122,30 +95,21 @@ class NothingIsBroadcast(Callback):
         assert isinstance(model, DistributedDataParallel) and not model.modules_buffers
 
 
-def work(rank: int, folder: str, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(rank: int, folder: Path) -> dict[str, dict[str, Tensor]]:
     states = {}
     for make in METHODS:
         method = make()
         strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
         options = {"callbacks": [NothingIsBroadcast()], "enable_checkpointing": False}
-        fit(method, Path(folder) / make.__name__, devices=RANKS, strategy=strategy, **options)
+        fit(method, folder / make.__name__, devices=RANKS, strategy=strategy, **options)
         states[make.__name__] = state_of(method)
-    torch.save(states, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return states
 
 
 @pytest.fixture(scope="module")
 def states_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     """What each rank has learnt; one spawn for all methods."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # forked, since to import the trainer anew takes longer than all the rest
-    mp.start_processes(work, args=(str(folder), port), nprocs=RANKS, start_method="fork")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @every_method

@@ -1,8 +1,6 @@
 """SLCA in a trainer: a slow backbone, one head a task, alignment."""
 
 import copy
-import os
-import socket
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,20 +11,19 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning import MHLinear
 from mh_lightning.backbones import Backbone, Identity
-from mh_lightning.callbacks import ContinualMetrics, TaskBoundaries, TaskCheckpoints
+from mh_lightning.callbacks import ContinualMetrics, TaskCheckpoints
 from mh_lightning.data import Tensors
 from mh_lightning.errors import UserError
 from mh_lightning.layers import TruncatedNormalLinear
 from mh_lightning.methods import SLCA, ClassifierAlignment
+from tests import fits
 from tests.blobs import FEATURES, blobs
 
-RANKS, HIDDEN = 2, 6
+HIDDEN = 6
 memory_head = partial(
     MHLinear, key_mem_units=5, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, tau_alpha=0.999, tau_mu=20,
     tau_eta=5, beta_k=0.05,
@@ -60,25 +57,12 @@ def alignment(**options: Any) -> ClassifierAlignment:
     return ClassifierAlignment(**{"epochs": 2, "samples_per_class": 24, "batch_size": 30, **options})
 
 
-def stream(**options: Any) -> Tensors:
-    """Seven classes in three tasks, with an even number of samples in each."""
-    (x, targets), (x_test, y_test) = blobs(150, 1), blobs(50, 2)
-    groups = [targets < 3, (targets >= 3) & (targets < 5), targets >= 5]
-    even = torch.cat([group.nonzero().flatten()[: int(group.sum()) // 2 * 2] for group in groups])
-    defaults: dict[str, Any] = {"first_task_size": 3, "increment": 2, "batch_size": 8, "epochs_per_task": 2}
-    return Tensors(x[even], targets[even], x_test, y_test, **defaults | options)
+stream = partial(fits.stream, epochs_per_task=2)
 
 
 def fit(model: SLCA, folder: Path, data: Tensors | None = None, resume: Path | None = None, **options: Any) -> Trainer:
     torch.manual_seed(1)
-    defaults: dict[str, Any] = {"callbacks": [TaskCheckpoints()], "devices": 1, "enable_progress_bar": False}
-    options = defaults | options
-    options["callbacks"] = [TaskBoundaries(), ContinualMetrics(figures=False), *options["callbacks"]]
-    trainer = Trainer(accelerator="cpu", max_epochs=-1, reload_dataloaders_every_n_epochs=1, logger=False,
-                      enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-                      default_root_dir=folder, **options)  # fmt: skip
-    trainer.fit(model, data or stream(), ckpt_path=resume)
-    return trainer
+    return fits.fit(model, folder, data or stream(), resume, **options)
 
 
 def state_of(model: SLCA) -> dict[str, Tensor]:
@@ -200,18 +184,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def work(rank: int, folder: str, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(rank: int, folder: Path) -> dict[str, dict[str, Tensor]]:
     states = {}
     for name, case in CASES.items():
         model = method(**case)
         strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
-        trainer = fit(model, Path(folder) / name, devices=RANKS, strategy=strategy, enable_checkpointing=False,
+        trainer = fit(model, folder / name, devices=fits.RANKS, strategy=strategy, enable_checkpointing=False,
                       callbacks=[NothingLargeIsBroadcast()], precision="64-true")  # fmt: skip
         states[name] = state_of(model) | {"matrix": accuracy_matrix(trainer)}
-    torch.save(states, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return states
 
 
 class NothingLargeIsBroadcast(Callback):
@@ -227,13 +208,7 @@ class NothingLargeIsBroadcast(Callback):
 @pytest.fixture(scope="module")
 def states_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     """What each rank has learnt; one spawn for all cases."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # forked, since to import the trainer anew takes longer than all the rest
-    mp.start_processes(work, args=(str(folder), port), nprocs=RANKS, start_method="fork")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return fits.on_two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -276,8 +251,8 @@ def test_a_class_in_several_tasks_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "shared"])
 def test_a_second_fit_starts_without_the_classes_of_the_first(kind: Any, tmp_path: Path) -> None:
-    class Frozen(Callback):
-        """Features that stay the same make the second fit's statistics those of the first."""
+    class HeadsInTrainingPredict(Callback):
+        """Also in the second fit, which finds aligned heads of the first."""
 
         def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
             assert pl_module._predicting_heads() is pl_module.task_heads
@@ -285,9 +260,9 @@ def test_a_second_fit_starts_without_the_classes_of_the_first(kind: Any, tmp_pat
     model = method(alignment=alignment(covariance=kind), frozen=True)
     covariances = []
     for number in range(2):
-        fit(model, tmp_path / str(number), callbacks=[Frozen()])
+        fit(model, tmp_path / str(number), callbacks=[HeadsInTrainingPredict()])
         assert model.class_gaussians is not None
-        covariances.append(model.class_gaussians.covariance_of(0))
+        covariances.append(model.class_gaussians.covariance_of(0))  # of features that are the same in both
     torch.testing.assert_close(*covariances)
 
 
