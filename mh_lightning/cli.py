@@ -3,25 +3,40 @@
 import os
 import re
 import shutil
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mh_lightning import callbacks
 from mh_lightning.data import StreamDataModule
-from mh_lightning.errors import UNREADABLE, UserError
+from mh_lightning.errors import UserError
 from mh_lightning.methods import ContinualMethod
+from mh_lightning.resuming import (
+    CHECKPOINTS,
+    check_checkpoint,
+    check_configuration,
+    held,
+    logged_rows,
+    newest_fit,
+    newest_whole_checkpoint,
+    version_folders,
+)
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.TaskBoundaries,
@@ -31,6 +46,8 @@ DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.TaskCheckpoints,
     callbacks.PredictionWriter,
 )
+LAST = "last"  # as --ckpt_path: the newest checkpoint of the experiment's newest fit
+STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 PICTURES = (callbacks.StreamPreview, callbacks.OnlineAccuracy, callbacks.DecisionSurfaces)
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # follows from the stream
@@ -65,14 +82,26 @@ PARSER_NOISE = (
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml, which runs again as it is, and shows it in TensorBoard."""
+    """Writes config.yaml, which runs again as it is, shows it in TensorBoard, and puts it into checkpoints."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note what the run was configured with."""
+        checkpoint["configuration"] = self._text
+
+    @cached_property
+    def _text(self) -> str:
+        text: str = self.parser.dump(self.config, skip_none=False)
+        return text
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the configuration in TensorBoard."""
         folder = Path(trainer.default_root_dir)  # only rank 0 comes here, and knows the folder
         folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = self.config.get("ckpt_path")
+        if checkpoint is not None and Path(checkpoint).parent.parent == folder:
+            self.config.ckpt_path = None  # the same run goes on, and config.yaml tells how it began
         self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self._text
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", "    " + text.replace("\n", "\n    "))
@@ -83,16 +112,21 @@ class StreamCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None) -> None:
         self.run_folder: Path | None = None
-        try:
-            self._run(args)
-        except ValueError:
-            self._discard_empty_run_folder()
-            raise
+        self.resumed_folder: Path | None = None
+        self.logged_before: list[dict[str, Any]] = []
+        with ExitStack() as self._while_running:
+            try:
+                self._run(args)
+            except ValueError:
+                self._discard_empty_run_folder()
+                raise
 
     def _discard_empty_run_folder(self) -> None:
         """A run that was refused before it trained leaves nothing."""
         folder = self.run_folder
-        if folder is not None and not any((folder / name).exists() for name in ("metrics.csv", "checkpoints")):
+        if folder is not None and not any(
+            (folder / name).exists() for name in ("metrics.csv", "checkpoints/last.ckpt")
+        ):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self, args: ArgsType) -> None:
@@ -151,11 +185,45 @@ class StreamCLI(LightningCLI):
         seed = self.config[self.config.subcommand].get("seed_everything")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")
-        checkpoint = self.config[self.config.subcommand].get("ckpt_path")
-        if checkpoint is not None:
-            _check_checkpoint(Path(checkpoint))
-        elif self.config.subcommand != "fit":
-            rank_zero_warn(f"{self.config.subcommand} without --ckpt_path uses a model that was not trained.")
+        self._choose_experiment()
+        self._choose_checkpoint()
+
+    def _choose_experiment(self) -> None:
+        config = self.config[self.config.subcommand]
+        if not config.experiment and config.experiment is not None:
+            raise UserError("experiment is empty; give a name, or leave it out.")
+        if config.experiment is None:
+            files = config.get("config") or []
+            config.experiment = Path(str(files[-1])).stem if files else "experiment"
+
+    def _choose_checkpoint(self) -> None:
+        """Read the checkpoint that is asked for, and compare its configuration if it is to be gone on with."""
+        subcommand = self.config.subcommand
+        config = self.config[subcommand]
+        if config.ckpt_path == LAST:
+            experiment = Path(config.run_dir) / config.experiment
+            newest = newest_fit(experiment)
+            config.ckpt_path = newest and newest_whole_checkpoint(newest)
+            if subcommand == "fit":
+                self.resumed_folder = newest
+                if config.ckpt_path is None:
+                    rank_zero_warn(
+                        f"ckpt_path=last: there is no checkpoint in {str(experiment)!r} yet; the run begins."
+                    )
+            elif config.ckpt_path is None:
+                raise UserError(f"ckpt_path=last: there is no checkpoint in {str(experiment)!r}; fit first.")
+        if config.ckpt_path is None:
+            if subcommand != "fit":
+                rank_zero_warn(f"{subcommand} without --ckpt_path uses a model that was not trained.")
+            return
+        checkpoint = check_checkpoint(Path(config.ckpt_path))
+        config.ckpt_path = str(config.ckpt_path)
+        if subcommand == "fit" and "configuration" in checkpoint:
+            own = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[subcommand]
+            check_configuration(yaml.safe_load(checkpoint["configuration"]), own)
+        if self.resumed_folder is not None:
+            in_chunks = config.data.init_args.chunk_size is not None
+            self.logged_before = logged_rows(self.resumed_folder / "metrics.csv", checkpoint, in_chunks)
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
@@ -164,16 +232,14 @@ class StreamCLI(LightningCLI):
             if config.num_threads < 1:
                 raise UserError(f"num_threads must be at least 1, got {config.num_threads}.")
             torch.set_num_threads(config.num_threads)
-        if not config.experiment and config.experiment is not None:
-            raise UserError("experiment is empty; give a name, or leave it out.")
-        if config.experiment is None:
-            files = config.get("config") or []
-            config.experiment = Path(str(files[-1])).stem if files else "experiment"
         experiment = Path(config.run_dir) / config.experiment
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self.run_folder = _next_version(experiment)
-        else:
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             self.run_folder = experiment / "version_of_rank_0"  # only named here: rank 0 tells the real one
+            return
+        self.run_folder = self.resumed_folder or _new_version(experiment)
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self._while_running.enter_context(held(self.run_folder))
+            (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the loggers, callbacks and the checkpoint writer that the configuration does not replace."""
@@ -196,11 +262,17 @@ class StreamCLI(LightningCLI):
             added.append(callbacks.TaskProgressBar())
         if config.get("logger") in (None, True):
             experiment, version = self.run_folder.parent, self.run_folder.name
-            kwargs["logger"] = [
-                kind(experiment.parent, experiment.name, version) for kind in (TensorBoardLogger, CSVLogger)
-            ]
+            place: tuple[Any, ...] = (experiment.parent, experiment.name, version)
+            table = CSVLogger(*place)
+            kwargs["logger"] = [TensorBoardLogger(*place), table]
+            if self.logged_before:
+                table.experiment.metrics = self.logged_before
+                table.save()
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
+        if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
+            # the trainer's own requeueing saves in the middle of a step; TaskCheckpoints minds SIGTERM
+            plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         kwargs["plugins"] = [*plugins, callbacks.AtomicCheckpointIO()]
         kwargs["callbacks"] = [*given, *added]
         kwargs["default_root_dir"] = config.get("default_root_dir") or str(self.run_folder)
@@ -210,33 +282,15 @@ class StreamCLI(LightningCLI):
             raise UserError(f"trainer: {error}") from error
 
 
-def _check_checkpoint(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"ckpt_path={str(path)!r} is no file; give one of a run folder's checkpoints/.")
+def _new_version(folder: Path) -> Path:
+    newest = next(iter(version_folders(folder)), None)
+    version = folder / f"version_{0 if newest is None else int(newest.name.removeprefix('version_')) + 1}"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        complete = "architecture" in content and "state_dict" in content
-    except UNREADABLE as error:
-        raise UserError(
-            f"ckpt_path={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
-            "which is never loaded."
-        ) from error
-    if not complete:
-        raise UserError(
-            f"ckpt_path={str(path)!r} is no checkpoint of mh_lightning; give one of a run folder's checkpoints/."
-        )
-
-
-def _next_version(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = [
-            int(path.name.removeprefix("version_"))
-            for path in folder.glob("version_*")
-            if path.name.removeprefix("version_").isdecimal()
-        ]
-        version = folder / f"version_{max(taken, default=-1) + 1}"
-        version.mkdir()
+        version.mkdir(parents=True)
+    except FileExistsError:
+        if version.is_dir():  # another run was faster
+            return _new_version(folder)
+        raise UserError(f"run_dir: {str(folder)!r} is no folder; give another --run_dir.") from None
     except OSError as error:
         raise UserError(
             f"run_dir: the run folder {str(folder)!r} cannot be made ({error.strerror}); give another --run_dir."
@@ -296,6 +350,10 @@ def main(args: ArgsType = None) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SIGTERMException:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others must not look as if they had failed
+            print("stopped by SIGTERM; the same command with --ckpt_path last goes on", file=sys.stderr)
+            raise SystemExit(STOPPED_BY_SIGTERM) from None
 
 
 def _user_mistake(error: BaseException) -> str | None:

@@ -3,6 +3,7 @@ Lightning makes it after the layers exist.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """What each rank brings, by rank: plain values and tensors, of any size."""
+    values: list[Any] = [value]
+    if world_size() > 1:
+        values *= world_size()
+        dist.all_gather_object(values, value)
+    return values
 
 
 def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:

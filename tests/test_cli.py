@@ -429,17 +429,25 @@ def test_wrong_checkpoints_are_refused(run: Run, refuses: Refuses, tiny_config: 
     damaged.write_bytes(checkpoint.read_bytes()[:3000])
     torch.save({"state_dict": {}}, foreign)
     torch.save({"state_dict": {}, "architecture": RunsCode(tmp_path / "executed")}, evil)
+    content = torch.load(checkpoint, weights_only=True)
+    del content["configuration"]  # as fits in Python, and earlier versions, save them
+    unconfigured = tmp_path / "unconfigured.ckpt"
+    torch.save(content, unconfigured)
     for path, options, words in (
         (damaged, [], ["ckpt_path", "damaged"]),
         (foreign, [], ["ckpt_path", "no checkpoint of mh_lightning"]),
         (evil, [], ["ckpt_path", "never loaded"]),
-        (checkpoint, ["--model.init_args.head.init_args.key_mem_units", "9"], ["head.K", "(1, 8, 16)", "(1, 9, 16)"]),
-        (checkpoint, ["--model.init_args.head", "torch.nn.Linear"], ["MHLinear", "Linear"]),
-        (checkpoint, ["--data.init_args.increment", "3"], ["class_groups"]),
-        (checkpoint, ["--data.init_args.validation_fraction", "0.3"], ["validation_fraction 0.2", "0.3"]),
-        (checkpoint, ["--data.init_args.batch_size", "8"], ["batch_size 16", "8"]),
-        (checkpoint, ["--seed_everything", "5"], ["seed_everything 3", "5"]),
-        (checkpoint, ["--model.init_args.optimizer.init_args.lr", "0.5"], ["lr=0.01", "0.5"]),
+        (checkpoint, ["--model.init_args.head.init_args.key_mem_units", "9"], ["key_mem_units 8 -> 9"]),
+        (unconfigured, ["--model.init_args.head.init_args.key_mem_units", "9"], ["head.K", "(1, 8, 16)", "(1, 9, 16)"]),
+        (checkpoint, ["--model.init_args.head", "torch.nn.Linear"], ["mh_lightning.MHLinear -> torch.nn.Linear"]),
+        (unconfigured, ["--model.init_args.head", "torch.nn.Linear"], ["MHLinear", "Linear"]),
+        (checkpoint, ["--data.init_args.increment", "3"], ["increment 2 -> 3"]),
+        (unconfigured, ["--data.init_args.increment", "3"], ["class_groups"]),
+        (unconfigured, ["--data.init_args.validation_fraction", "0.3"], ["validation_fraction 0.2", "0.3"]),
+        (unconfigured, ["--data.init_args.batch_size", "8"], ["batch_size 16", "8"]),
+        (checkpoint, ["--seed_everything", "5"], ["seed_everything 3 -> 5"]),
+        (unconfigured, ["--seed_everything", "5"], ["seed_everything 3", "5"]),
+        (unconfigured, ["--model.init_args.optimizer.init_args.lr", "0.5"], ["lr=0.01", "0.5"]),
     ):
         sentence = refuses("fit", tiny_config, "--ckpt_path", str(path), *options)
         assert all(word in sentence for word in words), sentence

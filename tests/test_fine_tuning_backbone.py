@@ -453,14 +453,14 @@ def test_resumed_after_a_task_equals_uninterrupted(run: Run, digits: Path, optio
 
 def test_a_checkpoint_of_other_rates_is_refused(run: Run, refuses: Callable[..., str], digits: Path) -> None:
     checkpoint = ("--ckpt_path", str(run("fit", digits) / "checkpoints" / "task_1.ckpt"))
-    for option, value, words in (
-        ("learning_rate_factor", "0.02", ("learning_rate_factor=0.01", "0.02")),
-        ("learning_rate_factor", "1.0", ("learning_rate_factor=0.01", "None")),
-        ("weight_decay", "0.1", ("weight_decay=0.001", "0.1")),
-        ("layer_decay", "0.9", ("layer_decay=None", "0.9")),
+    for option, value, change in (
+        ("learning_rate_factor", "0.02", "learning_rate_factor 0.01 -> 0.02"),
+        ("learning_rate_factor", "1.0", "learning_rate_factor 0.01 -> 1.0"),
+        ("weight_decay", "0.1", "weight_decay 0.001 -> 0.1"),
+        ("layer_decay", "0.9", "layer_decay None -> 0.9"),
     ):
         sentence = refuses("fit", digits, *checkpoint, f"{BACKBONE}.{option}", value)
-        assert all(word in sentence for word in ("ckpt_path", *words))
+        assert "ckpt_path" in sentence and f"backbone.init_args.{change}" in sentence
 
 
 @pytest.mark.parametrize("option", ["learning_rate_factor", "weight_decay", "layer_decay"])

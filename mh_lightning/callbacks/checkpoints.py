@@ -2,14 +2,25 @@
 
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder
+from mh_lightning.callbacks.stop_signal import StopSignal
+from mh_lightning.distributed import sum_over_ranks
+from mh_lightning.errors import UserError
+from mh_lightning.resuming import CHECKPOINTS
+
+WAITING = ".last.ckpt.tmp"  # whole, but not yet in its place
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,26 +38,111 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
+            _flush_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _flush_folder(folder: Path) -> None:
+    """Let the file system keep the new name, too, should the power fail."""
+    with suppress(OSError):  # Windows opens no folders
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 class TaskCheckpoints(Checkpoint):
-    """Saves ``checkpoints/last.ckpt`` in the run folder after each epoch, and ``checkpoints/task_<i>.ckpt``, from 1,
-    after each task. ``--ckpt_path`` takes any of them; resuming goes on at the next epoch.
+    """Saves ``checkpoints/last.ckpt`` in the run folder after each epoch, and in the middle of a long one, and
+    ``checkpoints/task_<i>.ckpt``, from 1, after each task. ``--ckpt_path`` takes any of them.
+
+    A resumed run ends as if it had not been stopped, wherever that was: bit for bit on the CPU with the same number of
+    processes. SIGTERM saves after the optimizer step, or the evaluation, that is under way, and ends the run.
+
+    Args:
+        minutes: at most so long between two checkpoints in the middle of an epoch; 0 saves after each optimizer step.
+
+    Raises:
+        UserError: if `minutes` is negative.
     """
 
+    def __init__(self, minutes: float = 10.0) -> None:
+        if not minutes >= 0:
+            raise UserError(f"TaskCheckpoints: minutes must not be negative, got {minutes}.")
+        self.minutes = minutes
+        self._signal = StopSignal()
+        self._saved = 0.0  # when, by the clock
+        self._waiting, self._stops = False, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what was not written to its end, start the clock, and listen for SIGTERM."""
+        folder = run_folder(trainer) / CHECKPOINTS
+        if trainer.is_global_zero and not is_trial(trainer):
+            for partial in folder.glob(".*.tmp"):
+                partial.unlink(missing_ok=True)
+        self._waiting = self._stops = False
+        self._saved = time.monotonic()
+        self._signal.listen(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time, or the run is asked to stop, and no gradient is half gathered."""
+        # after the last batch the checkpoint of the epoch comes, when the task was evaluated
+        if is_trial(trainer) or trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+            return
+        due = time.monotonic() - self._saved >= 60 * self.minutes
+        # ranks have clocks and signals of their own, and save together
+        wishes = torch.tensor([self._signal.received, due and trainer.is_global_zero], device=pl_module.device)
+        self._stops, save = (bool(wish) for wish in sum_over_ranks(wishes.int()).tolist())
+        if save or self._stops:
+            self._save(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Put the checkpoint of the batch before into its place, now that the batch was logged; and stop if asked."""
+        if self._waiting:
+            self._put_into_place(trainer)
+        if self._stops:
+            raise SIGTERMException
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Save, and stop if that was asked for and there is more to do."""
         if is_trial(trainer) or not trainer.is_last_batch:  # an epoch that was cut short cannot be gone on with
             return
-        folder = run_folder(trainer) / "checkpoints"
-        last = folder / "last.ckpt"
+        waiting = self._save(trainer)
+        if trainer.is_global_zero and ends_task(trainer):  # first, since nobody comes back here after last.ckpt
+            name = f"task_{current_task(trainer) + 1}"
+            copy = waiting.with_name(f".{name}.tmp")
+            shutil.copyfile(waiting, copy)
+            copy.replace(waiting.with_name(f"{name}.ckpt"))
+        self._put_into_place(trainer)
+        stop = sum_over_ranks(torch.tensor(int(self._signal.received), device=pl_module.device))
+        if bool(stop) and trainer.current_epoch + 1 != trainer.max_epochs:
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A limit, such as `trainer.max_steps`, may end the run in the middle of an epoch."""
+        if self._waiting:
+            self._put_into_place(trainer)
+
+    def _save(self, trainer: Trainer) -> Path:
+        folder = run_folder(trainer) / CHECKPOINTS
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(last, weights_only=False)  # all state, not the weights alone
-        if trainer.is_global_zero and ends_task(trainer):
-            name = f"task_{current_task(trainer) + 1}"
-            copy = folder / f".{name}.tmp"
-            shutil.copyfile(last, copy)
-            copy.replace(folder / f"{name}.ckpt")
+        trainer.save_checkpoint(folder / WAITING, weights_only=False)  # all state, not the weights alone
+        self._saved, self._waiting = time.monotonic(), True
+        return folder / WAITING
+
+    def _put_into_place(self, trainer: Trainer) -> None:
+        """After the logs, since a resumed run logs only what comes after its checkpoint."""
+        self._waiting = False
+        folder = run_folder(trainer) / CHECKPOINTS
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()
+                else:
+                    logger.save()
+            (folder / WAITING).replace(folder / "last.ckpt")
+            _flush_folder(folder)

@@ -31,6 +31,10 @@ class CostMonitor(Callback):
         """Forget the peak of what came before."""
         _reset_peak(pl_module.device)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, in a resumed run in the middle of an epoch."""
+        self._last = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._last = time.monotonic()

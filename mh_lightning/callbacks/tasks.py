@@ -1,16 +1,16 @@
 """Task boundaries, and the progress bar that tells where in the stream a run is."""
 
 import os
-import random
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, starts_task, stream_of
+from mh_lightning.distributed import of_all_ranks
 from mh_lightning.errors import UserError
+from mh_lightning.random_numbers import put_generators_back, seed_all, state_of_generators
 
 
 class TaskBoundaries(Callback):
@@ -18,7 +18,13 @@ class TaskBoundaries(Callback):
 
     The number of epochs follows from the stream, and evaluation takes place after each task. At the start of a task
     the optimizer and the scheduler are made anew if the method asks for it.
+
+    Each epoch draws its own random numbers, from the seed, its number and the rank. Where the generators of all ranks
+    are is part of every checkpoint, so that a run goes on in the middle of an epoch, too.
     """
+
+    def __init__(self) -> None:
+        self._generators: dict[str, Any] | None = None  # of this rank, until training starts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the trainer's number of epochs and its rhythm of evaluation."""
@@ -51,13 +57,42 @@ class TaskBoundaries(Callback):
             )
         trainer.check_val_every_n_epoch = stream.epochs_per_task
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the generators of all ranks are, and how many tasks were trained."""
+        total: Any = trainer.fit_loop.epoch_progress.total
+        checkpoint["tasks_trained"] = total.processed // stream_of(trainer).epochs_per_task
+        checkpoint["generators"] = of_all_ranks(state_of_generators(trainer.strategy.root_device))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep where this rank's generators were until training starts."""
+        saved = checkpoint.get("generators", [])
+        if trainer.state.fn != "fit" or not saved:
+            return
+        self._generators = saved[trainer.global_rank] if trainer.global_rank < len(saved) else None
+        if len(saved) != trainer.world_size:
+            rank_zero_warn(
+                f"ckpt_path: the checkpoint is of {len(saved)} processes and this run has {trainer.world_size}: the "
+                "order of the stream, buffers and counts go on as they were, but sums are rounded differently and "
+                "ranks draw other random numbers (dropout), so that results are no longer the same bit for bit."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where a resumed run goes on."""
+        stream, batches = stream_of(trainer), stream_of(trainer).batches_done
+        epoch = trainer.current_epoch
+        if (epoch or batches) and epoch < stream.num_tasks * stream.epochs_per_task:
+            after = f", after batch {batches} of {int(trainer.num_training_batches)}" if batches else ""
+            pl_module.print(
+                f"Going on with task {current_task(trainer) + 1} of {stream.num_tasks}, "
+                f"epoch {epoch % stream.epochs_per_task + 1} of {stream.epochs_per_task}{after}"
+            )
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Announce and prepare a task at its first epoch. Each epoch draws its own random numbers, so that a resumed
-        run draws the same.
-        """
+        """Announce and prepare a task at its first epoch."""
+        self._go_on_drawing(trainer)
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
-            _seed_all(int(seed), trainer.current_epoch, trainer.global_rank)
+            seed_all(int(seed), trainer.current_epoch, trainer.global_rank)
         if not starts_task(trainer):
             return
         stream, method, task = stream_of(trainer), _method(pl_module), current_task(trainer)
@@ -68,6 +103,15 @@ class TaskBoundaries(Callback):
         if method.reset_optimizer and task > 0:
             trainer.strategy.setup_optimizers(trainer)
         method.on_task_start(task)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Go on in the middle of an epoch."""
+        self._go_on_drawing(trainer)
+
+    def _go_on_drawing(self, trainer: Trainer) -> None:
+        if self._generators is not None:
+            put_generators_back(self._generators, trainer.strategy.root_device)
+            self._generators = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,13 +124,6 @@ class TaskBoundaries(Callback):
         """Leave the method as a run that ended leaves it."""
         pl_module.on_fit_end()
         _method(pl_module).leave_stream()
-
-
-def _seed_all(*parts: int) -> None:
-    torch_seed, numpy_seed, python_seed = np.random.SeedSequence(parts).generate_state(3)
-    torch.manual_seed(int(torch_seed))
-    np.random.seed(int(numpy_seed))  # noqa: NPY002  # transforms of other packages draw from it
-    random.seed(int(python_seed))
 
 
 def _method(pl_module: LightningModule) -> Any:

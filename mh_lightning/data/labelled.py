@@ -1,6 +1,7 @@
 """Labelled samples: what every data set is read into, and what the loaders draw from."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.errors import UserError
+from mh_lightning.random_numbers import drawing_from
 
 
 class Rows(Sequence[Any]):
@@ -88,6 +90,8 @@ class StreamDataset(Dataset[Item]):
         perturbations: of images, one a domain, on samples from `one_domain_a_perturbation`; applied before the
             transform.
         perturbation_seed: of what perturbations draw; the same image is always perturbed alike.
+        transform_seed: of what the transform draws for each sample, whichever process does it and whatever came before;
+            by default it draws from the global generators.
     """
 
     def __init__(
@@ -97,9 +101,11 @@ class StreamDataset(Dataset[Item]):
         transform: Callable[[Any], Tensor] | None = None,
         perturbations: Sequence[Perturbation] = (),
         perturbation_seed: Sequence[int] = (0,),
+        transform_seed: int | None = None,
     ) -> None:
         self.samples, self.tasks, self.transform = samples, tasks, transform
         self.perturbations, self.perturbation_seed = perturbations, perturbation_seed
+        self.transform_seed = transform_seed
 
     def __len__(self) -> int:
         return len(self.samples.labels)
@@ -127,7 +133,8 @@ class StreamDataset(Dataset[Item]):
         if self.perturbations:
             image = self._perturb(image, index)
         if self.transform is not None:
-            return self.transform(image)
+            with nullcontext() if self.transform_seed is None else drawing_from(self.transform_seed, index):
+                return self.transform(image)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
     def _perturb(self, image: Image.Image, index: int) -> Image.Image:

@@ -20,6 +20,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         even: training, see above.
         rank: of this process.
         ranks: number of processes.
+        first_batch: iteration begins with this one, since a resumed run has seen those before; they count all the same.
 
     Example:
         >>> list(StreamBatchSampler(5, batch_size=2))
@@ -36,7 +37,9 @@ class StreamBatchSampler(Sampler[list[int]]):
         even: bool = False,
         rank: int = 0,
         ranks: int = 1,
+        first_batch: int = 0,
     ) -> None:
+        self.first_batch = first_batch
         order = np.arange(num_samples)
         if seed is not None:
             order = np.random.default_rng(seed).permutation(num_samples)
@@ -50,7 +53,7 @@ class StreamBatchSampler(Sampler[list[int]]):
         self._batches = [batch for batch in self._batches if batch]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
+        return iter(self._batches[self.first_batch :])
 
     @property
     def sizes(self) -> list[int]:

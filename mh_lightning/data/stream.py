@@ -84,6 +84,7 @@ class StreamDataModule(LightningDataModule):
     Attributes:
         tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
+        batches_done: batches of the current epoch that a run had learnt before it was resumed.
         published_normalization: of the published transforms, where the data set has one.
     """
 
@@ -125,6 +126,7 @@ class StreamDataModule(LightningDataModule):
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
         check_options(self)
+        self.batches_done = 0
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
         self._splits: dict[str, Labelled] = {}
@@ -244,12 +246,24 @@ class StreamDataModule(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         seed = _seed(epoch)
         indices = self._samples_of_tasks["train"][task]
+        self.batches_done = self._batches_done()
         if self.scenario != "CDID":
-            return self._loader("train", indices, self.chunk_size or self.batch_size, seed, True, self.augment)
+            return self._loader(
+                "train", indices, self.chunk_size or self.batch_size, seed, True, self.augment, self.batches_done
+            )
         features = self._splits["train"].features
         assert features is not None
         drifting = np.argsort(features[indices].flatten(1)[:, 0].numpy(), kind="stable")
-        return self._loader("train", indices[drifting], self.chunk_size or self.batch_size, None, True, self.augment)
+        return self._loader(
+            "train", indices[drifting], self.chunk_size or self.batch_size, None, True, self.augment, self.batches_done
+        )
+
+    def _batches_done(self) -> int:
+        loop = self.trainer.fit_loop if self.trainer else None
+        if loop is None or not loop.restarting:
+            return 0
+        epochs: Any = loop.epoch_progress.total
+        return loop.epoch_loop.batch_progress.current.ready if epochs.processed < epochs.started else 0
 
     def joint_train_dataloader(self, task: int, epoch: int) -> DataLoader[Any]:
         """The training samples of the first tasks up to `task`, together in a random order that depends on the global
@@ -285,19 +299,20 @@ class StreamDataModule(LightningDataModule):
         seed: int | None = None,
         even: bool = False,
         augment: bool = False,
+        first_batch: int = 0,
     ) -> DataLoader[Any]:
         task_of_sample = np.empty(len(self._splits[split].labels), dtype=np.int64)
         for task, part in enumerate(self._samples_of_tasks[split]):
             task_of_sample[part] = task
         dataset = self._dataset(split, indices, task_of_sample[indices], augment, seed)
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks)
+        sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks, first_batch)
         if even and not len(sampler):
             raise UserError(
                 f"data.batch_size={batch_size}: a task of {len(dataset)} {split} samples is too small for "
                 f"{ranks} devices."
             )
-        # workers draw from the loader's own generator, so that resuming does not change what they draw
+        # the loader's own generator seeds the workers, and leaves the global one alone
         generator = torch.Generator().manual_seed(seed or 0)
         return DataLoader(
             dataset,
@@ -321,7 +336,12 @@ class StreamDataModule(LightningDataModule):
             return StreamDataset(Labelled(stored, samples.labels).take(indices), tasks)
         transform = self._transform(augment)
         return StreamDataset(
-            samples.take(indices), tasks, transform, self.perturbations, self._perturbation_seed(split)
+            samples.take(indices),
+            tasks,
+            transform,
+            self.perturbations,
+            self._perturbation_seed(split),
+            seed if augment else None,
         )
 
     def first_input(self) -> Tensor:

@@ -134,8 +134,16 @@ class SLCA(ContinualMethod):
             if task == 0:
                 self.class_gaussians.forget()
 
+    def on_train_start(self) -> None:
+        """A resumed run may go on in the middle of an epoch."""
+        self._begin_task()
+
     def on_train_epoch_start(self) -> None:
-        """Freeze the heads of former tasks, in a resumed run, too; only the current head's keys move."""
+        """The trainer may have come to the next task."""
+        self._begin_task()
+
+    def _begin_task(self) -> None:
+        """Freeze the heads of former tasks; only the current head's keys move."""
         task = self._stream.task_of_epoch(self.trainer.current_epoch)
         self.task_heads.begin_task(task)
         current = self.task_heads.heads[task]

@@ -1,0 +1,173 @@
+"""What a resumed run goes on from: its folder, its newest whole checkpoint, the configuration it began with."""
+
+import csv
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mh_lightning.errors import UNREADABLE, UserError
+
+CHECKPOINTS = "checkpoints"  # in the folder of each fit, from its start
+
+# options that do not change what a run finds
+FREE = r"config|run_dir|experiment|ckpt_path|verbose|pictures|num_threads|trainer\.(enable_\w+|logger|default_root_dir)"
+# options that may differ, which is told
+CHANGEABLE = (
+    r"trainer\.(?!accumulate_grad_batches$|gradient_clip|limit_train_batches$|overfit_batches$).*"
+    r"|data\.init_args\.(root|path|num_workers|eval_batch_size|feature_cache\.init_args\.(folder|num_workers))"
+    r"|data\.init_args\.feature_cache\.(folder|num_workers)"
+    r"|model\.init_args\.backbone\.init_args\.(checkpoint_path|pretrained|compile)"
+)
+
+
+def version_folders(experiment: Path) -> list[Path]:
+    """The run folders of an experiment, the newest first.
+
+    Args:
+        experiment: the folder ``<run_dir>/<experiment>``.
+    """
+    numbers = [path.name.removeprefix("version_") for path in experiment.glob("version_*")]
+    newest_first = sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
+    return [experiment / f"version_{number}" for number in newest_first]
+
+
+def newest_fit(experiment: Path) -> Path | None:
+    """The run folder of the newest fit of an experiment, finished or not, or None."""
+    return next((folder for folder in version_folders(experiment) if (folder / CHECKPOINTS).is_dir()), None)
+
+
+def newest_whole_checkpoint(run_folder: Path) -> Path | None:
+    """The newest checkpoint that can be read to its end, or None if there is none at all. Damaged ones are told.
+
+    Raises:
+        UserError: if all of them are damaged.
+    """
+    folder = run_folder / CHECKPOINTS
+    tasks = sorted(folder.glob("task_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    candidates = [path for path in (folder / "last.ckpt", *tasks) if path.is_file()]
+    for path in candidates:
+        try:
+            check_checkpoint(path)
+        except UserError as error:
+            rank_zero_warn(f"{error} An older one is taken, if there is one.")
+        else:
+            return path
+    if candidates:
+        raise UserError(
+            f"ckpt_path=last: no checkpoint in {str(folder)!r} is whole; leave --ckpt_path out to begin anew."
+        )
+    return None
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, its tensors mapped into memory, and compare its content with its checksums.
+
+    Raises:
+        UserError: if there is none, or it is damaged, would run code, or is none of this package.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"ckpt_path={str(path)!r} is no file; give one of a run folder's checkpoints/, or 'last' for the newest of "
+            "the newest run."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        complete = "architecture" in content and "state_dict" in content
+    except UNREADABLE as error:
+        raise UserError(
+            f"ckpt_path={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
+            "which is never loaded."
+        ) from error
+    if not complete:
+        raise UserError(
+            f"ckpt_path={str(path)!r} is no checkpoint of mh_lightning; give one of a run folder's checkpoints/."
+        )
+    loaded: dict[str, Any] = content
+    return loaded
+
+
+def check_configuration(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Compare the configuration that a run began with and the one that it is to go on with; what may differ is told.
+
+    Raises:
+        UserError: names all options that differ and cannot change in a run.
+    """
+    before, now = dict(_leaves(saved)), dict(_leaves(own))
+    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    changed = [name for name in changed if not re.fullmatch(FREE, name)]
+    told = {name: f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in changed}
+    fixed = [text for name, text in told.items() if not re.fullmatch(CHANGEABLE, name)]
+    if fixed:
+        raise UserError(
+            f"ckpt_path: the run began with other options than it is to go on with ({', '.join(fixed)}), and these "
+            "cannot change in a run; use those it began with, or begin anew without --ckpt_path."
+        )
+    if told:
+        rank_zero_warn(f"ckpt_path: the run goes on with other options than it began with: {', '.join(told.values())}.")
+
+
+def _leaves(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in configuration.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def held(run_folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; the system's locks end with the process, however it ends.
+
+    Raises:
+        UserError: if another process is in it.
+    """
+    lock = FileLock(run_folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            f"ckpt_path=last: the run in {str(run_folder)!r} is still going on; wait for its end, or stop it."
+        ) from error
+    except (OSError, NotImplementedError):  # a disk without locks: nobody can be kept out
+        yield
+        return
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def logged_rows(metrics: Path, checkpoint: dict[str, Any], chunks: bool) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv that were there when a checkpoint was saved; a resumed run logs the others again.
+
+    Args:
+        metrics: the file, which need not exist.
+        checkpoint: what the run goes on from.
+        chunks: whether a row is a chunk, whose step is that after it, or a batch, whose step is that before it.
+    """
+    if not metrics.is_file():
+        return []
+    tasks, steps = checkpoint.get("tasks_trained", 0), checkpoint.get("global_step", 0) + chunks
+    with metrics.open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [
+        row | {"step": int(row["step"])}
+        for row in rows
+        if "step" in row and (float(row["task"]) <= tasks if "task" in row else int(row["step"]) < steps)
+    ]
