@@ -9,7 +9,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder
+from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder, stream_of
+from mh_lightning.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,19 +35,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class TaskCheckpoints(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` in the run folder after each epoch, and ``checkpoints/task_<i>.ckpt``, from 1,
     after each task. ``--ckpt_path`` takes any of them; resuming goes on at the next epoch.
+
+    Args:
+        every_n_tasks: save after every so many epochs and tasks, and after the last ones; by default the stream's
+            `evaluate_every_n_tasks`, so that a long stream leaves as many files as evaluations.
     """
+
+    def __init__(self, every_n_tasks: int | None = None) -> None:
+        if every_n_tasks is not None and every_n_tasks < 1:
+            raise UserError(f"TaskCheckpoints: every_n_tasks must be at least 1, got {every_n_tasks}.")
+        self._every_n_tasks = every_n_tasks
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         if is_trial(trainer) or not trainer.is_last_batch:  # an epoch that was cut short cannot be gone on with
+            return
+        stream, epoch, task = stream_of(trainer), trainer.current_epoch + 1, current_task(trainer) + 1
+        every = self._every_n_tasks or stream.evaluate_every_n_tasks
+        ends = ends_task(trainer) and (task % every == 0 or task == stream.num_tasks)
+        if not ends and epoch % every:
             return
         folder = run_folder(trainer) / "checkpoints"
         last = folder / "last.ckpt"
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(last, weights_only=False)  # all state, not the weights alone
-        if trainer.is_global_zero and ends_task(trainer):
-            name = f"task_{current_task(trainer) + 1}"
+        if trainer.is_global_zero and ends:
+            name = f"task_{task}"
             copy = folder / f".{name}.tmp"
             shutil.copyfile(last, copy)
             copy.replace(folder / f"{name}.ckpt")

@@ -16,8 +16,9 @@ from mh_lightning.errors import UserError
 class TaskBoundaries(Callback):
     """Lays the stream out over the epochs of one fit, and tells the method where tasks start and end.
 
-    The number of epochs follows from the stream, and evaluation takes place after each task. At the start of a task
-    the optimizer and the scheduler are made anew if the method asks for it.
+    The number of epochs follows from the stream, and evaluation takes place after each task, or after every so many,
+    as `StreamDataModule.evaluate_every_n_tasks` says. At the start of a task the optimizer and the scheduler are made
+    anew if the method asks for it.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -25,14 +26,19 @@ class TaskBoundaries(Callback):
         if stage != "fit":
             return
         stream, loop = stream_of(trainer), trainer.fit_loop
+        epochs = stream.num_tasks * stream.epochs_per_task
         reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if reload != 1:
             raise UserError(
                 f"trainer.reload_dataloaders_every_n_epochs must be 1, since each task has its own data; got {reload}."
             )
         for name, allowed, reason in (
-            ("val_check_interval", (None, 1.0), "each task is evaluated once, at its end"),
-            ("check_val_every_n_epoch", (1, stream.epochs_per_task), "it follows from data.epochs_per_task"),
+            ("val_check_interval", (None, 1.0), "data.evaluate_every_n_tasks says when evaluations take place"),
+            (
+                "check_val_every_n_epoch",
+                (1, stream.epochs_per_task, epochs),
+                "it follows from data.epochs_per_task and data.evaluate_every_n_tasks",
+            ),
             ("limit_val_batches", (None, 0, 1.0), "data.max_test_samples takes a part of each class"),
         ):
             if getattr(trainer, name) not in allowed and not is_trial(trainer):
@@ -41,7 +47,6 @@ class TaskBoundaries(Callback):
             raise UserError(
                 f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
             )
-        epochs = stream.num_tasks * stream.epochs_per_task
         if trainer.max_epochs in (-1, None):
             loop.max_epochs = epochs
         elif trainer.max_epochs != epochs and not is_trial(trainer):
@@ -49,12 +54,16 @@ class TaskBoundaries(Callback):
                 f"trainer.max_epochs={trainer.max_epochs} contradicts the stream's {stream.num_tasks} tasks "
                 f"of {stream.epochs_per_task} epochs; leave it out, it follows from them."
             )
-        trainer.check_val_every_n_epoch = stream.epochs_per_task
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the trainer when to evaluate, where a resumed run goes on inside an epoch."""
+        _choose_evaluation(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Announce and prepare a task at its first epoch. Each epoch draws its own random numbers, so that a resumed
         run draws the same.
         """
+        _choose_evaluation(trainer)
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
             _seed_all(int(seed), trainer.current_epoch, trainer.global_rank)
@@ -80,6 +89,13 @@ class TaskBoundaries(Callback):
         """Leave the method as a run that ended leaves it."""
         pl_module.on_fit_end()
         _method(pl_module).leave_stream()
+
+
+def _choose_evaluation(trainer: Trainer) -> None:
+    """Evaluate at the end of the current task, or at no end before that of the stream."""
+    stream = stream_of(trainer)
+    tasks = 1 if stream.evaluates_after(current_task(trainer)) else stream.num_tasks
+    trainer.check_val_every_n_epoch = tasks * stream.epochs_per_task
 
 
 def _seed_all(*parts: int) -> None:
