@@ -14,7 +14,7 @@ from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_f
 
 PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
 GRID = 160  # points a side
-MOST_SURFACES, MOST_SAMPLES = 40, 20_000  # of a stream, and in each
+MOST_SURFACES, MOST_SAMPLES = 20, 10_000  # of a stream, and in each
 
 
 class StreamPreview(Callback):
