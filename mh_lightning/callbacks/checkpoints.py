@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder
+from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder, stream_of
 from mh_lightning.callbacks.stop_signal import StopSignal
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError
@@ -55,7 +55,8 @@ def _flush_folder(folder: Path) -> None:
 
 class TaskCheckpoints(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` in the run folder after each epoch, and in the middle of a long one, and
-    ``checkpoints/task_<i>.ckpt``, from 1, after each task. ``--ckpt_path`` takes any of them.
+    ``checkpoints/task_<i>.ckpt``, from 1, after each task. ``--ckpt_path`` takes any of them. Where the stream is
+    evaluated after every n tasks only, checkpoints are saved after every n epochs and n tasks.
 
     A resumed run ends as if it had not been stopped, wherever that was: bit for bit on the CPU with the same number of
     processes. SIGTERM saves after the optimizer step, or the evaluation, that is under way, and ends the run.
@@ -92,10 +93,7 @@ class TaskCheckpoints(Checkpoint):
         # after the last batch the checkpoint of the epoch comes, when the task was evaluated
         if is_trial(trainer) or trainer.is_last_batch or trainer.fit_loop._should_accumulate():
             return
-        due = time.monotonic() - self._saved >= 60 * self.minutes
-        # ranks have clocks and signals of their own, and save together
-        wishes = torch.tensor([self._signal.received, due and trainer.is_global_zero], device=pl_module.device)
-        self._stops, save = (bool(wish) for wish in sum_over_ranks(wishes.int()).tolist())
+        save = self._is_due(trainer, pl_module)
         if save or self._stops:
             self._save(trainer)
 
@@ -110,21 +108,31 @@ class TaskCheckpoints(Checkpoint):
         """Save, and stop if that was asked for and there is more to do."""
         if is_trial(trainer) or not trainer.is_last_batch:  # an epoch that was cut short cannot be gone on with
             return
-        waiting = self._save(trainer)
-        if trainer.is_global_zero and ends_task(trainer):  # first, since nobody comes back here after last.ckpt
-            name = f"task_{current_task(trainer) + 1}"
-            copy = waiting.with_name(f".{name}.tmp")
-            shutil.copyfile(waiting, copy)
-            copy.replace(waiting.with_name(f"{name}.ckpt"))
-        self._put_into_place(trainer)
-        stop = sum_over_ranks(torch.tensor(int(self._signal.received), device=pl_module.device))
-        if bool(stop) and trainer.current_epoch + 1 != trainer.max_epochs:
+        every = stream_of(trainer).evaluate_every_n_tasks
+        evaluated = ends_task(trainer) and stream_of(trainer).evaluates_after(current_task(trainer))
+        due = self._is_due(trainer, pl_module)
+        if due or self._stops or evaluated or (trainer.current_epoch + 1) % every == 0:
+            waiting = self._save(trainer)
+            if trainer.is_global_zero and evaluated:  # first, since nobody comes back here after last.ckpt
+                name = f"task_{current_task(trainer) + 1}"
+                copy = waiting.with_name(f".{name}.tmp")
+                shutil.copyfile(waiting, copy)
+                copy.replace(waiting.with_name(f"{name}.ckpt"))
+            self._put_into_place(trainer)
+        if self._stops and trainer.current_epoch + 1 != trainer.max_epochs:
             raise SIGTERMException
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A limit, such as `trainer.max_steps`, may end the run in the middle of an epoch."""
         if self._waiting:
             self._put_into_place(trainer)
+
+    def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether to save now; also notes SIGTERM. Ranks have clocks and signals of their own, and agree."""
+        due = time.monotonic() - self._saved >= 60 * self.minutes
+        wishes = torch.tensor([self._signal.received, due and trainer.is_global_zero], device=pl_module.device)
+        self._stops, agreed = (bool(wish) for wish in sum_over_ranks(wishes.int()).tolist())
+        return agreed
 
     def _save(self, trainer: Trainer) -> Path:
         folder = run_folder(trainer) / CHECKPOINTS

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
-from mh_lightning.callbacks.reports import accuracy_by_task, defined, results_table
+from mh_lightning.callbacks.reports import accuracy_by_task, defined, evenly_spaced, results_table, shortened
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, stream_of
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
@@ -25,16 +25,19 @@ from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import most_likely
 
 SECONDS_BETWEEN_FIGURES = 10.0
+MOST_CURVES = 100  # of single tasks
 LARGEST_LOSS = 1e30  # more is the loss of classes whose logits are masked
 
 
 class ContinualMetrics(Callback):
-    """Evaluates the whole stream after each task, in one pass over the evaluation data.
+    """Evaluates the whole stream after each task, or after every so many, as `StreamDataModule.evaluate_every_n_tasks`
+    says, in one pass over the evaluation data.
 
     Writes each metric to the loggers, the matrix as a heat map to TensorBoard, and at the end of the fit
     ``results.json`` and ``accuracy_matrix.png`` into the run folder. A metric of nothing is left out: accuracy on
     earlier tasks after the first one, and top-5 accuracy on a stream of five classes or fewer. Its state is part of
-    every checkpoint.
+    every checkpoint. Of a stream of more than `MOST_CURVES` tasks, so many, evenly spaced, have curves of their own in
+    the loggers; results.json has all.
 
     Args:
         figures: draw heat maps, in TensorBoard after the first and the last task and every ten seconds.
@@ -44,7 +47,7 @@ class ContinualMetrics(Callback):
         self._figures = figures
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
-        self._counts: dict[str, dict[str, Tensor]] = {}  # (T, T) for each split, over all ranks; see _sum_counts
+        self._counts: dict[str, dict[str, Tensor]] = {}  # (evaluations, T) for each split; see _sum_counts
         self._seconds_before = 0.0
         self._started = 0.0
         self._drawn: dict[str, float] = {}
@@ -61,8 +64,9 @@ class ContinualMetrics(Callback):
             counts = self._counts[split]
             for metric in self._metrics[split].values(copy_state=False):
                 assert isinstance(metric, AccuracyMatrix)
-                metric.correct = counts["correct" if metric.top_k == 1 else "correct_top5"].clone().to(metric.device)
-                metric.total = counts["total"].clone().to(metric.device)
+                correct, total = counts["correct" if metric.top_k == 1 else "correct_top5"], counts["total"]
+                metric.correct[: len(correct)] = correct.to(metric.correct)
+                metric.total[: len(total)] = total.to(metric.total)
                 metric._update_count = 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,8 +83,9 @@ class ContinualMetrics(Callback):
         splits = ["test"] if trainer.testing else stream.evaluation_splits
         # checkpoints of earlier versions have no top-5 counts, and what they began ends without
         with_top5 = stream.num_classes > TOP_K and all("correct_top5" in counts for counts in self._counts.values())
+        spaced_by = stream.evaluate_every_n_tasks if is_fitting(trainer) else stream.num_tasks
         self._metrics = {
-            split: continual_metrics(stream.num_tasks, stream.num_evaluated_tasks(split), with_top5).to(
+            split: continual_metrics(stream.num_tasks, stream.num_evaluated_tasks(split), with_top5, spaced_by).to(
                 pl_module.device
             )
             for split in splits
@@ -115,7 +120,7 @@ class ContinualMetrics(Callback):
     def _count(self, trainer: Trainer, outputs: Any, split: str) -> None:
         tasks, metrics = outputs["tasks"], self._metrics[split]
         predictions = most_likely(outputs["logits"], TOP_K if "last_accuracy_top5" in metrics else 1)
-        metrics.update(predictions, outputs["targets"], tasks, _row(trainer))
+        metrics.update(predictions, outputs["targets"], tasks, _last_task(trainer))
         losses = torch.stack([outputs["losses"], torch.ones_like(outputs["losses"])])
         self._losses[split].index_add_(1, tasks, losses)
 
@@ -136,16 +141,17 @@ class ContinualMetrics(Callback):
         self._report_evaluation(trainer, pl_module, "test")
 
     def _log_task(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        task = _row(trainer)
-        results = self._metrics[split].compute()
-        matrix = results.pop("accuracy_matrix")[: task + 1, : self._accuracy_matrix(split).num_evaluated_tasks]
+        task = _last_task(trainer)
+        self._counts[split] = self._sum_counts(split)
+        results, counts = self._metrics[split].compute(), self._accuracy_matrix(split)
+        after = counts.evaluated_after[: len(self._counts[split]["total"])]
+        matrix = results.pop("accuracy_matrix")[: len(after), : counts.num_evaluated_tasks]
         loss_sums, loss_counts = sum_over_ranks(self._losses[split])
         losses = loss_sums / loss_counts
         self._losses[split].zero_()
-        self._counts[split] = self._sum_counts(split)
         scalars = {f"{split}/{name}": value for name, value in defined(results).items()}
-        for other in range(matrix.shape[1]):
-            scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[task, other])
+        for other in evenly_spaced(matrix.shape[1], MOST_CURVES):
+            scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[-1, other])
             if losses[other] < LARGEST_LOSS:
                 scalars[f"{split}_loss_by_task/task_{other + 1}"] = float(losses[other])
         # a matrix holds all earlier ones: in a fast stream not each of them is worth the time to draw it
@@ -161,7 +167,8 @@ class ContinualMetrics(Callback):
                 for name, value in scalars.items():
                     logger.experiment.add_scalar(name, value, task + 1)
                 if draw:
-                    figure = accuracy_matrix_figure(_array(matrix), f"{split} accuracy after task {task + 1}")
+                    title = f"{split} accuracy after task {task + 1}"
+                    figure = accuracy_matrix_figure(_array(matrix), title, after)
                     logger.experiment.add_figure(f"{split}/accuracy_matrix", figure, task + 1)
             else:
                 logger.log_metrics({"task": task + 1, **scalars}, trainer.global_step)
@@ -175,14 +182,15 @@ class ContinualMetrics(Callback):
         correct, total = (
             sum_over_ranks(getattr(counts, name)[0, : counts.num_evaluated_tasks]) for name in ("correct", "total")
         )
-        by_task, overall = correct / total, float(correct.sum() / total.sum())
+        overall = float(correct.sum() / total.sum())
+        by_task = [f"  task {task + 1}: {100 * value:5.1f} %" for task, value in enumerate((correct / total).tolist())]
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.log_metrics({f"{split}/accuracy": overall}, trainer.global_step)
         pl_module.print(
             "\n".join(
                 [
                     f"Accuracy on the {split} samples of all classes: {100 * overall:.1f} %",
-                    *(f"  task {task + 1}: {100 * float(value):5.1f} %" for task, value in enumerate(by_task)),
+                    *shortened(by_task),
                 ]
             )
         )
@@ -202,8 +210,10 @@ class ContinualMetrics(Callback):
         if not trainer.is_global_zero:
             return
         method: Any = pl_module
+        after = self._accuracy_matrix("test").evaluated_after[: len(self._counts["test"]["total"])]
         results = {
             **(summaries["test"] or {}),
+            **({"evaluated_after": after} if stream_of(trainer).evaluate_every_n_tasks > 1 else {}),
             "num_tasks": stream_of(trainer).num_tasks,
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "seconds": round(self._seconds(), 3),
@@ -212,7 +222,7 @@ class ContinualMetrics(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostMonitor):
                 results["cost"] = callback.cost(pl_module)
-        trained = len(results["accuracy_matrix"])
+        trained = after[-1]
         if trained < results["num_tasks"]:
             results["tasks_trained"] = trained
             rank_zero_warn(
@@ -225,19 +235,21 @@ class ContinualMetrics(Callback):
         partial.replace(folder / "results.json")
         if self._figures:
             matrix = np.array(results["accuracy_matrix"])
-            accuracy_matrix_figure(matrix, "test accuracy").savefig(folder / "accuracy_matrix.png", dpi=150)
+            accuracy_matrix_figure(matrix, "test accuracy", after).savefig(folder / "accuracy_matrix.png", dpi=150)
         print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
 
     def _summary(self, trainer: Trainer, split: str) -> dict[str, Any] | None:
         if split not in self._counts:
             return None
-        values, evaluated = self._metrics[split].compute(), self._accuracy_matrix(split).num_evaluated_tasks
-        by_task = accuracy_by_task(self._counts[split], evaluated, stream_of(trainer).class_groups)
-        matrix = values.pop("accuracy_matrix")[: len(by_task), :evaluated]
+        values, counts = self._metrics[split].compute(), self._accuracy_matrix(split)
+        by_task = accuracy_by_task(
+            self._counts[split], counts.num_evaluated_tasks, stream_of(trainer).class_groups, counts.evaluated_after
+        )
+        matrix = values.pop("accuracy_matrix")[: len(by_task), : counts.num_evaluated_tasks]
         return {"accuracy_matrix": matrix.tolist(), **defined(values), "by_task": by_task}
 
     def _accuracy_matrix(self, split: str, name: str = "accuracy_matrix") -> AccuracyMatrix:
-        metric = self._metrics[split][name]
+        metric = getattr(self._metrics[split], name)  # the first of those that share its state; an index copies it
         assert isinstance(metric, AccuracyMatrix)
         return metric
 
@@ -246,7 +258,12 @@ class ContinualMetrics(Callback):
         counts = {"correct": matrix.correct, "total": matrix.total}
         if "last_accuracy_top5" in self._metrics[split]:
             counts["correct_top5"] = self._accuracy_matrix(split, "last_accuracy_top5").correct
-        return {name: sum_over_ranks(count).cpu() for name, count in counts.items()}
+        total = sum_over_ranks(counts.pop("total"))
+        total = total[: int((total.sum(dim=1) > 0).sum())]
+        return {
+            "total": total.to("cpu", torch.int32),
+            **{name: sum_over_ranks(count[: len(total)]).to("cpu", torch.int32) for name, count in counts.items()},
+        }
 
     # --- state
 
@@ -254,7 +271,7 @@ class ContinualMetrics(Callback):
         return self._seconds_before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts of all evaluations so far, summed over ranks, and the seconds spent."""
+        """Counts of the evaluations so far, summed over ranks, a row for each; and the seconds spent."""
         return {"counts": self._counts, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -262,9 +279,9 @@ class ContinualMetrics(Callback):
         self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
 
 
-def _row(trainer: Trainer) -> int:
-    """The task trained last; outside a fit there is only one row."""
-    return current_task(trainer) if is_fitting(trainer) else 0
+def _last_task(trainer: Trainer) -> int:
+    """The task trained last; outside a fit the one evaluation counts as the stream's last."""
+    return current_task(trainer) if is_fitting(trainer) else int(stream_of(trainer).num_tasks) - 1
 
 
 def _array(matrix: Tensor) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Figures of a run."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,36 +11,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-MOST_POINTS = 2000  # of a scatter plot
+MOST_POINTS = 2000  # of a scatter plot, for each class
+MOST_STEPS = 20_000  # of a curve
+MOST_BOUNDARIES = 200  # of tasks
 
 
-def accuracy_matrix_figure(matrix: NDArray[np.float64], title: str) -> Figure:
-    """Heat map of an accuracy matrix: a row for each task trained, a column for each task tested.
+def accuracy_matrix_figure(
+    matrix: NDArray[np.float64], title: str, evaluated_after: Sequence[int] | None = None
+) -> Figure:
+    """Heat map of an accuracy matrix: a row for each evaluation, a column for each task tested.
 
     Args:
         matrix: (rows, tasks), fractions in [0, 1].
         title: of the figure.
+        evaluated_after: numbers of tasks trained at the rows, by default 1, 2 and so on.
     """
     figure = Figure(
         figsize=(1.6 + 0.62 * min(matrix.shape[1], 20), 1.5 + 0.52 * min(matrix.shape[1], 20)), layout="constrained"
     )
     axes = figure.subplots()
-    draw_accuracy_matrix(axes, matrix, title)
+    draw_accuracy_matrix(axes, matrix, title, evaluated_after)
     return figure
 
 
-def draw_accuracy_matrix(axes: Axes, matrix: NDArray[np.float64], title: str) -> None:
+def draw_accuracy_matrix(
+    axes: Axes, matrix: NDArray[np.float64], title: str, evaluated_after: Sequence[int] | None = None
+) -> None:
     """The heat map on given axes.
 
     Args:
         axes: where to draw.
-        matrix: (rows, tasks), fractions in [0, 1]; missing rows stay empty.
+        matrix: (rows, tasks), fractions in [0, 1]; missing rows stay empty, where there is one after each task.
         title: of the axes.
+        evaluated_after: numbers of tasks trained at the rows, by default 1, 2 and so on.
     """
     rows, tasks = matrix.shape
-    full = np.full((max(rows, tasks), tasks), np.nan)
-    full[:rows] = matrix
-    axes.imshow(full, vmin=0, vmax=1, cmap="viridis")
+    trained = list(range(1, rows + 1)) if evaluated_after is None else list(evaluated_after)
+    spaced = trained != list(range(1, rows + 1))
+    full = matrix
+    if not spaced:
+        full = np.full((max(rows, tasks), tasks), np.nan)
+        full[:rows] = matrix
+        trained = list(range(1, len(full) + 1))
+    axes.imshow(full, vmin=0, vmax=1, cmap="viridis", aspect="auto" if spaced else None)
     if tasks <= 20:
         for (row, column), value in np.ndenumerate(matrix):
             axes.text(
@@ -51,27 +65,29 @@ def draw_accuracy_matrix(axes: Axes, matrix: NDArray[np.float64], title: str) ->
                 fontsize=9,
                 color="black" if value > 0.6 else "white",
             )
-    for set_ticks, count in ((axes.set_xticks, tasks), (axes.set_yticks, len(full))):
-        ticks = np.arange(0, count, max(1, count // 10))
-        set_ticks(ticks, ticks + 1)
+    for set_ticks, numbers in ((axes.set_xticks, np.arange(1, tasks + 1)), (axes.set_yticks, np.array(trained))):
+        ticks = np.arange(0, len(numbers), max(1, len(numbers) // 10))
+        set_ticks(ticks, numbers[ticks])
     axes.set_xlabel("accuracy on task (%)")
     axes.set_ylabel("after training task")
     axes.set_title(title)
 
 
 def online_accuracy_figure(correct: NDArray[np.uint8], task_starts: list[int]) -> Figure:
-    """Running accuracy over the stream, with the tasks' boundaries.
+    """Running accuracy over the stream, with the tasks' boundaries unless there are too many to see.
 
     Args:
         correct: of each sample in the stream's order, 0 or 1, (samples,).
         task_starts: the first sample of each task.
     """
     window = max(1, min(len(correct), max(20, len(correct) // 50)))
-    running = np.convolve(correct, np.ones(window) / window, mode="valid")
+    sums = np.cumsum(np.concatenate([[0], correct]), dtype=np.int64)
+    running = (sums[window:] - sums[:-window]) / window
+    shown = np.unique(np.linspace(0, len(running) - 1, MOST_STEPS).astype(np.int64))
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot(np.arange(len(running)) + window, 100 * running, linewidth=1.2)
-    for task, start in enumerate(task_starts):
+    axes.plot(shown + window, 100 * running[shown], linewidth=1.2)
+    for task, start in enumerate(task_starts if len(task_starts) <= MOST_BOUNDARIES else []):
         axes.axvline(start, color="0.8", linewidth=0.8, zorder=0)
         if len(task_starts) <= 20:
             axes.annotate(f"{task + 1}", (start, 1.01), xycoords=("data", "axes fraction"), va="bottom", color="0.5")

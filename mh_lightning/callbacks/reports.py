@@ -1,5 +1,6 @@
 """What the files and the screen say of a run: accuracies after each task, and the closing table."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from mh_lightning.metrics import functional as MF
 
+MOST_LINES = 40  # of a printed table
 LISTED = (
     "average_accuracy",
     "forgetting",
@@ -35,19 +37,45 @@ def defined(values: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if not value.isnan()}
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of the numbers from 0 to count - 1, the first and the last among them.
+
+    Example:
+        >>> evenly_spaced(3, most=4), evenly_spaced(100, most=4)
+        ([0, 1, 2], [0, 33, 66, 99])
+    """
+    return list(range(count)) if count <= most else [place * (count - 1) // (most - 1) for place in range(most)]
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first and the last lines of a long table.
+
+    Example:
+        >>> shortened([str(line) for line in range(50)])[19:22]
+        ['19', '... (10 more)', '30']
+    """
+    half = MOST_LINES // 2
+    hidden = len(lines) - 2 * half
+    return lines if hidden <= 0 else [*lines[:half], f"... ({hidden} more)", *lines[-half:]]
+
+
 def accuracy_by_task(
-    counts: Mapping[str, Tensor], num_evaluated_tasks: int, class_groups: Sequence[Sequence[int]]
+    counts: Mapping[str, Tensor],
+    num_evaluated_tasks: int,
+    class_groups: Sequence[Sequence[int]],
+    evaluated_after: Sequence[int] | None = None,
 ) -> list[dict[str, float]]:
-    """The course of a run, as `by_task` of results.json: an entry for each task trained, from task 1.
+    """The course of a run, as `by_task` of results.json: an entry for each evaluation, by default one a task.
 
     ``accuracy`` is that over the test samples of all tasks seen, ``accuracy_old`` of the earlier ones, ``accuracy_new``
     of the last one, and ``accuracy_top5`` again of all, with the class among the five largest logits. What there are no
     samples of is left out, such as the earlier tasks in the first entry.
 
     Args:
-        counts: (T, T) each, as in `AccuracyMatrix`: "correct", "total", and "correct_top5" where it is counted.
+        counts: (E, T) each, as in `AccuracyMatrix`: "correct", "total", and "correct_top5" where it is counted.
         num_evaluated_tasks: V, the leading tasks that evaluations cover.
         class_groups: the classes of each task.
+        evaluated_after: numbers of tasks trained at the evaluations, by default 1 to T.
 
     Example:
         >>> import torch
@@ -57,21 +85,22 @@ def accuracy_by_task(
         {'task': 1, 'classes_seen': 1, 'accuracy': 1.0, 'accuracy_new': 1.0}
         {'task': 2, 'classes_seen': 3, 'accuracy': 0.7, 'accuracy_old': 0.25, 'accuracy_new': 1.0}
     """
-    trained = int((counts["total"].sum(dim=1) > 0).sum())
+    evaluations = int((counts["total"].sum(dim=1) > 0).sum())
+    trained = [*range(1, evaluations + 1)] if evaluated_after is None else list(evaluated_after[:evaluations])
     accuracies = {name: counts[name].double() / counts["total"] for name in counts if name != "total"}
     rows, classes = [], set[int]()
-    for task in range(1, trained + 1):
-        seen = min(task, num_evaluated_tasks)
-        samples = counts["total"][task - 1, :seen]
-        matrix = accuracies["correct"][:task, :seen]
+    for row, (before, task) in enumerate(itertools.pairwise([0, *trained])):
+        seen, after = min(task, num_evaluated_tasks), trained[: row + 1]
+        samples = counts["total"][row, :seen]
+        matrix = accuracies["correct"][: row + 1, :seen]
         values = {
             "accuracy": MF.last_accuracy(matrix, samples),
-            "accuracy_old": MF.last_accuracy_old(matrix, samples),
-            "accuracy_new": MF.last_accuracy_new(matrix),
+            "accuracy_old": MF.last_accuracy_old(matrix, samples, after),
+            "accuracy_new": MF.last_accuracy_new(matrix, after),
         }
         if "correct_top5" in accuracies:
-            values["accuracy_top5"] = MF.last_accuracy(accuracies["correct_top5"][:task, :seen], samples)
-        classes.update(class_groups[task - 1])
+            values["accuracy_top5"] = MF.last_accuracy(accuracies["correct_top5"][: row + 1, :seen], samples)
+        classes.update(*class_groups[before:task])
         rows.append({"task": task, "classes_seen": len(classes), **defined(values)})
     return rows
 
@@ -88,24 +117,31 @@ def results_table(results: dict[str, Any]) -> str:
         <BLANKLINE>
         average accuracy           0.700
 
-    With `by_task`, a second table follows: accuracy on the tasks seen, the earlier ones, and the last one.
+    With `by_task`, a second table follows: accuracy on the tasks seen, the earlier ones, and the last one. Of long
+    tables only the first and the last lines are shown.
     """
     matrix = results["accuracy_matrix"]
+    after = results.get("evaluated_after", range(1, len(matrix) + 1))
+    width = max(13, len(f"after task {after[-1]}"))
     shown = range(min(len(matrix[0]), 12))
-    lines = ["", "Accuracy (%) " + "".join(f" {f'task {task + 1}':>6}" for task in shown)]
-    lines += [
-        f"{f'after task {row + 1}':<13}" + "".join(f" {100 * values[task]:6.1f}" for task in shown)
-        for row, values in enumerate(matrix)
-    ]
+    lines = ["", f"{'Accuracy (%)':<{width}}" + "".join(f" {f'task {task + 1}':>6}" for task in shown)]
+    lines += shortened([
+        f"{f'after task {task}':<{width}}" + "".join(f" {100 * values[column]:6.1f}" for column in shown)
+        for task, values in zip(after, matrix, strict=True)
+    ])  # fmt: skip
     lines.append("")
     labels = {name: name.replace("_", " ") for name in LISTED if name in results}
     lines += [f"{label}{results[name]:{32 - len(label)}.3f}" for name, label in labels.items()]
     by_task = results.get("by_task", [])
     columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in by_task)}
     if by_task:
-        lines += ["", "Accuracy (%) " + "".join(f" {title:>6}" for title in columns.values()) + "  classes"]
+        lines += [
+            "",
+            f"{'Accuracy (%)':<{width}}" + "".join(f" {title:>6}" for title in columns.values()) + "  classes",
+        ]
+    rows = []
     for row in by_task:
         title = f"after task {row['task']}"
         cells = "".join(f" {100 * row[name]:6.1f}" if name in row else 7 * " " for name in columns)
-        lines.append(f"{title:<13}{cells} {row['classes_seen']:8}")
-    return "\n".join(lines)
+        rows.append(f"{title:<{width}}{cells} {row['classes_seen']:8}")
+    return "\n".join(lines + shortened(rows))

@@ -9,10 +9,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
+from mh_lightning.callbacks.reports import evenly_spaced
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, show_figure, stream_of
 
 PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
 GRID = 160  # points a side
+MOST_SURFACES, MOST_SAMPLES = 20, 10_000  # of a stream, and in each
 
 
 class StreamPreview(Callback):
@@ -40,7 +42,8 @@ class StreamPreview(Callback):
 class DecisionSurfaces(Callback):
     """For streams of two features: after each task, which class each point of the plane is given, with the training
     samples so far and the keys of the first Memory Head; in TensorBoard, and at the end all tasks in
-    ``decision_surfaces.png``.
+    ``decision_surfaces.png``. Of a stream with more than `MOST_SURFACES` evaluations so many are drawn, evenly spaced,
+    and of more than `MOST_SAMPLES` samples every second, every third and so on.
     """
 
     def __init__(self) -> None:
@@ -51,12 +54,16 @@ class DecisionSurfaces(Callback):
         stream, task = stream_of(trainer), current_task(trainer)
         if not is_fitting(trainer) or is_trial(trainer) or not trainer.is_global_zero or not stream.is_plane():
             return
+        evaluation, evaluations = (-(-tasks // stream.evaluate_every_n_tasks) for tasks in (task + 1, stream.num_tasks))
+        if evaluation - 1 not in evenly_spaced(evaluations, MOST_SURFACES):
+            return
         parts = [stream.samples_to_show("train", earlier, 0) for earlier in range(task + 1)]
+        samples, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         plane = Plane(
             classes=_classify(trainer, pl_module, extent := stream.extent()),
             extent=extent,
-            samples=np.concatenate([samples for samples, _ in parts]),
-            labels=np.concatenate([labels for _, labels in parts]),
+            samples=samples[:: -(-len(samples) // MOST_SAMPLES)],
+            labels=labels[:: -(-len(labels) // MOST_SAMPLES)],
             keys=_keys(pl_module),
             title=f"after task {task + 1}: {stream.name_of_task(task)}",
         )

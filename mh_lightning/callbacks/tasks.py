@@ -16,8 +16,9 @@ from mh_lightning.random_numbers import put_generators_back, seed_all, state_of_
 class TaskBoundaries(Callback):
     """Lays the stream out over the epochs of one fit, and tells the method where tasks start and end.
 
-    The number of epochs follows from the stream, and evaluation takes place after each task. At the start of a task
-    the optimizer and the scheduler are made anew if the method asks for it.
+    The number of epochs follows from the stream, and evaluation takes place after each task, or after every so many,
+    as `StreamDataModule.evaluate_every_n_tasks` says. At the start of a task the optimizer and the scheduler are made
+    anew if the method asks for it.
 
     Each epoch draws its own random numbers, from the seed, its number and the rank. Where the generators of all ranks
     are is part of every checkpoint, so that a run goes on in the middle of an epoch, too.
@@ -31,14 +32,19 @@ class TaskBoundaries(Callback):
         if stage != "fit":
             return
         stream, loop = stream_of(trainer), trainer.fit_loop
+        epochs = stream.num_tasks * stream.epochs_per_task
         reload: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if reload != 1:
             raise UserError(
                 f"trainer.reload_dataloaders_every_n_epochs must be 1, since each task has its own data; got {reload}."
             )
         for name, allowed, reason in (
-            ("val_check_interval", (None, 1.0), "each task is evaluated once, at its end"),
-            ("check_val_every_n_epoch", (1, stream.epochs_per_task), "it follows from data.epochs_per_task"),
+            ("val_check_interval", (None, 1.0), "data.evaluate_every_n_tasks says when evaluations take place"),
+            (
+                "check_val_every_n_epoch",
+                (1, stream.epochs_per_task, epochs),
+                "it follows from data.epochs_per_task and data.evaluate_every_n_tasks",
+            ),
             ("limit_val_batches", (None, 0, 1.0), "data.max_test_samples takes a part of each class"),
         ):
             if getattr(trainer, name) not in allowed and not is_trial(trainer):
@@ -47,7 +53,6 @@ class TaskBoundaries(Callback):
             raise UserError(
                 f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
             )
-        epochs = stream.num_tasks * stream.epochs_per_task
         if trainer.max_epochs in (-1, None):
             loop.max_epochs = epochs
         elif trainer.max_epochs != epochs and not is_trial(trainer):
@@ -55,19 +60,21 @@ class TaskBoundaries(Callback):
                 f"trainer.max_epochs={trainer.max_epochs} contradicts the stream's {stream.num_tasks} tasks "
                 f"of {stream.epochs_per_task} epochs; leave it out, it follows from them."
             )
-        trainer.check_val_every_n_epoch = stream.epochs_per_task
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note where the generators of all ranks are, and how many tasks were trained."""
-        total: Any = trainer.fit_loop.epoch_progress.total
-        checkpoint["tasks_trained"] = total.processed // stream_of(trainer).epochs_per_task
+        """Note where in the stream the run is, and where the generators of all ranks are."""
+        epochs: Any = trainer.fit_loop.epoch_progress.total
+        inside = epochs.processed < epochs.started
+        checkpoint["tasks_trained"] = epochs.processed // stream_of(trainer).epochs_per_task
+        checkpoint["batches_done"] = trainer.fit_loop.epoch_loop.batch_progress.current.ready if inside else 0
         checkpoint["generators"] = of_all_ranks(state_of_generators(trainer.strategy.root_device))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep where this rank's generators were until training starts."""
-        saved = checkpoint.get("generators", [])
+        """Tell the stream where it goes on, and keep where this rank's generators were until training starts."""
+        saved = checkpoint.get("generators", [])  # earlier versions saved none, and after epochs only
         if trainer.state.fn != "fit" or not saved:
             return
+        stream_of(trainer).batches_done = checkpoint["batches_done"]
         self._generators = saved[trainer.global_rank] if trainer.global_rank < len(saved) else None
         if len(saved) != trainer.world_size:
             rank_zero_warn(
@@ -77,7 +84,8 @@ class TaskBoundaries(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where a resumed run goes on."""
+        """Say where a resumed run goes on, and tell the trainer when to evaluate, since it may be inside an epoch."""
+        _choose_evaluation(trainer)
         stream, batches = stream_of(trainer), stream_of(trainer).batches_done
         epoch = trainer.current_epoch
         if (epoch or batches) and epoch < stream.num_tasks * stream.epochs_per_task:
@@ -89,6 +97,7 @@ class TaskBoundaries(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Announce and prepare a task at its first epoch."""
+        _choose_evaluation(trainer)
         self._go_on_drawing(trainer)
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None:
@@ -108,6 +117,10 @@ class TaskBoundaries(Callback):
         """Go on in the middle of an epoch."""
         self._go_on_drawing(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Later epochs begin at their first batch."""
+        stream_of(trainer).batches_done = 0
+
     def _go_on_drawing(self, trainer: Trainer) -> None:
         if self._generators is not None:
             put_generators_back(self._generators, trainer.strategy.root_device)
@@ -124,6 +137,13 @@ class TaskBoundaries(Callback):
         """Leave the method as a run that ended leaves it."""
         pl_module.on_fit_end()
         _method(pl_module).leave_stream()
+
+
+def _choose_evaluation(trainer: Trainer) -> None:
+    """Evaluate at the end of the current task, or at no end before that of the stream."""
+    stream = stream_of(trainer)
+    tasks = 1 if stream.evaluates_after(current_task(trainer)) else stream.num_tasks
+    trainer.check_val_every_n_epoch = tasks * stream.epochs_per_task
 
 
 def _method(pl_module: LightningModule) -> Any:

@@ -22,7 +22,14 @@ def check_options(stream: "StreamDataModule") -> None:
     Raises:
         UserError: names the option.
     """
-    for name in ("epochs_per_task", "batch_size", "eval_batch_size", "max_train_samples", "max_test_samples"):
+    for name in (
+        "epochs_per_task",
+        "batch_size",
+        "eval_batch_size",
+        "evaluate_every_n_tasks",
+        "max_train_samples",
+        "max_test_samples",
+    ):
         value = getattr(stream, name)
         if value is not None and value < 1:
             raise UserError(f"data.{name} must be at least 1, got {value}.")

@@ -1,5 +1,6 @@
 """Scenarios: pure functions that cut a data set into an ordered list of tasks."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -106,19 +107,50 @@ def tasks_of_scenario(scenario: str, groups: Sequence[Sequence[int]], num_domain
 def samples_of_tasks(
     labels: NDArray[np.int64], domains: NDArray[np.int64], tasks: Sequence[Task]
 ) -> list[NDArray[np.int64]]:
-    """Indices of the samples of each task, in the data's order.
+    """Indices of the samples of each task, in the data's order, in time linear in samples and tasks.
 
     Args:
         labels: (samples,).
         domains: (samples,).
-        tasks: from `tasks_of_scenario`.
+        tasks: from `tasks_of_scenario`: none shares a class of a domain with another.
 
     Example:
         >>> parts = samples_of_tasks(np.array([0, 1, 2, 0]), np.array([0, 0, 0, 1]), [Task([2]), Task([0, 1], 0)])
         >>> [part.tolist() for part in parts]
         [[2], [0, 1]]
     """
-    return [
-        np.flatnonzero(np.isin(labels, task.classes) & (True if task.domain is None else domains == task.domain))
-        for task in tasks
-    ]
+    tasks_of_domain: dict[int | None, list[int]] = {}
+    for number, task in enumerate(tasks):
+        tasks_of_domain.setdefault(task.domain, []).append(number)
+    task_of_sample = np.full(len(labels), -1)
+    task_of_class = np.full(1 + max([labels.max(initial=0), *(max(task.classes) for task in tasks)]), -1)
+    by_domain = np.argsort(domains, kind="stable")
+    for domain, numbers in tasks_of_domain.items():
+        for number in numbers:
+            task_of_class[tasks[number].classes] = number
+        inside = by_domain
+        if domain is not None:
+            inside = by_domain[slice(*np.searchsorted(domains, (domain, domain + 1), sorter=by_domain))]
+        found = task_of_class[labels[inside]]
+        task_of_sample[inside[found >= 0]] = found[found >= 0]
+        for number in numbers:
+            task_of_class[tasks[number].classes] = -1
+    by_task = np.argsort(task_of_sample, kind="stable")
+    ends = np.searchsorted(task_of_sample, np.arange(len(tasks) + 1), sorter=by_task)
+    return [by_task[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def task_of_samples(parts: Sequence[NDArray[np.int64]], num_samples: int) -> NDArray[np.int64]:
+    """Task of each sample, (samples,).
+
+    Args:
+        parts: from `samples_of_tasks`.
+        num_samples: in all.
+
+    Example:
+        >>> task_of_samples([np.array([2]), np.array([0, 1])], 3).tolist()
+        [1, 1, 0]
+    """
+    tasks = np.empty(num_samples, dtype=np.int64)
+    tasks[np.concatenate(parts)] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return tasks

@@ -25,7 +25,7 @@ from mh_lightning.data.labelled import (
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.preview import extent_of_points, small_pictures
 from mh_lightning.data.sampler import StreamBatchSampler
-from mh_lightning.data.scenarios import Task, class_groups
+from mh_lightning.data.scenarios import Task, class_groups, task_of_samples
 from mh_lightning.data.splitting import Splits, split_as_asked
 from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.data.transforms import ImageTransforms, Normalization, image_transform
@@ -39,7 +39,7 @@ SPLIT_OPTIONS = (
     "max_train_samples",
     "max_test_samples",
 )
-ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size")
+ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size", "evaluate_every_n_tasks")
 SPLIT_NAMES = ("train", "test", "validation")
 
 
@@ -64,6 +64,9 @@ class StreamDataModule(LightningDataModule):
             `batch_size`, with the same result as without chunks, but without the trainer's cost for each of them. By
             default one batch at a time.
         eval_batch_size: of an evaluation batch, over all devices.
+        evaluate_every_n_tasks: evaluate after every so many tasks, and after the last. An evaluation covers the test
+            samples of all T tasks, and so each one after each task takes T² in time; `max_test_samples` makes it
+            smaller.
         num_workers: processes that load data; 0 loads in the main process.
         validation_fraction: part of the training samples, the same of each class, that is held out. Metrics are then
             computed on it too, to choose hyper-parameters without touching test data.
@@ -84,7 +87,8 @@ class StreamDataModule(LightningDataModule):
     Attributes:
         tasks: classes and domain of each task, after `setup`.
         class_names: name of each class, after `setup`.
-        batches_done: batches of the current epoch that a run had learnt before it was resumed.
+        batches_done: batches of the current epoch that a resumed run had learnt before; `train_dataloader` leaves
+            them out.
         published_normalization: of the published transforms, where the data set has one.
     """
 
@@ -103,6 +107,7 @@ class StreamDataModule(LightningDataModule):
         batch_size: int = 32,
         chunk_size: int | None = None,
         eval_batch_size: int = 128,
+        evaluate_every_n_tasks: int = 1,
         num_workers: int = 0,
         validation_fraction: float = 0.0,
         split_fractions: list[float] | None = None,
@@ -122,6 +127,7 @@ class StreamDataModule(LightningDataModule):
         self.increment, self.first_task_size, self.last_task_size = increment, first_task_size, last_task_size
         self.class_order, self.class_order_seed = class_order, class_order_seed
         self.epochs_per_task, self.batch_size, self.eval_batch_size = epochs_per_task, batch_size, eval_batch_size
+        self.evaluate_every_n_tasks = evaluate_every_n_tasks
         self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
@@ -132,6 +138,7 @@ class StreamDataModule(LightningDataModule):
         self._splits: dict[str, Labelled] = {}
         self._kept = None if feature_cache is None else KeptFeatures(feature_cache, num_workers)
         self._samples_of_tasks: dict[str, list[NDArray[np.int64]]] = {}
+        self._task_of_sample: dict[str, NDArray[np.int64]] = {}
 
     @abstractmethod
     def load(self) -> Splits:
@@ -173,6 +180,10 @@ class StreamDataModule(LightningDataModule):
     def task_of_epoch(self, epoch: int) -> int:
         """The task that an epoch trains, both from 0."""
         return min(epoch // self.epochs_per_task, self.num_tasks - 1)
+
+    def evaluates_after(self, task: int) -> bool:
+        """Whether an evaluation follows a task, counted from 0."""
+        return (task + 1) % self.evaluate_every_n_tasks == 0 or task + 1 == self.num_tasks
 
     def num_samples(self, split: str, task: int) -> int:
         """Samples of a task in a split: "train", "test" or "validation"."""
@@ -219,6 +230,10 @@ class StreamDataModule(LightningDataModule):
         self.tasks, self._splits, self._samples_of_tasks = cut_into_tasks(
             self.scenario, groups, splits, data.class_names, self.validation_tasks
         )
+        self._task_of_sample = {
+            split: task_of_samples(parts, len(self._splits[split].labels))
+            for split, parts in self._samples_of_tasks.items()
+        }
 
     def _features(self, split: str, augment: bool) -> StoredFeatures:
         backbone = self._backbone()
@@ -246,7 +261,6 @@ class StreamDataModule(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         seed = _seed(epoch)
         indices = self._samples_of_tasks["train"][task]
-        self.batches_done = self._batches_done()
         if self.scenario != "CDID":
             return self._loader(
                 "train", indices, self.chunk_size or self.batch_size, seed, True, self.augment, self.batches_done
@@ -257,13 +271,6 @@ class StreamDataModule(LightningDataModule):
         return self._loader(
             "train", indices[drifting], self.chunk_size or self.batch_size, None, True, self.augment, self.batches_done
         )
-
-    def _batches_done(self) -> int:
-        loop = self.trainer.fit_loop if self.trainer else None
-        if loop is None or not loop.restarting:
-            return 0
-        epochs: Any = loop.epoch_progress.total
-        return loop.epoch_loop.batch_progress.current.ready if epochs.processed < epochs.started else 0
 
     def joint_train_dataloader(self, task: int, epoch: int) -> DataLoader[Any]:
         """The training samples of the first tasks up to `task`, together in a random order that depends on the global
@@ -301,10 +308,7 @@ class StreamDataModule(LightningDataModule):
         augment: bool = False,
         first_batch: int = 0,
     ) -> DataLoader[Any]:
-        task_of_sample = np.empty(len(self._splits[split].labels), dtype=np.int64)
-        for task, part in enumerate(self._samples_of_tasks[split]):
-            task_of_sample[part] = task
-        dataset = self._dataset(split, indices, task_of_sample[indices], augment, seed)
+        dataset = self._dataset(split, indices, self._task_of_sample[split][indices], augment, seed)
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks, first_batch)
         if even and not len(sampler):
@@ -408,6 +412,7 @@ class StreamDataModule(LightningDataModule):
             UserError: if they differ.
         """
         training = self.trainer is None or self.trainer.state.fn == "fit"
+        state_dict = {"evaluate_every_n_tasks": 1, **state_dict}  # which earlier versions do not tell
         names = None if training else ("class_groups", *self.split_options)
         check_same_stream(state_dict, self.state_dict(), names)
 

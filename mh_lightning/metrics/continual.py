@@ -23,10 +23,12 @@ class AccuracyMatrix(Metric):
         num_tasks: T.
         num_evaluated_tasks: V, the leading tasks that evaluations cover, by default all.
         top_k: a sample counts as correct if its class is among this many predictions.
+        every_n_tasks: evaluations take place after every so many tasks and after the last, E of them.
 
     Attributes:
-        correct: (T, T) integer counts, row: after which task, column: of which task.
-        total: (T, T) integer counts.
+        correct: (E, T) integer counts, row: after which task, column: of which task.
+        total: (E, T) integer counts.
+        evaluated_after: numbers of tasks trained at the evaluations, E of them, T the last.
 
     Example:
         >>> metric = AccuracyMatrix(num_tasks=2)
@@ -37,18 +39,29 @@ class AccuracyMatrix(Metric):
         >>> top_2.update(torch.tensor([[2, 0], [1, 2]]), torch.tensor([0, 0]), torch.tensor([0, 0]), after_task=0)
         >>> top_2.compute().tolist()
         [[0.5]]
+        >>> AccuracyMatrix(num_tasks=5, every_n_tasks=2).evaluated_after
+        [2, 4, 5]
     """
 
     full_state_update = False
     correct: Tensor
     total: Tensor
 
-    def __init__(self, num_tasks: int, num_evaluated_tasks: int | None = None, top_k: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_tasks: int,
+        num_evaluated_tasks: int | None = None,
+        top_k: int = 1,
+        every_n_tasks: int = 1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.num_tasks, self.top_k = num_tasks, top_k
+        self.num_tasks, self.top_k, self.every_n_tasks = num_tasks, top_k, every_n_tasks
+        self.evaluated_after = [*range(every_n_tasks, num_tasks, every_n_tasks), num_tasks]
         self.num_evaluated_tasks = num_tasks if num_evaluated_tasks is None else num_evaluated_tasks
+        shape = len(self.evaluated_after), num_tasks
         for name in ("correct", "total"):
-            self.add_state(name, torch.zeros(num_tasks, num_tasks, dtype=torch.long), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor, tasks: Tensor, after_task: int) -> None:
         """Count a batch.
@@ -60,37 +73,50 @@ class AccuracyMatrix(Metric):
             after_task: the task trained last.
 
         Raises:
-            UserError: if there are fewer predictions a sample than `top_k`.
+            UserError: if there are fewer predictions a sample than `top_k`, or no evaluation is due after this task.
         """
+        row = after_task // self.every_n_tasks
+        if after_task + 1 != self.evaluated_after[row]:
+            raise UserError(
+                f"{type(self).__name__}: every_n_tasks={self.every_n_tasks} leaves out an evaluation after task "
+                f"{after_task + 1} of {self.num_tasks}."
+            )
         ranked = predictions if predictions.ndim == 2 else predictions[:, None]
         if ranked.shape[1] < self.top_k:
             raise UserError(
                 f"{type(self).__name__}: top_k={self.top_k} needs as many predictions a sample, got {ranked.shape[1]}."
             )
         right = (ranked[:, : self.top_k] == targets[:, None]).any(dim=1)
-        self.correct[after_task] += torch.bincount(tasks[right], minlength=self.num_tasks)
-        self.total[after_task] += torch.bincount(tasks, minlength=self.num_tasks)
+        self.correct[row] += torch.bincount(tasks[right], minlength=self.num_tasks)
+        self.total[row] += torch.bincount(tasks, minlength=self.num_tasks)
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         wrapped: Callable[..., Any] = super()._wrap_compute(compute)
         if type(self) is not AccuracyMatrix:
             return wrapped
         # torchmetrics makes a scalar of a single entry, but one task still has a matrix
-        return lambda: wrapped().reshape(self.num_tasks, self.num_tasks)
+        return lambda: wrapped().reshape(len(self.evaluated_after), self.num_tasks)
 
     def compute(self) -> Tensor:
-        """(T, T) accuracies in [0, 1]; NaN where nothing was evaluated yet."""
+        """(E, T) accuracies in [0, 1]; NaN where nothing was evaluated yet."""
         return self.correct.double() / self.total
 
-    def _seen(self) -> tuple[Tensor, Tensor]:
-        """The accuracies (t, v) and the test samples (v,) after t tasks: v = t, if not fewer are evaluated at all."""
-        trained = int((self.total.sum(dim=1) > 0).sum())
-        seen = min(trained, self.num_evaluated_tasks)
-        if trained == 0 or not (self.total[:trained, :seen] > 0).all():
+    @property
+    def tasks_trained(self) -> list[int]:
+        """Numbers of tasks trained at the evaluations so far."""
+        return self.evaluated_after[: int((self.total.sum(dim=1) > 0).sum())]
+
+    def _seen(self) -> tuple[Tensor, Tensor, list[int]]:
+        """The accuracies (e, v) after e evaluations, the test samples (v,), and the tasks trained at each evaluation,
+        t at the last: v = t, if not fewer are evaluated at all.
+        """
+        after = self.tasks_trained
+        rows, seen = len(after), min(after[-1] if after else 0, self.num_evaluated_tasks)
+        if not after or not (self.total[:rows, :seen] > 0).all():
             raise UserError(
                 f"{type(self).__name__}: evaluations must cover all tasks, those to come included, after each in turn."
             )
-        return AccuracyMatrix.compute(self)[:trained, :seen], self.total[trained - 1, :seen]
+        return self.correct[:rows, :seen].double() / self.total[:rows, :seen], self.total[rows - 1, :seen], after
 
 
 class AverageAccuracy(AccuracyMatrix):
@@ -105,7 +131,8 @@ class AverageAccuracy(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [0, 1]."""
-        return MF.average_accuracy(self._seen()[0])
+        matrix, _, _ = self._seen()
+        return MF.average_accuracy(matrix)
 
 
 class Forgetting(AccuracyMatrix):
@@ -113,7 +140,8 @@ class Forgetting(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [-1, 1]."""
-        return MF.forgetting(self._seen()[0])
+        matrix, _, after = self._seen()
+        return MF.forgetting(matrix, after)
 
 
 class BackwardTransfer(AccuracyMatrix):
@@ -123,17 +151,19 @@ class BackwardTransfer(AccuracyMatrix):
         num_tasks: T.
         num_evaluated_tasks: V, by default all.
         clip: report at least 0.
+        options: of `AccuracyMatrix`.
     """
 
     def __init__(
-        self, num_tasks: int, num_evaluated_tasks: int | None = None, clip: bool = False, **kwargs: Any
+        self, num_tasks: int, num_evaluated_tasks: int | None = None, clip: bool = False, **options: Any
     ) -> None:
-        super().__init__(num_tasks, num_evaluated_tasks, **kwargs)
+        super().__init__(num_tasks, num_evaluated_tasks, **options)
         self.clip = clip
 
     def compute(self) -> Tensor:
         """A fraction in [-1, 1]."""
-        return MF.backward_transfer(self._seen()[0], self.clip)
+        matrix, _, after = self._seen()
+        return MF.backward_transfer(matrix, self.clip, after)
 
 
 class ForwardTransfer(AccuracyMatrix):
@@ -141,7 +171,8 @@ class ForwardTransfer(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [0, 1]."""
-        return MF.forward_transfer(self._seen()[0])
+        matrix, _, after = self._seen()
+        return MF.forward_transfer(matrix, after)
 
 
 class LastAccuracy(AccuracyMatrix):
@@ -149,7 +180,8 @@ class LastAccuracy(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [0, 1]."""
-        return MF.last_accuracy(*self._seen())
+        matrix, samples, _ = self._seen()
+        return MF.last_accuracy(matrix, samples)
 
 
 class LastAccuracyOld(AccuracyMatrix):
@@ -157,7 +189,8 @@ class LastAccuracyOld(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [0, 1], NaN after the first task."""
-        return MF.last_accuracy_old(*self._seen())
+        matrix, samples, after = self._seen()
+        return MF.last_accuracy_old(matrix, samples, after)
 
 
 class LastAccuracyNew(AccuracyMatrix):
@@ -165,7 +198,8 @@ class LastAccuracyNew(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [0, 1], NaN after a task that is not evaluated."""
-        return MF.last_accuracy_new(self._seen()[0])
+        matrix, _, after = self._seen()
+        return MF.last_accuracy_new(matrix, after)
 
 
 class IncrementalAccuracy(AccuracyMatrix):
@@ -173,11 +207,12 @@ class IncrementalAccuracy(AccuracyMatrix):
 
     def compute(self) -> Tensor:
         """A fraction in [0, 1]."""
-        return MF.incremental_accuracy(*self._seen())
+        matrix, samples, after = self._seen()
+        return MF.incremental_accuracy(matrix, samples, after)
 
 
 def continual_metrics(
-    num_tasks: int, num_evaluated_tasks: int | None = None, with_top5: bool = False
+    num_tasks: int, num_evaluated_tasks: int | None = None, with_top5: bool = False, every_n_tasks: int = 1
 ) -> MetricCollection:
     """All of them, under the names of results.json, sharing one state, and those over top-5 predictions another.
 
@@ -188,6 +223,7 @@ def continual_metrics(
         num_tasks: T.
         num_evaluated_tasks: V, by default all.
         with_top5: last and incremental accuracy over top-5 predictions too; `update` then takes (samples, 5).
+        every_n_tasks: evaluations take place after every so many tasks and after the last.
 
     Example:
         >>> sorted(continual_metrics(2))[:3]
@@ -195,21 +231,25 @@ def continual_metrics(
         >>> sorted(set(continual_metrics(2, with_top5=True)) - set(continual_metrics(2)))
         ['incremental_accuracy_top5', 'last_accuracy_top5']
     """
+
+    def make(kind: type[AccuracyMatrix], **options: Any) -> Metric:
+        return kind(num_tasks, num_evaluated_tasks, every_n_tasks=every_n_tasks, **options)
+
     members: dict[str, Metric | MetricCollection] = {
-        "accuracy_matrix": AccuracyMatrix(num_tasks, num_evaluated_tasks),
-        "average_accuracy": AverageAccuracy(num_tasks, num_evaluated_tasks),
-        "forgetting": Forgetting(num_tasks, num_evaluated_tasks),
-        "backward_transfer": BackwardTransfer(num_tasks, num_evaluated_tasks),
-        "backward_transfer_clipped": BackwardTransfer(num_tasks, num_evaluated_tasks, clip=True),
-        "forward_transfer": ForwardTransfer(num_tasks, num_evaluated_tasks),
-        "last_accuracy": LastAccuracy(num_tasks, num_evaluated_tasks),
-        "last_accuracy_old": LastAccuracyOld(num_tasks, num_evaluated_tasks),
-        "last_accuracy_new": LastAccuracyNew(num_tasks, num_evaluated_tasks),
-        "incremental_accuracy": IncrementalAccuracy(num_tasks, num_evaluated_tasks),
+        "accuracy_matrix": make(AccuracyMatrix),
+        "average_accuracy": make(AverageAccuracy),
+        "forgetting": make(Forgetting),
+        "backward_transfer": make(BackwardTransfer),
+        "backward_transfer_clipped": make(BackwardTransfer, clip=True),
+        "forward_transfer": make(ForwardTransfer),
+        "last_accuracy": make(LastAccuracy),
+        "last_accuracy_old": make(LastAccuracyOld),
+        "last_accuracy_new": make(LastAccuracyNew),
+        "incremental_accuracy": make(IncrementalAccuracy),
     }
     top5: dict[str, Metric | MetricCollection] = {
-        "last_accuracy_top5": LastAccuracy(num_tasks, num_evaluated_tasks, top_k=TOP_K),
-        "incremental_accuracy_top5": IncrementalAccuracy(num_tasks, num_evaluated_tasks, top_k=TOP_K),
+        "last_accuracy_top5": make(LastAccuracy, top_k=TOP_K),
+        "incremental_accuracy_top5": make(IncrementalAccuracy, top_k=TOP_K),
     }
     if not with_top5:
         return MetricCollection(members, compute_groups=[list(members)])

@@ -5,10 +5,16 @@ stream of T tasks that has come to task t, its leading (t, t) part gives the met
 there is data of the first v tasks alone, and means are over these. A mean over no pair of tasks (t = 1) is 0, and an
 accuracy over no samples is NaN.
 
+Where evaluation is spaced, A has a row for each evaluation only, and `after` tells the number of tasks trained at each,
+t at the last. A mean over pairs (i, j) is then over the evaluations i that exist, and what compares with an accuracy
+that was never measured is left out: see `forgetting` and `backward_transfer`.
+
 Sources: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (transfer); Chaudhry et
 al., "Riemannian Walk for Incremental Learning", ECCV 2018 (forgetting); Zhang et al., "SLCA", ICCV 2023 (last and
 incremental accuracy); Zhou et al., "PyCIL", SCIENCE CHINA Information Sciences 2023 (old and new classes, top-5).
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,33 +54,46 @@ def average_accuracy(matrix: Tensor) -> Tensor:
     return matrix[-1].mean()
 
 
-def forgetting(matrix: Tensor) -> Tensor:
+def forgetting(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
     r"""What was lost since the best: :math:`\frac1{t-1} \sum_{j<t} (\max_{i<t} A_{ij} - A_{tj})`.
 
+    Where evaluation is spaced, the mean is over the tasks that were learnt by the last evaluation but one: nobody knows
+    how good the model was at the others when it had just learnt them.
+
     Args:
-        matrix: (t, v).
+        matrix: (t, v), or (evaluations, v).
+        after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
         >>> forgetting(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
         tensor(0.5000)
+        >>> forgetting(torch.tensor([[0.8, 1.0, 0.0, 0.0], [0.5, 0.9, 0.7, 0.9]]), after=[2, 4])
+        tensor(0.2000)
     """
     if len(matrix) == 1:
         return matrix.new_zeros(())
-    earlier = matrix[:, : len(matrix) - 1]
+    earlier = matrix[:, : _trained(matrix, after)[-2]]
     return (earlier[:-1].amax(dim=0) - earlier[-1]).mean()
 
 
-def backward_transfer(matrix: Tensor, clip: bool = False) -> Tensor:
+def backward_transfer(matrix: Tensor, clip: bool = False, after: Sequence[int] | None = None) -> Tensor:
     r"""Change since a task was learnt: mean over j < i of :math:`A_{ij} - A_{jj}`.
 
+    Where evaluation is spaced, :math:`A_{jj}` exists for the tasks j that an evaluation followed, and the mean is over
+    these.
+
     Args:
-        matrix: (t, v).
+        matrix: (t, v), or (evaluations, v).
         clip: report at least 0, as the code published with the Memory Head does.
+        after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
         >>> backward_transfer(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
         tensor(-0.5000)
+        >>> backward_transfer(torch.tensor([[0.8, 1.0, 0.0, 0.0], [0.5, 0.9, 0.7, 0.9]]), after=[2, 4])
+        tensor(-0.1000)
     """
+    matrix = matrix[:, [trained - 1 for trained in _trained(matrix, after) if trained <= matrix.shape[1]]]
     later, earlier = matrix.new_ones(matrix.shape).tril(-1).nonzero(as_tuple=True)
     if len(later) == 0:
         return matrix.new_zeros(())
@@ -82,20 +101,19 @@ def backward_transfer(matrix: Tensor, clip: bool = False) -> Tensor:
     return transfer.clamp_min(0) if clip else transfer
 
 
-def forward_transfer(matrix: Tensor) -> Tensor:
+def forward_transfer(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
     r"""Accuracy on tasks before they are learnt: mean over j > i of :math:`A_{ij}`.
 
     Args:
-        matrix: (t, v).
+        matrix: (t, v), or (evaluations, v).
+        after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
         >>> forward_transfer(torch.tensor([[1.0, 0.2], [0.5, 0.9]]))
         tensor(0.2000)
     """
-    before, task = matrix.new_ones(matrix.shape).triu(1).nonzero(as_tuple=True)
-    if len(task) == 0:
-        return matrix.new_zeros(())
-    return matrix[before, task].mean()
+    to_come = matrix[~_seen(matrix, after)]
+    return to_come.mean() if len(to_come) else matrix.new_zeros(())
 
 
 def last_accuracy(matrix: Tensor, samples: Tensor) -> Tensor:
@@ -112,50 +130,63 @@ def last_accuracy(matrix: Tensor, samples: Tensor) -> Tensor:
     return (matrix[-1] * samples).sum() / samples.sum()
 
 
-def last_accuracy_old(matrix: Tensor, samples: Tensor) -> Tensor:
+def last_accuracy_old(matrix: Tensor, samples: Tensor, after: Sequence[int] | None = None) -> Tensor:
     r"""Accuracy over the test samples of all tasks before the last: :math:`\sum_{j<t} n_j A_{tj} / \sum_{j<t} n_j`.
 
     In a class-incremental stream these are the old classes. After the first task there are none: NaN, where the code
     published with PyCIL has 0.
 
     Args:
-        matrix: (t, v).
+        matrix: (t, v), or (evaluations, v).
         samples: test samples :math:`n_j` of each task, (v,).
+        after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
         >>> matrix = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.9, 0.0], [0.2, 0.6, 0.7]])
         >>> last_accuracy_old(matrix, torch.tensor([10, 30, 20]))
         tensor(0.5000)
     """
-    earlier = len(matrix) - 1
+    earlier = _trained(matrix, after)[-1] - 1
     return last_accuracy(matrix[:, :earlier], samples[:earlier])
 
 
-def last_accuracy_new(matrix: Tensor) -> Tensor:
+def last_accuracy_new(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
     r"""Accuracy on the test samples of the last task: :math:`A_{tt}`.
 
     In a class-incremental stream these are the new classes. Where there is no data of this task (v < t): NaN.
 
     Args:
-        matrix: (t, v).
+        matrix: (t, v), or (evaluations, v).
+        after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
         >>> last_accuracy_new(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
         tensor(0.9000)
     """
-    return matrix[-1, len(matrix) - 1 :].mean()
+    return matrix[-1, _trained(matrix, after)[-1] - 1 :].mean()
 
 
-def incremental_accuracy(matrix: Tensor, samples: Tensor) -> Tensor:
-    """Mean over the tasks so far of the last accuracy at each.
+def incremental_accuracy(matrix: Tensor, samples: Tensor, after: Sequence[int] | None = None) -> Tensor:
+    """Mean over the evaluations so far, by default one a task, of the last accuracy at each.
 
     Args:
-        matrix: (t, v).
+        matrix: (t, v), or (evaluations, v).
         samples: test samples of each task, (v,).
+        after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
         >>> incremental_accuracy(torch.tensor([[1.0, 0.0], [0.5, 0.9]]), torch.tensor([10, 30]))
         tensor(0.9000)
     """
-    seen = matrix.new_ones(matrix.shape).tril() * samples
+    seen = _seen(matrix, after).to(matrix.dtype) * samples
     return ((matrix * seen).sum(dim=1) / seen.sum(dim=1)).mean()
+
+
+def _trained(matrix: Tensor, after: Sequence[int] | None) -> Sequence[int]:
+    return range(1, len(matrix) + 1) if after is None else after
+
+
+def _seen(matrix: Tensor, after: Sequence[int] | None) -> Tensor:
+    """Whether a column's task was learnt when a row was measured, (rows, v)."""
+    trained = torch.tensor(_trained(matrix, after), device=matrix.device)
+    return torch.arange(matrix.shape[1], device=matrix.device) < trained[:, None]

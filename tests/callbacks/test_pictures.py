@@ -1,12 +1,17 @@
 """Pictures of the stream: what is drawn where."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch import distributed as dist
 
 from mh_lightning.callbacks import OnlineAccuracy
+from mh_lightning.callbacks.online_accuracy import PENDING_STEPS
 from mh_lightning.callbacks.plots import (
     Plane,
     decision_surface_image,
@@ -14,6 +19,7 @@ from mh_lightning.callbacks.plots import (
     online_accuracy_figure,
     preview_figure,
 )
+from tests.fits import on_two_ranks
 
 
 def plane(**changes: Any) -> Plane:
@@ -71,10 +77,21 @@ def test_running_accuracy() -> None:
     assert [text.get_text() for text in axes.texts] == ["1", "2"]
 
 
+def test_running_accuracy_of_a_long_stream() -> None:
+    correct = np.random.default_rng(0).integers(0, 2, 300_000).astype(np.uint8)
+    (axes,) = online_accuracy_figure(correct, list(range(0, 300_000, 100))).axes
+    (line,) = axes.lines  # without the boundaries of 3000 tasks
+    places, values = line.get_xdata(), line.get_ydata()
+    assert places[0] == 6000 and places[-1] == 300_000 and len(places) <= 20_000
+    for place in (0, 777, len(places) - 1):
+        assert values[place] == pytest.approx(100 * correct[places[place] - 6000 : places[place]].mean())
+
+
 def test_only_first_epochs_count_and_in_order() -> None:
     callback, datamodule = OnlineAccuracy(), SimpleNamespace(epochs_per_task=2)
     for epoch in range(4):
         trainer: Any = SimpleNamespace(datamodule=datamodule, current_epoch=epoch)
+        callback.on_train_epoch_start(trainer, trainer)
         for correct in ([True, False], [epoch == 2]):
             callback.on_train_batch_end(trainer, trainer, {"correct": torch.tensor(correct)}, None, 0)
         callback.on_train_batch_end(trainer, trainer, None, None, 0)  # a method that says nothing
@@ -82,6 +99,49 @@ def test_only_first_epochs_count_and_in_order() -> None:
         callback.on_train_epoch_end(trainer, module)
     state = callback.state_dict()
     assert state["correct"].tolist() == [1, 0, 0, 1, 0, 1] and state["task_starts"] == [0, 3]
+
+
+def learn(callback: OnlineAccuracy, samples: Iterable[int]) -> None:
+    """A step for each sample."""
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(epochs_per_task=1), current_epoch=0)
+    for sample in samples:
+        callback.on_train_batch_end(trainer, trainer, {"correct": torch.tensor([sample % 3 == 0])}, None, 0)
+
+
+def test_state_is_whole_inside_an_epoch() -> None:
+    callback, resumed = OnlineAccuracy(), OnlineAccuracy()
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(epochs_per_task=1), current_epoch=0)
+    callback.on_train_epoch_start(trainer, trainer)
+    learn(callback, range(2500))
+    assert len(callback._pending) < PENDING_STEPS  # what is kept apart has a bound
+    state = callback.state_dict()
+    assert state["correct"].tolist() == [sample % 3 == 0 for sample in range(2500)]
+    assert state["correct"].untyped_storage().nbytes() == 2500  # a byte each, also in the file
+    resumed.load_state_dict(state)
+    learn(resumed, range(2500, 6000))
+    learn(callback, range(2500, 6000))
+    assert torch.equal(state["correct"], callback.state_dict()["correct"][:2500])
+    for one in (callback, resumed):
+        assert one.state_dict()["correct"].tolist() == [sample % 3 == 0 for sample in range(6000)]
+        assert one.state_dict()["task_starts"] == [0]
+
+
+def of_rank(rank: int, folder: Path) -> torch.Tensor:
+    """Three global batches of 4, 4 and 2 samples, dealt out in turn: which are correct comes out in the stream's
+    order.
+    """
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    callback = OnlineAccuracy()
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(epochs_per_task=1), current_epoch=0)
+    for correct in ([1, 1, 0, 0], [0, 1, 1, 0], [1, 0]):
+        callback.on_train_batch_end(trainer, trainer, {"correct": torch.tensor(correct[rank::2]).bool()}, None, 0)
+    found: torch.Tensor = callback.state_dict()["correct"]
+    return found
+
+
+def test_samples_of_two_ranks_are_in_the_order_of_the_stream(tmp_path: Path) -> None:
+    for found in on_two_ranks(of_rank, tmp_path):
+        assert found.tolist() == [1, 1, 0, 0, 0, 1, 1, 0, 1, 0]
 
 
 def test_preview() -> None:

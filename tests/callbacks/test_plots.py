@@ -42,6 +42,14 @@ def test_words() -> None:
         assert list(ticks) == [0, 1, 2] and [label.get_text() for label in labels] == ["1", "2", "3"]
 
 
+def test_spaced_rows_are_named_and_alone() -> None:
+    (axes,) = accuracy_matrix_figure(np.random.default_rng(0).random((3, 5000)), "title", [2000, 4000, 5000]).axes
+    (image,) = axes.images
+    assert image.get_array().shape == (3, 5000)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2000", "4000", "5000"]
+    assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["1", "501"]
+
+
 def test_numbers_can_be_read() -> None:
     (axes,) = accuracy_matrix_figure(MATRIX, "title").axes
     (image,) = axes.images

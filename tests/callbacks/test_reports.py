@@ -49,6 +49,25 @@ def test_classes_that_come_again_in_another_domain() -> None:
     assert [row["classes_seen"] for row in rows] == [2, 3, 3]
 
 
+def test_spaced_evaluations_by_hand() -> None:
+    counts = {name: count[[1, 2]] for name, count in COUNTS.items()}  # after the second and the third task
+    rows = accuracy_by_task(counts, 3, GROUPS, evaluated_after=[2, 3])
+    assert rows == accuracy_by_task(COUNTS, 3, GROUPS)[1:]
+    last = {name: count[[2]] for name, count in COUNTS.items()}
+    assert accuracy_by_task(last, 3, GROUPS, evaluated_after=[3]) == rows[1:]
+
+
+def test_long_tables_are_shortened() -> None:
+    after = list(range(100, 10001, 100))
+    results = {"accuracy_matrix": [[task / 20000, 1.0] for task in after], "evaluated_after": after,
+               "by_task": [{"task": task, "classes_seen": 4, "accuracy": task / 20000} for task in after]}  # fmt: skip
+    lines = results_table(results).splitlines()
+    assert len(lines) < 100 and lines.count("... (60 more)") == 2
+    assert {"after task 100      0.5  100.0", "after task 10000   50.0  100.0"} < set(lines)
+    assert lines[-1] == "after task 10000   50.0        4"
+    assert {len(line) for line in lines if "task" in line} == {30, 32}
+
+
 def share(hits: list[bool]) -> float:
     return sum(hits) / len(hits)
 

@@ -154,6 +154,43 @@ def test_batches_in_any_order_and_split(num_tasks: int, size: int, shuffler: ran
     assert_same(parts.compute(), whole.compute())
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 99))
+def test_spaced_evaluations_follow_functions(num_tasks: int, every: int, seed: int) -> None:
+    spaced, full = (continual_metrics(num_tasks, with_top5=True, every_n_tasks=n) for n in (every, 1))
+    rows: list[int] = []
+    for after_task in range(num_tasks):
+        batch = evaluation(num_tasks, after_task, seed)
+        full.update(*batch)
+        if (after_task + 1) % every and after_task + 1 < num_tasks:
+            continue
+        spaced.update(*batch)
+        rows.append(after_task)
+        after, seen = [row + 1 for row in rows], after_task + 1
+        whole, found = full.compute()["accuracy_matrix"], spaced.compute()
+        assert torch.equal(found["accuracy_matrix"][: len(rows)], whole[rows])
+        assert found["accuracy_matrix"][len(rows) :].isnan().all()
+        matrix, samples = whole[rows, :seen], torch.bincount(batch.tasks)[:seen]
+        expected = {
+            "forgetting": MF.forgetting(matrix, after),
+            "backward_transfer": MF.backward_transfer(matrix, after=after),
+            "forward_transfer": MF.forward_transfer(matrix, after),
+            "last_accuracy_old": MF.last_accuracy_old(matrix, samples, after),
+            "last_accuracy_new": MF.last_accuracy_new(matrix, after),
+            "incremental_accuracy": MF.incremental_accuracy(matrix, samples, after),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+    assert spaced["accuracy_matrix"].total.shape == (len(rows), num_tasks)
+
+
+def test_evaluations_that_are_left_out_are_refused() -> None:
+    metric = AccuracyMatrix(5, every_n_tasks=2)
+    with pytest.raises(UserError, match="every_n_tasks=2 leaves out an evaluation after task 3 of 5"):
+        metric.update(*evaluation(5, 2))
+    assert metric.total.sum() == 0
+
+
 def test_states_of_parts_sum_up() -> None:
     first, second, whole = AccuracyMatrix(3), AccuracyMatrix(3), AccuracyMatrix(3)
     for after_task in range(3):

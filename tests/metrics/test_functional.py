@@ -142,6 +142,98 @@ def test_data_of_the_first_tasks_alone() -> None:
     assert MF.forward_transfer(matrix[:, :1]).item() == 0
 
 
+# five tasks, evaluated after the second, the fourth and the last
+SPACED = torch.tensor(
+    [[0.9, 0.8, 0.2, 0.1, 0.3], [0.6, 0.9, 0.7, 0.5, 0.2], [0.5, 0.6, 0.8, 0.4, 1.0]], dtype=torch.float64
+)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "columns", "expected"),
+    [
+        (
+            3,
+            5,
+            {
+                "average_accuracy": 3.3 / 5,
+                "forgetting": ((0.9 - 0.5) + (0.9 - 0.6) + (0.7 - 0.8) + (0.5 - 0.4)) / 4,
+                # only the second and the fourth task were evaluated when they had just been learnt
+                "backward_transfer": ((0.9 - 0.8) + (0.6 - 0.8) + (0.4 - 0.5)) / 3,
+                "forward_transfer": (0.2 + 0.1 + 0.3 + 0.2) / 4,
+                "last_accuracy": (5 + 12 + 24 + 16 + 100) / 200,
+                "last_accuracy_old": (5 + 12 + 24 + 16) / 100,
+                "last_accuracy_new": 1.0,
+                "incremental_accuracy": ((9 + 16) / 30 + (6 + 18 + 21 + 20) / 100 + 157 / 200) / 3,
+            },
+        ),
+        (
+            2,
+            4,
+            {
+                "average_accuracy": 2.7 / 4,
+                # of the third and the fourth task nobody knows how good they were before
+                "forgetting": ((0.9 - 0.6) + (0.8 - 0.9)) / 2,
+                "backward_transfer": 0.9 - 0.8,
+                "forward_transfer": (0.2 + 0.1) / 2,
+                "last_accuracy": 0.65,
+                "last_accuracy_old": (6 + 18 + 21) / 60,
+                "last_accuracy_new": 0.5,
+                "incremental_accuracy": (25 / 30 + 0.65) / 2,
+            },
+        ),
+        (
+            3,
+            3,  # there is data of the first three tasks alone
+            {
+                "average_accuracy": 1.9 / 3,
+                "forgetting": ((0.9 - 0.5) + (0.9 - 0.6) + (0.7 - 0.8)) / 3,
+                "backward_transfer": ((0.9 - 0.8) + (0.6 - 0.8)) / 2,
+                "forward_transfer": 0.2,
+                "last_accuracy": (5 + 12 + 24) / 60,
+                "last_accuracy_old": (5 + 12 + 24) / 60,
+                "last_accuracy_new": float("nan"),
+                "incremental_accuracy": (25 / 30 + (6 + 18 + 21) / 60 + 41 / 60) / 3,
+            },
+        ),
+        (
+            1,
+            2,
+            {
+                "average_accuracy": 0.85,
+                "forgetting": 0.0,
+                "backward_transfer": 0.0,
+                "forward_transfer": 0.0,
+                "last_accuracy": 25 / 30,
+                "last_accuracy_old": 0.9,
+                "last_accuracy_new": 0.8,
+                "incremental_accuracy": 25 / 30,
+            },
+        ),
+    ],
+    ids=["all", "two evaluations", "first tasks", "one evaluation"],
+)
+def test_spaced_evaluations_by_hand(evaluations: int, columns: int, expected: dict[str, float]) -> None:
+    matrix, after = SPACED[:evaluations, :columns], [2, 4, 5][:evaluations]
+    samples = torch.tensor([10, 20, 30, 40, 100])[:columns]
+    found = {
+        "average_accuracy": MF.average_accuracy(matrix),
+        "forgetting": MF.forgetting(matrix, after),
+        "backward_transfer": MF.backward_transfer(matrix, after=after),
+        "forward_transfer": MF.forward_transfer(matrix, after),
+        "last_accuracy": MF.last_accuracy(matrix, samples),
+        "last_accuracy_old": MF.last_accuracy_old(matrix, samples, after),
+        "last_accuracy_new": MF.last_accuracy_new(matrix, after),
+        "incremental_accuracy": MF.incremental_accuracy(matrix, samples, after),
+    }
+    for name, value in found.items():
+        assert value.shape == () and value.item() == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
+
+
+def test_spaced_evaluations_of_which_none_follows_a_task_with_data() -> None:
+    assert MF.backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).item() == 0
+    assert MF.forgetting(torch.tensor([[0.9], [0.5]]), after=[3, 6]).item() == pytest.approx(0.4)
+
+
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
 def test_most_likely_classes(k: int, more: int, seed: int) -> None:

@@ -1,0 +1,144 @@
+"""Long streams: whether memory stays flat and time linear, over 10,000 tasks and over 1,000,000 samples.
+
+    python -m benchmarks.long_streams [tasks] [samples] [--tasks 10000] [--samples 1000000]
+
+Runs the whole command line in this process, with its loggers, checkpoints, callbacks and pictures, on one thread, and
+looks at the memory of the process (RSS) and at the clock after each hundredth of the stream. "tasks" is a
+domain-incremental stream of tiny tasks, evaluated forty times; "samples" an online stream of ten tasks of a
+plane, one sample an optimizer step, in chunks. Both train a Memory Head.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors.torch import save_file
+
+from mh_lightning.cli import main as fit
+
+CLASSES, EVALUATIONS = 4, 40
+MEMORY_HEAD = {
+    "key_mem_units": 10, "delta": 2, "distance": "euclidean", "gamma_alpha": 25.0, "upd_m": "WTA",
+    "upd_k": "ad_hoc_WTA", "beta_k": 0.01, "scramble": True, "tau_alpha": 0.95, "tau_mu": 50, "tau_eta": 50,
+}  # fmt: skip
+
+
+class Watch(Callback):
+    """Notes the seconds and the bytes in memory whenever another hundredth of the stream was learnt."""
+
+    noted: list[tuple[float, int]]
+
+    def __init__(self) -> None:
+        Watch.noted = []
+        self._learnt = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look."""
+        stream: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not self._learnt:
+            self._all = sum(stream.num_samples("train", task) for task in range(stream.num_tasks))
+            self.noted.append((time.monotonic(), resident_bytes()))
+        self._learnt += len(batch[1])
+        if self._learnt * 100 // self._all >= len(self.noted):
+            self.noted.append((time.monotonic(), resident_bytes()))
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def toy(path: Path, domains: int, samples: int, test_samples: int) -> None:
+    """Four blobs in a plane, which wander from domain to domain, with so many samples in each domain."""
+    generator = torch.Generator().manual_seed(0)
+    angles = torch.rand(domains, CLASSES, generator=generator) * 6.2832
+    centres = torch.stack([angles.cos(), angles.sin()], dim=2)
+    tensors = {}
+    for split, number in (("train", samples), ("test", test_samples)):
+        domain = torch.arange(domains).repeat_interleave(number)
+        label = torch.arange(len(domain)) % CLASSES
+        tensors[f"x_{split}"] = centres[domain, label] + 0.1 * torch.randn(len(domain), 2, generator=generator)
+        tensors |= {f"y_{split}": label, f"domain_{split}": domain}
+    save_file(tensors, path)
+
+
+def settings(folder: Path, domains: int, samples: int, test_samples: int, **data: Any) -> dict[str, Any]:
+    """The configuration of a Memory Head on a stream of so many tasks, with so many samples in each."""
+    toy(folder / "toy.safetensors", domains, samples, test_samples)
+    return {
+        "seed_everything": 0,
+        "num_threads": 1,
+        "model": {
+            "class_path": "mh_lightning.methods.FineTuning",
+            "init_args": {
+                "backbone": {"class_path": "mh_lightning.backbones.Identity", "init_args": {"num_features": 2}},
+                "head": {"class_path": "mh_lightning.MHLinear", "init_args": MEMORY_HEAD},
+                "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}},
+            },
+        },
+        "data": {
+            "class_path": "mh_lightning.data.TensorFile",
+            "init_args": {"path": str(folder / "toy.safetensors"), "scenario": "DI", "increment": CLASSES, **data},
+        },
+        "trainer": {"accelerator": "cpu"},
+    }
+
+
+def run(folder: Path, **stream: Any) -> dict[str, float]:
+    """Fit a stream, and measure it."""
+    configuration = settings(folder, **stream)
+    configuration["trainer"]["callbacks"] = [{"class_path": "benchmarks.long_streams.Watch"}]
+    config = folder / "long.yaml"
+    config.write_text(yaml.safe_dump(configuration))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        fit(["fit", "--config", str(config), "--run_dir", str(folder / "runs")])
+    return summary(Watch.noted)
+
+
+def summary(noted: list[tuple[float, int]]) -> dict[str, float]:
+    """What the notes say: seconds, memory in the middle and at the end, and how its halves compare."""
+    (start, _), (middle, resident), (end, resident_at_end) = noted[0], noted[len(noted) // 2], noted[-1]
+    return {
+        "seconds": end - start,
+        "MB in the middle": resident / 1e6,
+        "MB at the end": resident_at_end / 1e6,
+        "growth over the second half (%)": 100 * (resident_at_end / resident - 1),
+        "time of the second half to the first": (end - middle) / (middle - start),
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("streams", nargs="*", choices=[[], "tasks", "samples"], help="by default both")
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--samples", type=int, default=1_000_000)
+    given = parser.parse_args(arguments)
+    streams: dict[str, dict[str, Any]] = {
+        "tasks": {"domains": given.tasks, "samples": 16, "test_samples": 4, "batch_size": 8,
+                  "evaluate_every_n_tasks": max(1, given.tasks // EVALUATIONS)},
+        "samples": {"domains": 10, "samples": given.samples // 10, "test_samples": 400, "batch_size": 1,
+                    "chunk_size": 1000},
+    }  # fmt: skip
+    results = {}
+    for name in given.streams or streams:
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = run(Path(folder), eval_batch_size=1024, **streams[name])
+        print(f"{getattr(given, name)} {name}: ", end="")
+        print(", ".join(f"{title} {value:.2f}" for title, value in results[name].items()), flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    from benchmarks import long_streams  # the callback of the configuration is that module's
+
+    long_streams.main()
