@@ -38,11 +38,12 @@ class OnlineAccuracy(Callback):
         self._task_starts.append(len(self._correct))
         steps, self._steps = self._steps, []
         correct = torch.cat(steps) if steps else torch.zeros(0, dtype=torch.bool, device=pl_module.device)
-        numbers = torch.arange(len(steps), device=correct.device).repeat_interleave(
-            torch.tensor([len(step) for step in steps], dtype=torch.long, device=correct.device)
-        )
-        correct, numbers = gather_rows(correct, numbers)
-        in_order = correct[numbers.argsort(stable=True)]
+        empty = torch.zeros(0, 2, dtype=torch.long)
+        numbers = torch.cat([empty, *(_places(number, len(step)) for number, step in enumerate(steps))])
+        correct, numbers = gather_rows(correct, numbers.to(correct.device))
+        # samples were dealt out to the ranks in turn: first by step, then by place, then by rank
+        dealt = numbers[:, 1].argsort(stable=True)
+        in_order = correct[dealt[numbers[dealt, 0].argsort(stable=True)]]
         self._correct = torch.cat([self._correct, in_order.to("cpu", torch.uint8)])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,3 +59,8 @@ class OnlineAccuracy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._correct, self._task_starts = state_dict["correct"], list(state_dict["task_starts"])
+
+
+def _places(step: int, samples: int) -> Tensor:
+    """The step and the place in it of each sample, (samples, 2)."""
+    return torch.stack([torch.full((samples,), step), torch.arange(samples)], dim=1)
