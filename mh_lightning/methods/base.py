@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypedDict
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -186,6 +186,11 @@ class ContinualMethod(LightningModule):
 
     # --- the frame
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Note the state of torch's generator before a distributed strategy sets it back to the seed."""
+        self._random_state = torch.get_rng_state()
+        return []
+
     def setup(self, stage: str) -> None:
         """Refuse strategies that would break a method's state."""
         check_strategy(self.trainer.strategy)
@@ -196,6 +201,8 @@ class ContinualMethod(LightningModule):
         if self._stream.chunk_size is not None:
             self.automatic_optimization = False
         if self.head is None:
+            if world_size() > 1:
+                torch.set_rng_state(self._random_state)  # so that the head is the same as in one process
             with blame("model.init_args.head"):
                 self.head = self.make_head()
 
