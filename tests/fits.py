@@ -1,4 +1,4 @@
-"""Fits of tiny streams in Python, in one process or in two."""
+"""Fits of tiny streams in Python, in one process or in several."""
 
 import os
 import socket
@@ -41,14 +41,14 @@ def fit(
     return trainer
 
 
-def on_two_ranks(work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
-    """What `work(rank, folder)` returns in each of two processes that can form a group."""
+def on_ranks(ranks: int, work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
+    """What `work(rank, folder)` returns in each of some processes that can form a group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # forked, since to import the trainer anew takes longer than all the rest
-    mp.start_processes(_work_of_rank, args=(work, folder, port), nprocs=RANKS, start_method="fork")
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    mp.start_processes(_work_of_rank, args=(work, folder, port), nprocs=ranks, start_method="fork")
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
 def _work_of_rank(rank: int, work: Callable[[int, Path], Any], folder: Path, port: int) -> None:
@@ -56,3 +56,8 @@ def _work_of_rank(rank: int, work: Callable[[int, Path], Any], folder: Path, por
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.save(work(rank, folder), folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def on_two_ranks(work: Callable[[int, Path], Any], folder: Path) -> list[Any]:
+    """As `on_ranks`, of two."""
+    return on_ranks(RANKS, work, folder)

@@ -46,7 +46,8 @@ class CostMonitor(Callback):
         now = time.monotonic()
         self._seconds += now - self._last
         self._last = now
-        self._samples += len(batch[1]) * trainer.world_size
+        method: Any = pl_module
+        self._samples += len(batch[1]) if trainer.world_size == 1 else method.rows_of_batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave evaluation out."""

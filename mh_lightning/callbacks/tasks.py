@@ -131,6 +131,7 @@ class TaskBoundaries(Callback):
     ) -> None:
         """Tell the method that a task ends, before it is evaluated."""
         if trainer.is_last_batch and ends_task(trainer):
+            _method(pl_module).share_buffers()
             _method(pl_module).on_task_end(current_task(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

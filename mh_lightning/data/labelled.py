@@ -120,6 +120,8 @@ class StreamDataset(Dataset[Item]):
             return self.samples.inputs.gather(indices), labels, tasks
         if self.samples.features is not None:
             return self.samples.features[indices], labels, tasks
+        if not indices:  # the share of a rank that has no sample of a batch
+            return self.input(0).unsqueeze(0)[:0], labels, tasks
         return default_collate([self.input(index) for index in indices]), labels, tasks
 
     def input(self, index: int) -> Tensor:

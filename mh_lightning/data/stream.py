@@ -256,8 +256,6 @@ class StreamDataModule(LightningDataModule):
         ranks = self.trainer.world_size if self.trainer else 1
         if self.chunk_size is not None and ranks > 1:
             raise UserError(f"data.chunk_size is for one device, the trainer has {ranks}; leave it out.")
-        if self.batch_size % ranks:
-            raise UserError(f"data.batch_size={self.batch_size} must be a multiple of the {ranks} devices.")
         epoch = self.trainer.current_epoch if self.trainer else 0
         seed = _seed(epoch)
         indices = self._samples_of_tasks["train"][task]
@@ -311,11 +309,6 @@ class StreamDataModule(LightningDataModule):
         dataset = self._dataset(split, indices, self._task_of_sample[split][indices], augment, seed)
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = StreamBatchSampler(len(dataset), batch_size, seed, even, rank, ranks, first_batch)
-        if even and not len(sampler):
-            raise UserError(
-                f"data.batch_size={batch_size}: a task of {len(dataset)} {split} samples is too small for "
-                f"{ranks} devices."
-            )
         # the loader's own generator seeds the workers, and leaves the global one alone
         generator = torch.Generator().manual_seed(seed or 0)
         return DataLoader(

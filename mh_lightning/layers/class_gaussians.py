@@ -54,6 +54,7 @@ class ClassGaussians(nn.Module):
                 [2.0000, 2.0000]], dtype=torch.float64)
     """
 
+    same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
     means: Tensor
     factors: Tensor

@@ -26,6 +26,7 @@ class ClosedFormHead(nn.Module, ABC):
     """
 
     waits: ClassVar[bool] = True
+    same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
 
     def __init__(self, num_features: int, num_classes: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import functional as MF
-from mh_lightning.distributed import gather_rows, world_size
+from mh_lightning.distributed import HEADER_BYTES, RowExchange, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.after_backward import after_backward
@@ -55,7 +55,13 @@ class KeyMemory(nn.Module):
 
     Subclasses hold the memory units, blend them by what `_attend` returns, call `_update_after_backward` with their
     output, and overwrite recycled units in `_recycle_memories`. `MHLinear` describes the options and attributes.
+
+    In a process group, each update exchanges the rows that the ranks have matched, by one collective whose shape is
+    that of the largest batch a rank has had: `bytes_sent` bytes a rank. All ranks then update alike, from the rows of
+    all, in the order in which samples are dealt out to ranks in turn.
     """
+
+    same_on_all_ranks = True  # buffers, see `mh_lightning.distributed.state_kept_alike`
 
     K: Tensor
     mu: Tensor
@@ -121,6 +127,15 @@ class KeyMemory(nn.Module):
             self.scale = AutoScale(key_size, start, device=device, dtype=dtype)
         self.defer_key_updates = False
         self._pending: list[_Matched | _MatchedOne] = []
+        self._exchange = RowExchange()
+
+    def bytes_sent(self, rows: int) -> int:
+        """Bytes that each rank sends in an update, if no rank has more than `rows` rows: 8 + rows · (w d + q (8 + w)),
+        and 8 more a row with `random_memories`; w is 8 for float64, else 4.
+        """
+        width = torch.promote_types(self.K.dtype, torch.float32).itemsize
+        row = width * self.key_size + len(self.K) * (8 + width) + 8 * self.random_memories
+        return HEADER_BYTES + rows * row
 
     def _sigma_and_gamma(self) -> tuple[float | Tensor, float | Tensor]:
         sigma: float | Tensor = 1.0 if isinstance(self.sigma_eu, str) else self.sigma_eu
@@ -216,7 +231,7 @@ class KeyMemory(nn.Module):
         seeds = []
         if self.random_memories:  # every rank draws, to keep the generators in step; the first row's draw is used
             seeds.append(torch.randint(2**31, (1,)).to(z.device).expand(len(z)))
-        z, winners, responses, *seeds = gather_rows(z, winners, responses, *seeds)
+        z, winners, responses, *seeds = self._exchange.in_turn(z, winners, responses, *seeds)
         batch = z.shape[0]
         if batch == 0:
             return

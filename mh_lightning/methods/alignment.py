@@ -142,7 +142,7 @@ class ClassifierAlignment:
         rows = slice(process_rank(), None, world_size())
         logits = heads.logits_by_task(features[rows].to(_dtype_of(heads)))
         loss = F.cross_entropy(self.normalised(logits).float(), targets[rows], reduction="sum") / len(targets)
-        self._check_finite(loss.item())
+        self._check_finite(sum_over_ranks(loss.detach()).item())  # on all ranks alike
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _check_finite(self, value: float) -> None:

@@ -39,19 +39,19 @@ class AveragedGEM(ReplayMethod):
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of the batch alone."""
         loss = super().training_loss(batch)
-        self._task = int(batch[2][0])
+        self._task = self._stream.task_of_epoch(self.trainer.current_epoch)
         self.remember(batch)
         return loss
 
     def adjust_gradients(self) -> None:
         """Project."""
         assert self.replay_buffer is not None
-        drawn = self.share(self.replay_buffer.draw(self.replay_batch_size, before_task=self._task))
+        drawn = self.replay_buffer.draw(self.replay_batch_size, before_task=self._task)
         if drawn is None:
             return
-        inputs, targets, _ = drawn
+        inputs, targets, _ = self.share(drawn)
         with self.evaluating(), torch.enable_grad(), self.trainer.precision_plugin.forward_context():
-            gradients = self.gradients(self.losses(self(inputs), targets).mean())
+            gradients = self.gradients(self.mean_loss(self(inputs), targets, len(drawn[1])))
         reference = sum_over_ranks(_flat(gradients)) / world_size()
         trained = list(self.trained_parameters().values())
         gradient = _flat([torch.zeros_like(one) if one.grad is None else one.grad.to_dense() for one in trained])

@@ -5,18 +5,30 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypedDict
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.distributed import gather_rows
+from mh_lightning.distributed import (
+    RowExchange,
+    broadcast_from_first_rank,
+    state_kept_alike,
+    sum_over_ranks,
+    world_size,
+)
 from mh_lightning.errors import UserError, blame
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES, among_classes
-from mh_lightning.methods.checks import check_first_sample, check_kept_features, check_optimizer_settings, check_state
+from mh_lightning.methods.checks import (
+    check_first_sample,
+    check_kept_features,
+    check_optimizer_settings,
+    check_state,
+    check_strategy,
+)
 from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
 from mh_lightning.methods.optimization import for_trainer, make_lr_scheduler, make_optimizer, settings_to_resume_with
 
@@ -47,6 +59,9 @@ class ContinualMethod(LightningModule):
 
     With the data module's `chunk_size`, one training step learns a whole chunk of the stream, batch after batch, with a
     bare optimizer: the same result without the trainer's cost for each batch.
+
+    Several processes learn as one does, from the same global batches: each has its share of them, which may be empty,
+    and takes the losses by `mean_loss`.
 
     Args:
         backbone: maps inputs to features.
@@ -92,6 +107,7 @@ class ContinualMethod(LightningModule):
         self._settings_of_checkpoint: dict[str, str] | None = None
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
+        self.exchange_rows = RowExchange()
 
     # --- the parts that methods override
 
@@ -102,17 +118,43 @@ class ContinualMethod(LightningModule):
         """Called after the last batch of a task, before it is evaluated."""
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss that a batch of the stream is learnt by, and the batch's logits (b, C). Called once a batch."""
+        """The loss that a batch of the stream is learnt by, and the batch's logits (b, C). Called once a batch, on all
+        ranks. A rank's batch may be empty; see `mean_loss`.
+        """
         x, targets, _ = batch
         logits = self(x)
-        return self.losses(self.seen_by_loss(logits, targets), targets, "mean"), logits
+        return self.mean_loss(self.seen_by_loss(logits, targets), targets), logits
+
+    def mean_loss(self, logits: Tensor, targets: Tensor, rows: int | None = None) -> Tensor:
+        """The mean loss of samples that are shared among ranks, as far as it is this rank's: such that the mean over
+        ranks of it, and of its gradients, is that of the mean over all samples. In one process, the mean.
+
+        Args:
+            logits: (b, C), of this rank's samples, of which there may be none.
+            targets: classes, (b,).
+            rows: samples of all ranks; by default those of the stream's batch.
+        """
+        if world_size() == 1:
+            return self.losses(logits, targets, "mean")
+        whole = self.rows_of_batch if rows is None else rows
+        return self.losses(logits, targets).sum() * (world_size() / whole)
+
+    @property
+    def rows_of_batch(self) -> int:
+        """Samples of the stream's batch that is being learnt, over all ranks."""
+        return self._rows_of_batches()[self.trainer.fit_loop.batch_idx]
+
+    def _rows_of_batches(self) -> list[int]:
+        loader: Any = self.trainer.train_dataloader
+        sizes: list[int] = loader.batch_sampler.sizes
+        return sizes
 
     def seen_by_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (b, C) of new samples, minus infinity where `classes_in_loss` leaves a class out."""
         if self.classes_in_loss == "all":
             return logits
         if self.classes_in_loss == "batch":
-            return among_classes(logits, gather_rows(targets)[0])
+            return among_classes(logits, self.exchange_rows(targets)[0])
         task = self._stream.tasks[self._stream.task_of_epoch(self.trainer.current_epoch)]
         return among_classes(logits, torch.tensor(task.classes, device=logits.device))
 
@@ -144,12 +186,23 @@ class ContinualMethod(LightningModule):
 
     # --- the frame
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Note the state of torch's generator before a distributed strategy sets it back to the seed."""
+        self._random_state = torch.get_rng_state()
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that would break a method's state."""
+        check_strategy(self.trainer.strategy)
+
     def configure_model(self) -> None:
         """Make the head, once."""
         self._inputs_are_features = self._stream.feature_cache is not None
         if self._stream.chunk_size is not None:
             self.automatic_optimization = False
         if self.head is None:
+            if world_size() > 1:
+                torch.set_rng_state(self._random_state)  # so that the head is the same as in one process
             with blame("model.init_args.head"):
                 self.head = self.make_head()
 
@@ -171,8 +224,19 @@ class ContinualMethod(LightningModule):
 
     def features(self, x: Tensor) -> Tensor:
         """Features (b, num_features) of a batch of inputs, which are features already where the stream keeps them."""
-        features: Tensor = x if self._inputs_are_features else self.backbone(x)
+        if self._inputs_are_features:
+            return x
+        features: Tensor = self._no_features(x) if len(x) == 0 else self.backbone(x)
         return features
+
+    def _no_features(self, x: Tensor) -> Tensor:
+        """Features of no sample, through which the backbone's gradients are zero. Not every backbone takes an empty
+        batch, and the averages of BatchNorm must not see it.
+        """
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self.backbone.modules()):
+            return self.backbone(x)  # type: ignore[no-any-return]  # other ranks wait for this one there
+        zeros = x.new_zeros(0, self.backbone.num_features)
+        return sum((one.sum() for one in self.backbone.parameters() if one.requires_grad), start=zeros)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (b, C) of a batch of inputs."""
@@ -216,24 +280,34 @@ class ContinualMethod(LightningModule):
             return 1.0
         first = batch_idx // steps * steps
         last = min(first + steps, int(self.trainer.num_training_batches))
-        loader: Any = self.trainer.train_dataloader
-        sizes: list[int] = loader.batch_sampler.sizes[first:last]
+        sizes = self._rows_of_batches()[first:last]
         return steps * sizes[batch_idx - first] / sum(sizes)
 
     def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        """Draw training curves, and tell which samples (b,) were classified correctly.
+        """Draw training curves of the global batch, and tell which samples (b,) of this rank were classified correctly.
+
+        Args:
+            loss: such that its mean over ranks is that of the global batch, as from `mean_loss`.
+            logits: (b, C).
+            targets: classes, (b,).
 
         Raises:
-            UserError: if the loss is not finite.
+            UserError: on all ranks, if the loss is not finite.
         """
-        if not bool(loss.detach().isfinite()):
+        correct = logits.argmax(dim=1) == targets
+        loss = loss.detach()
+        if world_size() == 1:
+            accuracy = correct.float().mean()
+        else:
+            loss, hits = sum_over_ranks(torch.stack([loss, correct.sum().to(loss.dtype)])).unbind()
+            loss, accuracy = loss / world_size(), hits / self.rows_of_batch
+        if not bool(loss.isfinite()):
             raise UserError(
                 f"The training loss became {loss.item()} at step {self.global_step}: the features hold NaN "
                 "or infinite values, or the learning rate (model.init_args.optimizer) is too large."
             )
-        correct = logits.argmax(dim=1) == targets
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/accuracy", correct.float().mean(), prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", accuracy, prog_bar=True)
         return correct
 
     def _evaluate(self, batch: Batch) -> Evaluation:
@@ -264,12 +338,13 @@ class ContinualMethod(LightningModule):
         return torch.softmax(self(batch[0]).float(), dim=1)
 
     def on_fit_start(self) -> None:
-        """Let Memory Heads collect their updates until the optimizer steps.
+        """Let Memory Heads collect their updates until the optimizer steps, and all ranks start from one state.
 
         Raises:
             UserError: on resuming with other settings of the optimizer, which the checkpoint's would silently replace.
         """
         check_optimizer_settings(self._settings_of_checkpoint, self._optimizer_settings)
+        broadcast_from_first_rank(value for _, value in state_kept_alike(self))
         check_first_sample(self)
         if self._stream.chunk_size is not None:
             check_trainer_of_chunks(self.trainer)
@@ -278,6 +353,18 @@ class ContinualMethod(LightningModule):
         self._memory_heads = list(self.memory_heads().values())
         for layer in self._memory_heads:
             layer.defer_key_updates = True
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel, which asks for it by this name, shall not send around at each step."""
+        return [name for name, _ in state_kept_alike(self)]
+
+    def share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0, as DistributedDataParallel does at each step, so that all evaluate the
+        same model: averages of BatchNorm were moved by each rank's own samples since.
+        """
+        kept = {id(value) for _, value in state_kept_alike(self)}
+        broadcast_from_first_rank(buffer for buffer in self.buffers() if id(buffer) not in kept)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

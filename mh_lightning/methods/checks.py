@@ -3,12 +3,39 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor, nn
 
 from mh_lightning.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from mh_lightning.methods.base import ContinualMethod
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Compare a trainer's strategy with those under which every rank holds the whole state.
+
+    Raises:
+        UserError: if it is another one.
+    """
+    others = DeepSpeedStrategy | XLAStrategy | SingleDeviceXLAStrategy
+    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy) or isinstance(strategy, others):
+        raise UserError(
+            f"trainer.strategy: {type(strategy).__name__} does not let each rank keep and train the whole model, which "
+            "Memory Heads, replay buffers and class statistics need; use ddp."
+        )
+    if isinstance(strategy, DDPStrategy) and strategy._model_averaging_period is not None:
+        raise UserError(
+            "trainer.strategy: with model_averaging_period, ranks hold different models between two averages; leave it "
+            "out."
+        )
 
 
 @torch.no_grad()

@@ -4,10 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.distributed import gather_rows
 from mh_lightning.errors import UserError
 from mh_lightning.layers import ClosedFormHead
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -36,13 +34,6 @@ class ClosedFormMethod(ContinualMethod):
         super().__init__(backbone, lambda features, classes: head(features, classes, **options))
         self.automatic_optimization = False
 
-    def configure_model(self) -> None:
-        """Make the head, and keep DistributedDataParallel from sending its sums around at each step."""
-        super().configure_model()
-        assert self.head is not None
-        sums = [f"head.{name}" for name, _ in self.head.named_buffers()]  # the same on all ranks
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, sums)  # type: ignore[no-untyped-call]
-
     def configure_optimizers(self) -> None:
         """There is nothing to optimize."""
         return
@@ -66,7 +57,7 @@ class ClosedFormMethod(ContinualMethod):
 
     def learn(self, features: Tensor, targets: Tensor) -> Learnt | None:
         """Learn this rank's features (b, n) of classes (b,), and those of the other ranks."""
-        self.closed_form_head.update(*in_order_of_stream(features, targets))
+        self.closed_form_head.update(*self.exchange_rows.in_turn(features, targets))
         return None
 
     def on_task_end(self, task: int) -> None:
@@ -78,11 +69,3 @@ class ClosedFormMethod(ContinualMethod):
         """The head."""
         assert isinstance(self.head, ClosedFormHead)
         return self.head
-
-
-def in_order_of_stream(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of all ranks, which were dealt out to the ranks in turn."""
-    places = torch.arange(len(targets), device=targets.device)
-    features, targets, places = gather_rows(features, targets, places)
-    order = places.argsort(stable=True)
-    return features[order], targets[order]

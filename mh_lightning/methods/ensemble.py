@@ -64,5 +64,5 @@ class Ensemble(ContinualMethod):
         x, targets, _ = batch
         assert isinstance(self.head, EnsembleHead)
         logits = self.head.logits_of_members(self.features(x))
-        loss = torch.stack([self.losses(self.seen_by_loss(one, targets), targets).mean() for one in logits]).sum()
+        loss = torch.stack([self.mean_loss(self.seen_by_loss(one, targets), targets) for one in logits]).sum()
         return loss, mean_of_members(logits.detach())

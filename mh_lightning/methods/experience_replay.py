@@ -41,6 +41,6 @@ class ExperienceReplay(ReplayMethod):
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The losses of the batch and of what is replayed."""
         assert self.replay_buffer is not None
-        loss = self.loss_with_replay(batch, self.share(self.replay_buffer.draw(self.replay_batch_size)))
+        loss = self.loss_with_replay(batch, self.replay_buffer.draw(self.replay_batch_size))
         self.remember(batch)
         return loss

@@ -50,7 +50,7 @@ class GDumb(RetrainingMethod, ReplayMethod):
         self.remember(batch)
         return learnt
 
-    def batches(self, task: int, epoch: int) -> Iterable[Batch]:
+    def batches(self, task: int, epoch: int) -> Iterable[tuple[Batch, int]]:
         """The buffer in a random order."""
         assert self.replay_buffer is not None
         content = self.replay_buffer.content()
@@ -58,6 +58,5 @@ class GDumb(RetrainingMethod, ReplayMethod):
         order = np.random.default_rng(seed).permutation(len(content[0]))
         for start in range(0, len(order), self.replay_batch_size):
             places = order[start : start + self.replay_batch_size]
-            share = self.share(tuple(part[places] for part in content))  # type: ignore[arg-type]
-            if share is not None:
-                yield share
+            inputs, targets, tasks = (part[places] for part in content)
+            yield self.share((inputs, targets, tasks)), len(places)

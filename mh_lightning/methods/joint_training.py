@@ -12,7 +12,7 @@ class JointTraining(RetrainingMethod):
     See `RetrainingMethod` for the arguments. Batches have the data module's `batch_size`.
     """
 
-    def batches(self, task: int, epoch: int) -> Iterable[Batch]:
+    def batches(self, task: int, epoch: int) -> Iterable[tuple[Batch, int]]:
         """The samples of all tasks so far."""
-        batches: Iterable[Batch] = self._stream.joint_train_dataloader(task, epoch)
-        return batches
+        loader = self._stream.joint_train_dataloader(task, epoch)
+        return zip(loader, loader.batch_sampler.sizes, strict=True)

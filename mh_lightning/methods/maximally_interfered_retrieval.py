@@ -61,7 +61,7 @@ class MaximallyInterferedRetrieval(ReplayMethod):
         """The losses of the batch and of the candidates that it would harm most."""
         assert self.replay_buffer is not None
         drawn = self.replay_buffer.draw(self.candidates)
-        loss = self.loss_with_replay(batch, None if drawn is None else self.share(self._harmed(batch, drawn)))
+        loss = self.loss_with_replay(batch, None if drawn is None else self._harmed(batch, drawn))
         self.remember(batch)
         return loss
 
@@ -70,7 +70,7 @@ class MaximallyInterferedRetrieval(ReplayMethod):
             return drawn
         x, targets, _ = batch
         with self.evaluating():
-            gradients = self.gradients(self.losses(self.seen_by_loss(self(x), targets), targets).mean())
+            gradients = self.gradients(self.mean_loss(self.seen_by_loss(self(x), targets), targets))
             groups = self.trainer.optimizers[0].param_groups
             rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
             imagined = {

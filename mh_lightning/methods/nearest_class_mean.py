@@ -6,7 +6,7 @@ from torch import Tensor
 from mh_lightning.backbones import Backbone
 from mh_lightning.layers import ClassMeans
 from mh_lightning.methods.base import Learnt
-from mh_lightning.methods.closed_form import ClosedFormMethod, in_order_of_stream
+from mh_lightning.methods.closed_form import ClosedFormMethod
 
 
 class NearestClassMean(ClosedFormMethod):
@@ -24,13 +24,11 @@ class NearestClassMean(ClosedFormMethod):
 
     def learn(self, features: Tensor, targets: Tensor) -> Learnt:
         """Classify and then learn, batch after batch of a chunk."""
-        correct, learnt = [], []
+        correct = []
         size = self._stream.batch_size
         for rows, classes in zip(*(torch.split(part, size) for part in (features, targets)), strict=True):
             correct.append(self.closed_form_head(rows).argmax(dim=1) == classes)
-            learnt.append(in_order_of_stream(rows, classes))
-            self.closed_form_head.update(*learnt[-1])
-        features, targets = map(torch.cat, zip(*learnt, strict=True))
+            self.closed_form_head.update(*self.exchange_rows.in_turn(rows, classes))
         logits = self.closed_form_head(features)
-        self.log_training(self.losses(logits, targets).mean(), logits, targets)
+        self.log_training(self.mean_loss(logits, targets), logits, targets)
         return Learnt(correct=torch.cat(correct))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.distributed import gather_rows, world_size
+from mh_lightning.distributed import process_rank, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod
 from mh_lightning.methods.replay_buffer import ReplayBuffer, ReservoirBuffer, Samples
@@ -45,12 +45,6 @@ class ReplayMethod(ContinualMethod):
         """Make the head and the buffer, once."""
         super().configure_model()
         if self.replay_buffer is None:
-            ranks = self.trainer.world_size
-            if self.replay_batch_size % ranks:
-                raise UserError(
-                    f"model.init_args.replay_batch_size={self.replay_batch_size} must be a multiple of the {ranks} "
-                    "devices."
-                )
             self.replay_buffer = self.buffer_kind(
                 self.buffer_size,
                 self._stream.first_input().shape[1:],
@@ -61,32 +55,31 @@ class ReplayMethod(ContinualMethod):
     def remember(self, batch: Batch) -> None:
         """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""
         assert self.replay_buffer is not None
-        if self.trainer.current_epoch % self._stream.epochs_per_task:
-            self.replay_buffer.pass_by(len(batch[1]) * world_size())
-            return
-        inputs, targets, tasks = gather_rows(*batch)
-        # ranks were dealt the samples in turn
-        order = torch.arange(len(targets), device=targets.device).view(world_size(), -1).t().flatten()
-        self.replay_buffer.add(inputs[order], targets[order], tasks[order])
+        if not self.trainer.current_epoch % self._stream.epochs_per_task:
+            self.replay_buffer.add(*self.exchange_rows.in_turn(*batch))
+        else:
+            self.replay_buffer.pass_by(len(batch[1]) if world_size() == 1 else self.rows_of_batch)
 
-    def share(self, samples: Samples | None) -> Samples | None:
-        """The part for this rank of samples that all ranks have drawn alike."""
-        ranks = world_size()
-        if samples is None or ranks == 1:
-            return samples
-        rank, whole = self.global_rank, len(samples[0]) // ranks * ranks
-        inputs, targets, tasks = (part[:whole][rank::ranks] for part in samples)
-        return (inputs, targets, tasks) if whole else None
+    def share(self, samples: Samples) -> Samples:
+        """The part for this rank, which may be empty, of samples that all ranks have drawn alike."""
+        mine = slice(process_rank(), None, world_size())
+        inputs, targets, tasks = samples if world_size() == 1 else (part[mine] for part in samples)
+        return inputs, targets, tasks
 
     def loss_with_replay(self, batch: Batch, replayed: Samples | None) -> tuple[Tensor, Tensor]:
-        """Sum of the mean losses of a batch and of replayed samples, and the batch's logits (b, C)."""
+        """Sum of the mean losses of a batch and of replayed samples, and the batch's logits (b, C).
+
+        Args:
+            batch: this rank's share.
+            replayed: the samples of all ranks.
+        """
         if replayed is None:
             return ContinualMethod.training_loss(self, batch)
-        (x, targets, _), (old_x, old_targets, _) = batch, replayed
+        (x, targets, _), (old_x, old_targets, _) = batch, self.share(replayed)
         logits = self(torch.cat([x, old_x]))
         logits, old_logits = logits[: len(x)], logits[len(x) :]
-        new_loss = self.losses(self.seen_by_loss(logits, targets), targets, "mean")
-        return new_loss + self.losses(old_logits, old_targets, "mean"), logits
+        new_loss = self.mean_loss(self.seen_by_loss(logits, targets), targets)
+        return new_loss + self.mean_loss(old_logits, old_targets, len(replayed[1])), logits
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Gradients of the trainable parameters on this rank, zeros where there is none."""

@@ -29,6 +29,7 @@ class ReplayBuffer(nn.Module):
         UserError: if the buffer has fewer places than there are classes.
     """
 
+    same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     inputs: Tensor
     targets: Tensor
     tasks: Tensor

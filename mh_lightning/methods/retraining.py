@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.distributed import sum_over_ranks, world_size
+from mh_lightning.distributed import broadcast_from_first_rank, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
 
@@ -46,8 +46,8 @@ class RetrainingMethod(ContinualMethod):
         self._initial_weights: dict[str, Tensor] = {}
 
     @abstractmethod
-    def batches(self, task: int, epoch: int) -> Iterable[Batch]:
-        """The batches of an epoch after a task, for this rank; each as large as those of the other ranks."""
+    def batches(self, task: int, epoch: int) -> Iterable[tuple[Batch, int]]:
+        """The batches of an epoch after a task: this rank's share, which may be empty, and the rows of the whole."""
 
     def configure_model(self) -> None:
         """Make the head, and keep the weights to start from."""
@@ -68,6 +68,8 @@ class RetrainingMethod(ContinualMethod):
                 f"trainer.precision=16-mixed: {type(self).__name__} learns without the trainer's scaling of gradients; "
                 "use bf16-mixed."
             )
+        self._initial_weights = {name: value.to(self.device) for name, value in self._initial_weights.items()}
+        broadcast_from_first_rank(self._initial_weights.values())
         super().on_fit_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Learnt:
@@ -75,7 +77,7 @@ class RetrainingMethod(ContinualMethod):
         x, targets, _ = batch
         with torch.no_grad(), self.evaluating():
             logits = self(x)
-        return Learnt(correct=self.log_training(self.losses(logits, targets).mean(), logits, targets))
+        return Learnt(correct=self.log_training(self.mean_loss(logits, targets), logits, targets))
 
     def on_task_end(self, task: int) -> None:
         """Learn from scratch."""
@@ -90,13 +92,13 @@ class RetrainingMethod(ContinualMethod):
             for epoch in tqdm(
                 range(self.epochs), desc=f"After task {task + 1}", unit="epoch", leave=False, disable=quiet
             ):
-                for batch in self.batches(task, epoch):
+                for batch, rows in self.batches(task, epoch):
                     x, targets, _ = self.trainer.precision_plugin.convert_input(
                         [part.to(self.device) for part in batch]
                     )
                     optimizer.zero_grad()
                     with self.trainer.precision_plugin.forward_context():
-                        loss = self.losses(self(x), targets).mean()
+                        loss = self.mean_loss(self(x), targets, rows)
                     loss.backward()  # type: ignore[no-untyped-call]
                     for layer in heads:
                         layer.apply_key_updates()

@@ -11,7 +11,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mh_lightning.backbones import Backbone
@@ -76,12 +75,11 @@ class SLCA(ContinualMethod):
         if self.alignment is not None and self.aligned_heads is None:
             self.aligned_heads = copy.deepcopy(self.task_heads).requires_grad_(False)
             self.aligned_heads.tasks_begun.zero_()
+            vars(self.aligned_heads)["same_on_all_ranks"] = True
             self.class_gaussians = self.alignment.class_gaussians(features, stream.num_classes)
         if isinstance(self.trainer.strategy, DDPStrategy):
-            # a step uses one head; and what all ranks compute alike, or hold in large buffers, need not be sent around
+            # a step uses one head
             self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
-            kept = [name for name in self.state_dict() if name.startswith(("aligned_heads.", "class_gaussians."))]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, kept)  # type: ignore[no-untyped-call]
 
     def make_head(self) -> nn.Module:
         """One head a task.
@@ -154,7 +152,7 @@ class SLCA(ContinualMethod):
         x, targets, _ = batch
         task = int(self.task_heads.tasks_begun) - 1
         logits = self.task_heads.logits_of_task(self.features(x), task)
-        return self.losses(self.seen_by_loss(logits, targets), targets, "mean"), logits
+        return self.mean_loss(self.seen_by_loss(logits, targets), targets), logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (b, C) of the aligned heads, or, while a task is learnt, of those in training."""

@@ -23,31 +23,23 @@ def global_batches(num_samples: int, size: int, seed: int | None, even: bool, ra
     samplers = [StreamBatchSampler(num_samples, size, seed, even, rank, ranks) for rank in range(ranks)]
     batches = [list(sampler) for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(shares) for shares in batches]
-    assert all(shares for rank in batches for shares in rank)
+    whole = [size] * (num_samples // size) + [num_samples % size] * (num_samples % size > 0)
+    assert all(sampler.sizes == whole for sampler in samplers)
     if even:
-        assert len({tuple(map(len, rank)) for rank in batches}) == 1
+        assert {len(rank) for rank in batches} == {len(whole)}
+    else:
+        assert all(shares for rank in batches for shares in rank)
     steps = max(map(len, batches))
     return [interleave([rank[step] for rank in batches if step < len(rank)]) for step in range(steps)]
 
 
 @settings(deadline=None)
-@given(counts, sizes, seeds, worlds)
-def test_evaluation_sees_each_sample_once(num_samples: int, size: int, seed: int | None, ranks: int) -> None:
-    batches = global_batches(num_samples, size, seed, even=False, ranks=ranks)
-    assert batches == global_batches(num_samples, size, seed, even=False, ranks=1)
+@given(counts, sizes, seeds, st.booleans(), worlds)
+def test_each_sample_comes_once(num_samples: int, size: int, seed: int | None, even: bool, ranks: int) -> None:
+    batches = global_batches(num_samples, size, seed, even, ranks)
+    assert batches == global_batches(num_samples, size, seed, even, ranks=1)
     assert sorted(index for batch in batches for index in batch) == list(range(num_samples))
     assert all(len(batch) == size for batch in batches[:-1])
-
-
-@settings(deadline=None)
-@given(counts, st.integers(1, 6), seeds, worlds)
-def test_training_deals_out_evenly(num_samples: int, per_rank: int, seed: int | None, ranks: int) -> None:
-    size = per_rank * ranks  # the data module asks for a multiple
-    batches = global_batches(num_samples, size, seed, even=True, ranks=ranks)
-    whole = global_batches(num_samples, size, seed, even=True, ranks=1)
-    dealt = [batch[: len(batch) // ranks * ranks] for batch in whole]
-    assert batches == [batch for batch in dealt if batch]
-    assert sum(map(len, whole)) == num_samples
 
 
 def test_order() -> None:

@@ -246,11 +246,14 @@ def test_ranks_share_each_batch() -> None:
     assert sorted(tested[0] + tested[1]) == list(range(1000, 1040))
 
 
-def test_too_many_ranks() -> None:
-    module = ready(batch_size=9)
-    refused(attach(module, ranks=2).train_dataloader, "data.batch_size=9", "2 devices")
-    small = ready(batch_size=16)
-    refused(attach(small, epoch=3, ranks=16).train_dataloader, "data.batch_size=16", "10 train samples")
+def test_a_rank_without_a_sample_gets_an_empty_batch() -> None:
+    images, labels = torch.zeros(10, 4, 6, dtype=torch.uint8), torch.arange(10) % 2
+    module = Tensors(images, labels, images, labels, batch_size=4, increment=2)
+    module.setup("fit")
+    batches = list(attach(module, rank=2, ranks=3, backbone=Recorder()).train_dataloader())
+    assert [len(targets) for _, targets, _ in batches] == [1, 1, 0]
+    assert batches[2][0].shape == (0, *batches[0][0].shape[1:])
+    assert [part.dtype for part in batches[2]] == [part.dtype for part in batches[0]]
 
 
 class Recorder(Backbone):

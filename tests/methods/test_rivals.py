@@ -217,9 +217,9 @@ def test_gdumb_learns_from_its_balanced_buffer_alone(tmp_path: Path) -> None:
             assert any(not torch.equal(*pair) for pair in zip(starts, self.parameters(), strict=True))
 
         def batches(self, task: int, epoch: int) -> Any:
-            for batch in super().batches(task, epoch):
+            for batch, rows in super().batches(task, epoch):
                 seen.append((task, set(batch[0][:, 0].tolist())))
-                yield batch
+                yield batch, rows
 
     method = Watched(
         Identity(FEATURES), linear, buffer_size=8, replay_batch_size=4, epochs=20,
@@ -268,7 +268,7 @@ def test_joint_training_sees_all_tasks_so_far(tmp_path: Path) -> None:
     class Watched(JointTraining):
         def batches(self, task: int, epoch: int) -> Any:
             batches = list(super().batches(task, epoch))
-            seen[task, epoch] = torch.cat([targets for _, targets, _ in batches]).tolist()
+            seen[task, epoch] = torch.cat([targets for (_, targets, _), _ in batches]).tolist()
             return batches
 
     fit(Watched(Identity(FEATURES), linear, epochs=2, optimizer=sgd), tmp_path)
