@@ -6,17 +6,26 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
+from mh_lightning import MHLinear
+from mh_lightning.backbones import Identity
+from mh_lightning.callbacks import TaskCheckpoints
 from mh_lightning.cli import STOPPED_BY_SIGTERM
 from mh_lightning.data.features import store
-from mh_lightning.methods import ClassifierAlignment
+from mh_lightning.methods import ClassifierAlignment, FineTuning
 from mh_lightning.methods.base import ContinualMethod
 from mh_lightning.resuming import held
+from tests import fits
+from tests.blobs import FEATURES
 from tests.conftest import results_of, weights_of
 from tests.interrupted import CONFIGURATIONS, Interrupted, every_configuration
 from tests.kills import KILLED, at_call, kill_now, run_in_child, terminate_now
@@ -176,3 +185,48 @@ def test_augmentation_does_not_depend_on_what_came_before(tmp_path: Path) -> Non
     assert run._call("two", "--data.init_args.num_workers", "0") == 0
     assert results_of(run.whole) == results_of(tmp_path / "two" / "killed" / "version_0")
     assert (run.whole / "metrics.csv").read_bytes() == (tmp_path / "two/killed/version_0/metrics.csv").read_bytes()
+
+
+class Fails(Callback):
+    """Ends a run with an error before a step is taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("failed on purpose")
+
+
+def fit_with_dropout(folder: Path, ranks: int, resume: Path | None = None, fails: int = -1) -> dict[str, torch.Tensor]:
+    """The state in the end, or after the failure."""
+
+    def head(features: int, classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Dropout(0.3), MHLinear(features, classes, key_mem_units=5, delta=2))
+
+    torch.manual_seed(0)
+    method = FineTuning(Identity(FEATURES), head)
+    how: dict[str, Any] = {} if ranks == 1 else {"strategy": DDPStrategy(process_group_backend="gloo")}
+    with suppress(RuntimeError):
+        callbacks = [TaskCheckpoints(minutes=0), Fails(fails)]
+        fits.fit(method, folder, resume=resume, devices=ranks, callbacks=callbacks, **how)
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def work(rank: int, folder: Path) -> list[dict[str, torch.Tensor]]:
+    whole = fit_with_dropout(folder / "whole", 2)
+    stopped = fit_with_dropout(folder / "stopped", 2, fails=8)
+    resumed = fit_with_dropout(folder / "resumed", 2, resume=folder / "stopped" / "checkpoints" / "last.ckpt")
+    return [whole, stopped, resumed]
+
+
+def test_two_ranks_go_on_as_two_and_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    for whole, stopped, resumed in fits.on_two_ranks(work, tmp_path):
+        for name, value in whole.items():
+            assert torch.equal(value, resumed[name]), name
+        assert not torch.equal(whole["head.1.M"], stopped["head.1.M"])
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    with pytest.warns(UserWarning, match="the checkpoint is of 2 processes and this run has 1"):
+        alone = fit_with_dropout(tmp_path / "alone", 1, resume=last)
+    assert torch.equal(alone["head.1.key_counter"].sum(), whole["head.1.key_counter"].sum())

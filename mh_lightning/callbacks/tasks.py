@@ -74,7 +74,7 @@ class TaskBoundaries(Callback):
         saved = checkpoint.get("generators", [])  # earlier versions saved none, and after epochs only
         if trainer.state.fn != "fit" or not saved:
             return
-        stream_of(trainer).batches_done = checkpoint["batches_done"]
+        stream_of(trainer).batches_done = checkpoint.get("batches_done", 0)
         self._generators = saved[trainer.global_rank] if trainer.global_rank < len(saved) else None
         if len(saved) != trainer.world_size:
             rank_zero_warn(

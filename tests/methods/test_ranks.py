@@ -1,7 +1,7 @@
 """Methods on several ranks learn, log and predict what one process does, from batches that do not deal out evenly."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -202,9 +202,8 @@ def found_by_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[d
 
 
 @pytest.fixture(autouse=True)
-def _seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
-    return
 
 
 def assert_alike(name: str, alone: dict[str, Tensor], by_rank: list[dict[str, Any]]) -> None:
