@@ -11,6 +11,7 @@ import yaml
 from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.metrics import continual_metrics
+from mh_lightning.resuming import version_folders
 
 METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
@@ -78,9 +79,7 @@ class Run:
 
     def _versions(self, file: str) -> Iterator[Path]:
         """Version folders that hold the file, the newest first."""
-        numbers = [path.name.removeprefix("version_") for path in self.folder.glob("version_*")]
-        for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
-            version = self.folder / f"version_{number}"
+        for version in version_folders(self.folder):
             if (version / file).is_file() and essence_of(_saved_configuration(version)) == essence_of(
                 self.configuration
             ):
