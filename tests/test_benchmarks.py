@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import class_covariances, closed_form, cost_rule, training_step
+from benchmarks import class_covariances, closed_form, cost_rule, long_streams, training_step
 from mh_lightning.functional import grouped
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
@@ -64,3 +64,11 @@ def test_class_covariances(fashion_mnist: Path, capsys: pytest.CaptureFixture[st
     assert rows["full"]["mean error"] == 0 < rows["low_rank 8"]["mean error"] < 1 < rows["full"]["bytes"]
     assert rows["full"]["bytes"] > rows["low_rank 256"]["bytes"] > rows["low_rank 8"]["bytes"]
     assert "| shared |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [("tasks", "--tasks", "6"), ("samples", "--samples", "80")])
+def test_long_streams(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = long_streams.main([*options]).values()
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["seconds"] > 0 and found["MB at the end"] > 50
+    assert f"{options[2]} {options[0]}: " in capsys.readouterr().out

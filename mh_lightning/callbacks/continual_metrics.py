@@ -62,12 +62,9 @@ class ContinualMetrics(Callback):
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
         for split in self._counts.keys() & self._metrics.keys():
             counts = self._counts[split]
-            for metric in self._metrics[split].values(copy_state=False):
-                assert isinstance(metric, AccuracyMatrix)
-                correct, total = counts["correct" if metric.top_k == 1 else "correct_top5"], counts["total"]
-                metric.correct[: len(correct)] = correct.to(metric.correct)
-                metric.total[: len(total)] = total.to(metric.total)
-                metric._update_count = 1
+            self._accuracy_matrix(split).go_on_from(counts["correct"], counts["total"])
+            if "last_accuracy_top5" in self._metrics[split]:
+                self._accuracy_matrix(split, "last_accuracy_top5").go_on_from(counts["correct_top5"], counts["total"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without a fit, as in `trainer.validate`, the counts start here."""
@@ -170,6 +167,7 @@ class ContinualMetrics(Callback):
                     title = f"{split} accuracy after task {task + 1}"
                     figure = accuracy_matrix_figure(_array(matrix), title, after)
                     logger.experiment.add_figure(f"{split}/accuracy_matrix", figure, task + 1)
+                    figure.clear()  # else its arrays wait for the garbage collector
             else:
                 logger.log_metrics({"task": task + 1, **scalars}, trainer.global_step)
         pl_module.print(

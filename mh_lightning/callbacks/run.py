@@ -61,6 +61,7 @@ def show_figure(trainer: Trainer, name: str, figure: Figure, path: Path) -> None
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    figure.clear()  # else its arrays wait for the garbage collector
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             with Image.open(path) as picture:

@@ -43,7 +43,7 @@ class DecisionSurfaces(Callback):
     """For streams of two features: after each task, which class each point of the plane is given, with the training
     samples so far and the keys of the first Memory Head; in TensorBoard, and at the end all tasks in
     ``decision_surfaces.png``. Of a stream with more than `MOST_SURFACES` evaluations so many are drawn, evenly spaced,
-    and of more than `MOST_SAMPLES` samples every second, every third and so on.
+    and of more than `MOST_SAMPLES` samples every second, every third and so on of each task.
     """
 
     def __init__(self) -> None:
@@ -57,13 +57,17 @@ class DecisionSurfaces(Callback):
         evaluation, evaluations = (-(-tasks // stream.evaluate_every_n_tasks) for tasks in (task + 1, stream.num_tasks))
         if evaluation - 1 not in evenly_spaced(evaluations, MOST_SURFACES):
             return
-        parts = [stream.samples_to_show("train", earlier, 0) for earlier in range(task + 1)]
+        step = -(-sum(stream.num_samples("train", earlier) for earlier in range(task + 1)) // MOST_SAMPLES)
+        parts = [
+            tuple(array[::step].copy() for array in stream.samples_to_show("train", earlier, 0))
+            for earlier in range(task + 1)
+        ]
         samples, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         plane = Plane(
             classes=_classify(trainer, pl_module, extent := stream.extent()),
             extent=extent,
-            samples=samples[:: -(-len(samples) // MOST_SAMPLES)],
-            labels=labels[:: -(-len(labels) // MOST_SAMPLES)],
+            samples=samples,
+            labels=labels,
             keys=_keys(pl_module),
             title=f"after task {task + 1}: {stream.name_of_task(task)}",
         )

@@ -59,9 +59,10 @@ class AccuracyMatrix(Metric):
         self.num_tasks, self.top_k, self.every_n_tasks = num_tasks, top_k, every_n_tasks
         self.evaluated_after = [*range(every_n_tasks, num_tasks, every_n_tasks), num_tasks]
         self.num_evaluated_tasks = num_tasks if num_evaluated_tasks is None else num_evaluated_tasks
-        shape = len(self.evaluated_after), num_tasks
         for name in ("correct", "total"):
-            self.add_state(name, torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
+            # one zero spread out, until the first update: of metrics that share a state, one alone needs the memory
+            nothing = torch.zeros((), dtype=torch.long).expand(len(self.evaluated_after), num_tasks)
+            self.add_state(name, nothing, dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor, tasks: Tensor, after_task: int) -> None:
         """Count a batch.
@@ -86,9 +87,21 @@ class AccuracyMatrix(Metric):
             raise UserError(
                 f"{type(self).__name__}: top_k={self.top_k} needs as many predictions a sample, got {ranked.shape[1]}."
             )
+        self._make_room()
         right = (ranked[:, : self.top_k] == targets[:, None]).any(dim=1)
         self.correct[row] += torch.bincount(tasks[right], minlength=self.num_tasks)
         self.total[row] += torch.bincount(tasks, minlength=self.num_tasks)
+
+    def go_on_from(self, correct: Tensor, total: Tensor) -> None:
+        """Take up counts of the first evaluations, (e, T) each."""
+        self._make_room()
+        self.correct[: len(correct)] = correct.to(self.correct)
+        self.total[: len(total)] = total.to(self.total)
+        self._update_count = 1
+
+    def _make_room(self) -> None:
+        if not self.correct.is_contiguous():
+            self.correct, self.total = self.correct.contiguous(), self.total.contiguous()
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         wrapped: Callable[..., Any] = super()._wrap_compute(compute)
