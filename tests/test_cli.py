@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -242,9 +243,29 @@ def test_validate_test_and_predict(run: Run, tiny_config: Path, capsys: pytest.C
     assert sum(row[1] == row[2] for row in columns) / 30 == pytest.approx(last_accuracy)
 
 
-@pytest.mark.parametrize(("method", "options"), [("FineTuning", ()), ("FineTuning", TOUCHED), ("NearestClassMean", ())])
+def commands_and_variables(launcher: str, arguments: list[str]) -> list[tuple[list[str], dict[str, str]]]:
+    """What starts two processes: the processes to start, and their environment."""
+    plain = [sys.executable, "train.py", *arguments]
+    if launcher == "devices":
+        return [(plain, {})]
+    if launcher == "torchrun":
+        return [
+            ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *plain[1:]], {})
+        ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+           "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}  # fmt: skip
+    return [(plain, {**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in ("0", "1")]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "launcher"),
+    [("FineTuning", (), "torchrun"), ("FineTuning", TOUCHED, "SLURM"), ("NearestClassMean", (), "devices")],
+)
 def test_two_processes_equal_one(
-    run: Run, tiny_config: Path, tmp_path: Path, method: str, options: tuple[str, ...]
+    run: Run, tiny_config: Path, tmp_path: Path, method: str, options: tuple[str, ...], launcher: str
 ) -> None:
     exact = ("--trainer.precision", "64-true", *options)
     if method == "NearestClassMean":
@@ -253,10 +274,23 @@ def test_two_processes_equal_one(
         settings["model"] = {"class_path": f"mh_lightning.methods.{method}", "init_args": {"backbone": backbone}}
         tiny_config.write_text(yaml.safe_dump(settings))
     root = Path(__file__).parents[1]
-    command = [sys.executable, "train.py", "fit", "--config", str(tiny_config), "--run_dir", str(tmp_path / "two"),
-               "--trainer.devices", "2", "--trainer.strategy", "ddp", *exact]  # fmt: skip
-    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
+    arguments = [
+        "fit",
+        "--config",
+        str(tiny_config),
+        "--run_dir",
+        str(tmp_path / "two"),
+        "--trainer.devices",
+        "2",
+        *exact,
+    ]
+    processes = [
+        subprocess.Popen(command, cwd=root, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+        for command, variables in commands_and_variables(launcher, arguments)
+    ]
+    for process in processes:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
     one, two = run("fit", tiny_config, *exact), tmp_path / "two" / "tiny" / "version_0"
     assert [path.name for path in two.parent.iterdir()] == ["version_0"]
     for name, value in weights_of(one).items():

@@ -24,8 +24,7 @@ from tests.fits import RANKS, on_two_ranks, stream
 
 class MoveMemory(Callback):
     """Moves a weight of each unit on rank 1 after a step, at least by one unit in the last place, which later steps may
-    round away. (A single unit may be recycled, and keys are mended at the next forward, where DistributedDataParallel
-    sends buffers around.)
+    round away. (A single unit may be recycled.)
     """
 
     def __init__(self, step: int, distance: float = 0.0) -> None:
