@@ -1,9 +1,9 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
 import os
-import re
 import shutil
 import sys
+import threading
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -19,9 +19,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mh_lightning import callbacks
+from mh_lightning.config_files import MODE, check_values
 from mh_lightning.data import StreamDataModule
-from mh_lightning.errors import UNREADABLE, UserError
+from mh_lightning.errors import UNREADABLE, UserError, writing
 from mh_lightning.methods import ContinualMethod
+from mh_lightning.mistakes import sentence_of
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.TaskBoundaries,
@@ -52,16 +54,8 @@ EXPECTED_WARNINGS = (
 )
 
 
-# the frame that jsonargparse puts around the reason why it refuses a value
-PARSER_NOISE = (
-    "Does not validate",
-    "Subtypes:",
-    "Errors:",
-    "Given value",
-    "Problem with given class_path",
-    "Expected a <class 'NoneType'>",
-    "Expected a path but",
-)
+MOST_THREADS = 1024  # OpenMP crashes where the system gives it no more
+PARSER = {"exit_on_error": False, "parser_mode": MODE}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -70,8 +64,10 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the configuration in TensorBoard."""
         folder = Path(trainer.default_root_dir)  # only rank 0 comes here, and knows the folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
+        path = folder / self.config_filename
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -85,7 +81,7 @@ class StreamCLI(LightningCLI):
         self.run_folder: Path | None = None
         try:
             self._run(args)
-        except ValueError:
+        except Exception:
             self._discard_empty_run_folder()
             raise
 
@@ -105,7 +101,7 @@ class StreamCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            parser_kwargs=dict.fromkeys(self.subcommands(), PARSER) | PARSER,
             auto_configure_optimizers=False,
             args=args,
         )
@@ -146,10 +142,14 @@ class StreamCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and look at the checkpoint before anything is built."""
-        super().parse_arguments(parser, args)
+        """Parse, and look at the values and the checkpoint before anything is built."""
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            raise UserError(f"config: a file is no text in UTF-8 ({error}); give YAML files.") from error
+        check_values(self.config[self.config.subcommand].as_dict())
         seed = self.config[self.config.subcommand].get("seed_everything")
-        if not 0 <= seed < 2**32:
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")
         checkpoint = self.config[self.config.subcommand].get("ckpt_path")
         if checkpoint is not None:
@@ -160,9 +160,12 @@ class StreamCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
         config = self.config[self.subcommand]
+        port = os.environ.get("MASTER_PORT", "0")
+        if not port.isdecimal() or int(port) >= 2**16:
+            raise UserError(f"The environment variable MASTER_PORT must be a port from 0 to 65535, got {port!r}.")
         if config.num_threads is not None:
-            if config.num_threads < 1:
-                raise UserError(f"num_threads must be at least 1, got {config.num_threads}.")
+            if not 1 <= config.num_threads <= MOST_THREADS:
+                raise UserError(f"num_threads must lie in 1 to {MOST_THREADS}, got {config.num_threads}.")
             torch.set_num_threads(config.num_threads)
         if not config.experiment and config.experiment is not None:
             raise UserError("experiment is empty; give a name, or leave it out.")
@@ -206,7 +209,7 @@ class StreamCLI(LightningCLI):
         kwargs["default_root_dir"] = config.get("default_root_dir") or str(self.run_folder)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
 
@@ -273,7 +276,7 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
     try:
         cli = _ConfigurationOnly(["fit", *arguments])
     except (ValueError, ArgumentError) as error:
-        sentence = _user_mistake(error)
+        sentence = sentence_of(error)
         if sentence is None:
             raise
         raise UserError(sentence) from error
@@ -288,40 +291,18 @@ def main(args: ArgsType = None) -> None:
     if not torch.cuda.is_available():
         # Lightning makes torch look for GPUs by NVML; where there is none, each step of Adam would search that library
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    previous = threading.excepthook
+    broken: list[BaseException] = []  # where TensorBoard's writer cannot write, its thread ends
+    threading.excepthook = lambda ended: broken.append(ended.exc_value or SystemExit())
     try:
         StreamCLI(args)
-    except (ValueError, ArgumentError, MisconfigurationException) as error:
-        sentence = _user_mistake(error)
-        if sentence is None:
+        for error in broken:
+            raise error
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:  # a bug
             raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _user_mistake(error: BaseException) -> str | None:
-    """What the user did wrong, in one sentence, or None if the error is not of their making."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, MisconfigurationException):
-        return " ".join(str(error).split())
-    return _parser_sentence(str(error)) if isinstance(error, ArgumentError) else None
-
-
-def _parser_sentence(message: str) -> str:
-    r"""The one informative line of jsonargparse's report, with the option in front.
-
-    Example:
-        >>> _parser_sentence('Parser key "data":\n  Errors:\n    - Option \'x\' is not accepted\n  Given value: 1')
-        "--data: Option 'x' is not accepted (see --help)."
-    """
-    option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
-    told = [line for line in lines if line and not line.startswith(PARSER_NOISE)] or [" ".join(lines)]
-    if not option:  # no value is refused, but the whole line or file
-        told = [" ".join(message.split())]
-    reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
-    reason = re.sub("^Expected a dot import path string: (.*)", r"'\1' is no class that is known here", reason)
-    return f"--{option}: {reason} (see --help)." if option else f"{reason}."
+    finally:
+        threading.excepthook = previous

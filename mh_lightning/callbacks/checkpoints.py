@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder
+from mh_lightning.errors import writing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,13 +23,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write to a temporary file in the same folder, flush it to disk, rename it."""
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(target):
+            try:
+                super().save_checkpoint(checkpoint, temporary, storage_options)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 class TaskCheckpoints(Checkpoint):
@@ -43,10 +45,15 @@ class TaskCheckpoints(Checkpoint):
         folder = run_folder(trainer) / "checkpoints"
         last = folder / "last.ckpt"
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(last, weights_only=False)  # all state, not the weights alone
         if trainer.is_global_zero and ends_task(trainer):
             name = f"task_{current_task(trainer) + 1}"
             copy = folder / f".{name}.tmp"
-            shutil.copyfile(last, copy)
-            copy.replace(folder / f"{name}.ckpt")
+            with writing(folder / f"{name}.ckpt"):
+                try:
+                    shutil.copyfile(last, copy)
+                    copy.replace(folder / f"{name}.ckpt")
+                finally:
+                    copy.unlink(missing_ok=True)

@@ -18,8 +18,9 @@ from torchmetrics import MetricCollection
 from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
 from mh_lightning.callbacks.reports import accuracy_by_task, defined, results_table
-from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, stream_of
+from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, save_figure, stream_of
 from mh_lightning.distributed import sum_over_ranks
+from mh_lightning.errors import UserError, write_at_once
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import most_likely
@@ -59,6 +60,14 @@ class ContinualMetrics(Callback):
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
         for split in self._counts.keys() & self._metrics.keys():
             counts = self._counts[split]
+            tasks = stream_of(trainer).num_tasks
+            if not isinstance(counts, dict) or any(
+                not isinstance(count, Tensor) or count.shape != (tasks, tasks) for count in counts.values()
+            ):
+                raise UserError(
+                    f"ckpt_path: the checkpoint's counts of the {split} samples are not ({tasks}, {tasks}), one for "
+                    "each pair of tasks; it is damaged."
+                )
             for metric in self._metrics[split].values(copy_state=False):
                 assert isinstance(metric, AccuracyMatrix)
                 metric.correct = counts["correct" if metric.top_k == 1 else "correct_top5"].clone().to(metric.device)
@@ -219,13 +228,10 @@ class ContinualMetrics(Callback):
                 f"The run ended after task {trained} of {results['num_tasks']}; the results cover these only."
             )
         results |= {split: summary for split, summary in summaries.items() if split != "test"}
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".results.json.tmp"
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-        partial.replace(folder / "results.json")
+        write_at_once(folder / "results.json", json.dumps(results, indent=2) + "\n")
         if self._figures:
             matrix = np.array(results["accuracy_matrix"])
-            accuracy_matrix_figure(matrix, "test accuracy").savefig(folder / "accuracy_matrix.png", dpi=150)
+            save_figure(accuracy_matrix_figure(matrix, "test accuracy"), folder / "accuracy_matrix.png")
         print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
 
     def _summary(self, trainer: Trainer, split: str) -> dict[str, Any] | None:
