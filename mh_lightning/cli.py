@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mh_lightning import callbacks
-from mh_lightning.config_files import MODE, check_values
+from mh_lightning.config_files import MODE, check_nulls, check_values
 from mh_lightning.data import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, writing
 from mh_lightning.methods import ContinualMethod
@@ -147,7 +147,11 @@ class StreamCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except UnicodeDecodeError as error:
             raise UserError(f"config: a file is no text in UTF-8 ({error}); give YAML files.") from error
-        check_values(self.config[self.config.subcommand].as_dict())
+        config = self.config[self.config.subcommand].as_dict()
+        check_values(config)
+        check_nulls(config["trainer"], "trainer", Trainer)
+        for name in ("model", "data"):
+            check_nulls(config[name], name)
         seed = self.config[self.config.subcommand].get("seed_everything")
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")

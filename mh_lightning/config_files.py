@@ -1,7 +1,10 @@
 """How configurations are read: YAML without doubt about what it says, and values that every option can take."""
 
+import inspect
 import math
-from typing import Any
+import pydoc
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
@@ -95,3 +98,46 @@ def check_values(value: Any, name: str = "") -> None:
         raise UserError(f"{name} must not hold a null character, got {value!r}.")
     if name == "trainer" and not isinstance(value, dict):
         raise UserError(f"trainer must hold options by name, got {value!r}.")
+
+
+def check_nulls(value: Any, name: str, owner: type | None = None) -> None:
+    """Refuse null where an option's type does not have it, which jsonargparse takes for any option.
+
+    Args:
+        value: options by name, or a class_path with its init_args.
+        name: of what the options belong to.
+        owner: the class that they are options of.
+
+    Raises:
+        UserError: names the option.
+
+    Example:
+        >>> check_nulls({"class_path": "mh_lightning.data.Digits", "init_args": {"batch_size": None}}, "data")
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: data.init_args.batch_size must not be null.
+    """
+    if isinstance(value, list):
+        for place, entry in enumerate(value):
+            check_nulls(entry, f"{name}[{place}]")
+    elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        made = pydoc.locate(value["class_path"])
+        check_nulls(value.get("init_args"), f"{name}.init_args", made if isinstance(made, type) else None)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if entry is None and owner is not None and not _takes_null(owner, key):
+                raise UserError(f"{name}.{key} must not be null.")
+            check_nulls(entry, f"{name}.{key}")
+
+
+def _takes_null(owner: type, name: str) -> bool:
+    """Whether the type of a class's option has None; unknown types do."""
+    for base in owner.__mro__:
+        made = base.__dict__.get("__init__")
+        if made is not None and name in inspect.signature(made).parameters:
+            try:
+                hint = get_type_hints(made).get(name, Any)
+            except (NameError, TypeError):  # names that are imported for type checkers only
+                return True
+            return hint is Any or NoneType in get_args(hint) or not (get_args(hint) or isinstance(hint, type))
+    return True

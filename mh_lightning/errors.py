@@ -42,6 +42,10 @@ UNREADABLE = (
 )
 
 
+# what torch says to a name of a device
+NO_DEVICE = ("Invalid device string", "Expected one of cpu", "Torch not compiled with", "device type ")
+
+
 def reason_of(error: BaseException) -> str:
     r"""The first sentence of an error's message, to be put into one's own.
 
@@ -80,6 +84,8 @@ def blame(option: str) -> Iterator[None]:
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{option}: {str(error).rstrip('.')}.") from error
     except (RuntimeError, MemoryError) as error:
+        if str(error).startswith(NO_DEVICE):
+            raise UserError(f"{option}: {reason_of(error)}.") from error
         if not out_of_memory(error):
             raise
         raise UserError(f"{option} needs more memory than there is ({reason_of(error)}); make it smaller.") from error

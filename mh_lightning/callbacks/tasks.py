@@ -35,8 +35,9 @@ class TaskBoundaries(Callback):
             ("check_val_every_n_epoch", (1, stream.epochs_per_task), "it follows from data.epochs_per_task"),
             ("limit_val_batches", (None, 0, 1.0), "data.max_test_samples takes a part of each class"),
         ):
-            if getattr(trainer, name) not in allowed and not is_trial(trainer):
-                raise UserError(f"trainer.{name}={getattr(trainer, name)}: leave it out, {reason}.")
+            value = getattr(trainer, name, "a duration")  # which Lightning keeps elsewhere
+            if value not in allowed and not is_trial(trainer):
+                raise UserError(f"trainer.{name}={value}: leave it out, {reason}.")
         if trainer.accumulate_grad_batches < 1:
             raise UserError(
                 f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."

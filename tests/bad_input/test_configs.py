@@ -45,6 +45,10 @@ def executing(place: Place) -> list[Any]:
     return ["--config", place.write("tag.yaml", place.config.read_text() + f"run_dir: {touch}")]
 
 
+LETTERS = "abcdefghijklmnopqrstuv"
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{one}: &{one} [*{two}, *{two}]\n" for one, two in zip(LETTERS[1:], LETTERS[:-1], strict=True)
+)
 FILES = (
     text("broken YAML", "model: [1, {a: ", "parsing config"),
     text("list", "- 1\n- 2\n", "Unexpected config"),
@@ -56,8 +60,7 @@ FILES = (
     text("nested key twice", TINY.replace("batch_size: 4", "batch_size: 4, increment: 2"), "'increment' is given"),
     text("alias of itself", "a: &a [*a]\n" + TINY, "nested too deeply"),
     text("nested deeply", "model: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-    text("billion laughs", "a: &a [x, x]\n" + "".join(f"{one}: &{one} [*{two}, *{two}]\n" for one, two in
-                                                       zip("bcdefghijklmnopqrstuv", "abcdefghijklmnopqrstu", strict=True)), "more than 1000000 values"),
+    text("billion laughs", LAUGHS, "more than 1000000 values"),
     text("unknown key", TINY + "nonsense: 7\n", "nonsense"),
     Row("tag of Python", executing, "could not determine a constructor for the tag"),
     Row("no file", ["--config", "/nowhere.yaml"], "--config: File does not exist: '/nowhere.yaml'"),
@@ -81,7 +84,7 @@ OPTIONS = (
     option(f"{MODEL}backbone", "subprocess.Popen", "--model.backbone: .*'subprocess.Popen' is not allowed"),
     option(f"{MODEL}head", "os.system", "--model.head: .*'os.system' is not allowed"),
     option(f"{MODEL}optimizer", "os.system", "--model.optimizer: .*'os.system' is not allowed"),
-    option(f"{MODEL}optimizer", "null", "model.init_args.optimizer: "),
+    option(f"{MODEL}optimizer", "null", "model.init_args.optimizer"),
     option(f"{TRAINER}callbacks", "[os.system]", "--trainer.callbacks: .*os.system"),
     option(f"{TRAINER}callbacks", "[torch.nn.Linear]", "--trainer.callbacks: .*torch.nn.Linear"),
     option(f"{HEAD}key_mem_units", "1000000000000", "model.init_args.head needs more memory.*12.0 TB at once"),
@@ -96,6 +99,8 @@ OPTIONS = (
     option(f"{OPTIMIZER}lr", ".nan", "lr must be a number, got NaN"),
     option(f"{OPTIMIZER}lr", "null", "--model.optimizer.lr: Expected a <class 'float'>"),
     option(f"{DATA}batch_size", "0", "data.batch_size must be at least 1"),
+    option(f"{DATA}batch_size", "null", "data.init_args.batch_size must not be null"),
+    option(f"{HEAD}device", "nonsense", "model.init_args.head: .*nonsense"),
     option(f"{DATA}batch_size", "1.5", "--data.batch_size: .*1.5"),
     option(f"{DATA}num_classes", "1000000000000", "data.num_classes must lie in 1 to 1000000"),
     option(f"{DATA}validation_fraction", ".nan", "validation_fraction must be a number, got NaN"),
