@@ -295,7 +295,8 @@ def _create_model(
     name: str, pretrained: bool, checkpoint_path: str | None, map_by_order: bool, image_size: int | None
 ) -> Any:
     options: dict[str, Any] = {"num_classes": 0}
-    if image_size is not None and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+    registered = not name.startswith("hf-hub:")
+    if image_size is not None and registered and timm.get_pretrained_cfg_value(name, "fixed_input_size"):
         options["img_size"] = image_size
     if checkpoint_path is not None:
         with torch.random.fork_rng(devices=[]):  # a seed gives the same head, whatever the loading draws

@@ -1,10 +1,10 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
 import os
-import re
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from argparse import ArgumentError
 from contextlib import ExitStack
@@ -25,9 +25,11 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mh_lightning import callbacks
+from mh_lightning.config_files import MODE, check_nulls, check_values
 from mh_lightning.data import StreamDataModule
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, writing
 from mh_lightning.methods import ContinualMethod
+from mh_lightning.mistakes import sentence_of
 from mh_lightning.resuming import (
     CHECKPOINTS,
     check_checkpoint,
@@ -70,16 +72,8 @@ EXPECTED_WARNINGS = (
 )
 
 
-# the frame that jsonargparse puts around the reason why it refuses a value
-PARSER_NOISE = (
-    "Does not validate",
-    "Subtypes:",
-    "Errors:",
-    "Given value",
-    "Problem with given class_path",
-    "Expected a <class 'NoneType'>",
-    "Expected a path but",
-)
+MOST_THREADS = 1024  # OpenMP crashes where the system gives it no more
+PARSER = {"exit_on_error": False, "parser_mode": MODE}
 
 
 class SaveConfig(SaveConfigCallback):
@@ -97,11 +91,13 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the configuration in TensorBoard."""
         folder = Path(trainer.default_root_dir)  # only rank 0 comes here, and knows the folder
-        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.config_filename
         checkpoint = self.config.get("ckpt_path")
         if checkpoint is not None and Path(checkpoint).parent.parent == folder:
             self.config.ckpt_path = None  # the same run goes on, and config.yaml tells how it began
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
         text = self._text
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -118,7 +114,7 @@ class StreamCLI(LightningCLI):
         with ExitStack() as self._while_running:
             try:
                 self._run(args)
-            except ValueError:
+            except Exception:
                 self._discard_empty_run_folder()
                 raise
 
@@ -140,7 +136,7 @@ class StreamCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            parser_kwargs={name: {"exit_on_error": False} for name in self.subcommands()} | {"exit_on_error": False},
+            parser_kwargs=dict.fromkeys(self.subcommands(), PARSER) | PARSER,
             auto_configure_optimizers=False,
             args=args,
         )
@@ -181,10 +177,18 @@ class StreamCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and look at the checkpoint before anything is built."""
-        super().parse_arguments(parser, args)
+        """Parse, and look at the values and the checkpoint before anything is built."""
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            raise UserError(f"config: a file is no text in UTF-8 ({error}); give YAML files.") from error
+        config = self.config[self.config.subcommand].as_dict()
+        check_values(config)
+        check_nulls(config["trainer"], "trainer", Trainer)
+        for name in ("model", "data"):
+            check_nulls(config[name], name)
         seed = self.config[self.config.subcommand].get("seed_everything")
-        if not 0 <= seed < 2**32:
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")
         self._choose_experiment()
         self._choose_checkpoint()
@@ -221,7 +225,7 @@ class StreamCLI(LightningCLI):
         config.ckpt_path = str(config.ckpt_path)
         if subcommand == "fit" and "configuration" in checkpoint:
             own = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[subcommand]
-            check_configuration(yaml.safe_load(checkpoint["configuration"]), own)
+            check_configuration(checkpoint["configuration"], own)
         if self.resumed_folder is not None:
             in_chunks = config.data.init_args.chunk_size is not None
             self.logged_before = logged_rows(self.resumed_folder / "metrics.csv", checkpoint, in_chunks)
@@ -229,9 +233,12 @@ class StreamCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
         config = self.config[self.subcommand]
+        port = os.environ.get("MASTER_PORT", "0")
+        if not port.isdecimal() or int(port) >= 2**16:
+            raise UserError(f"The environment variable MASTER_PORT must be a port from 0 to 65535, got {port!r}.")
         if config.num_threads is not None:
-            if config.num_threads < 1:
-                raise UserError(f"num_threads must be at least 1, got {config.num_threads}.")
+            if not 1 <= config.num_threads <= MOST_THREADS:
+                raise UserError(f"num_threads must lie in 1 to {MOST_THREADS}, got {config.num_threads}.")
             torch.set_num_threads(config.num_threads)
         experiment = Path(config.run_dir) / config.experiment
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -279,7 +286,7 @@ class StreamCLI(LightningCLI):
         kwargs["default_root_dir"] = config.get("default_root_dir") or str(self.run_folder)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
 
@@ -328,7 +335,7 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
     try:
         cli = _ConfigurationOnly(["fit", *arguments])
     except (ValueError, ArgumentError) as error:
-        sentence = _user_mistake(error)
+        sentence = sentence_of(error)
         if sentence is None:
             raise
         raise UserError(sentence) from error
@@ -343,11 +350,16 @@ def main(args: ArgsType = None) -> None:
     if not torch.cuda.is_available():
         # Lightning makes torch look for GPUs by NVML; where there is none, each step of Adam would search that library
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    previous = threading.excepthook
+    broken: list[BaseException] = []  # where TensorBoard's writer cannot write, its thread ends
+    threading.excepthook = lambda ended: broken.append(ended.exc_value or SystemExit())
     try:
         StreamCLI(args)
-    except (ValueError, ArgumentError, MisconfigurationException) as error:
-        sentence = _user_mistake(error)
-        if sentence is None:
+        for error in broken:
+            raise error
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:  # a bug
             raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -355,32 +367,5 @@ def main(args: ArgsType = None) -> None:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others must not look as if they had failed
             print("stopped by SIGTERM; the same command with --ckpt_path last goes on", file=sys.stderr)
             raise SystemExit(STOPPED_BY_SIGTERM) from None
-
-
-def _user_mistake(error: BaseException) -> str | None:
-    """What the user did wrong, in one sentence, or None if the error is not of their making."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, MisconfigurationException):
-        return " ".join(str(error).split())
-    return _parser_sentence(str(error)) if isinstance(error, ArgumentError) else None
-
-
-def _parser_sentence(message: str) -> str:
-    r"""The one informative line of jsonargparse's report, with the option in front.
-
-    Example:
-        >>> _parser_sentence('Parser key "data":\n  Errors:\n    - Option \'x\' is not accepted\n  Given value: 1')
-        "--data: Option 'x' is not accepted (see --help)."
-    """
-    option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
-    told = [line for line in lines if line and not line.startswith(PARSER_NOISE)] or [" ".join(lines)]
-    if not option:  # no value is refused, but the whole line or file
-        told = [" ".join(message.split())]
-    reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
-    reason = re.sub("^Expected a dot import path string: (.*)", r"'\1' is no class that is known here", reason)
-    return f"--{option}: {reason} (see --help)." if option else f"{reason}."
+    finally:
+        threading.excepthook = previous

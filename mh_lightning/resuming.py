@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mh_lightning.errors import UNREADABLE, UserError
+from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 CHECKPOINTS = "checkpoints"  # in the folder of each fit, from its start
 
@@ -96,12 +97,22 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def check_configuration(saved: dict[str, Any], own: dict[str, Any]) -> None:
+def check_configuration(text: Any, own: dict[str, Any]) -> None:
     """Compare the configuration that a run began with and the one that it is to go on with; what may differ is told.
+
+    Args:
+        text: of the YAML in the checkpoint.
+        own: of this run.
 
     Raises:
         UserError: names all options that differ and cannot change in a run.
     """
+    try:
+        saved = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError("ckpt_path: the checkpoint's configuration is damaged; give another checkpoint.")
     before, now = dict(_leaves(saved)), dict(_leaves(own))
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     changed = [name for name in changed if not re.fullmatch(FREE, name)]
@@ -164,10 +175,16 @@ def logged_rows(metrics: Path, checkpoint: dict[str, Any], chunks: bool) -> list
     if not metrics.is_file():
         return []
     tasks, steps = checkpoint.get("tasks_trained", 0), checkpoint.get("global_step", 0) + chunks
-    with metrics.open(newline="") as file:
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-    return [
-        row | {"step": int(row["step"])}
-        for row in rows
-        if "step" in row and (float(row["task"]) <= tasks if "task" in row else int(row["step"]) < steps)
-    ]
+    try:
+        with metrics.open(newline="") as file:
+            rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+        return [
+            row | {"step": int(row["step"])}
+            for row in rows
+            if "step" in row and (float(row["task"]) <= tasks if "task" in row else int(row["step"]) < steps)
+        ]
+    except (OSError, ValueError, csv.Error) as error:
+        rank_zero_warn(
+            f"{str(metrics)!r} is damaged ({reason_of(error)}) and begins anew; results.json is not made of it."
+        )
+        return []

@@ -15,6 +15,9 @@ from mh_lightning.errors import UNREADABLE, UserError, reason_of
 # above the values that models start from, and exact in float32 with some thousand tensors
 FIRST_MARK = 1000
 
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64, *INTEGERS)
+
 # the trained encoder of a momentum-contrast file, versions 3 and before, among its copy, predictor and queue of keys
 MOCO_ENCODERS = ("base_encoder.", "encoder_q.")
 MOCO_PROJECTORS = ("head.", "fc.")  # in place of the classifier, of a ViT and a ResNet
@@ -69,6 +72,11 @@ def load_model(name: str, checkpoint_path: str, map_by_order: bool, options: dic
         raise UserError(f"{unfit}: the model has no place for {len(unused)} of its tensors, {unused[0]!r} first; "
                         f"{advice}.")  # fmt: skip
     model = load(state_dict=weights, custom_load=False)
+    given = list(weights.values())
+    for key, value in model.state_dict().items():
+        place = found.get(key, -1)
+        if value.is_floating_point() and place in range(len(given)) and not given[place].is_floating_point():
+            raise UserError(f"{unfit}: {key!r} would come from integers, {given[place].dtype}; {advice}.")
     model.pretrained_cfg.pop("state_dict", None)
     return model
 
@@ -111,6 +119,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"backbone.checkpoint_path={str(path)!r} holds something other than named tensors.")
     weights = _encoder_of(weights)
     for key, value in weights.items():
+        if value.layout != torch.strided or value.is_meta or value.dtype not in REAL:
+            raise UserError(
+                f"backbone.checkpoint_path={str(path)!r} must hold dense tensors of real numbers; {key!r} is "
+                f"{value.layout} of {value.dtype} on {value.device}."
+            )
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"backbone.checkpoint_path={str(path)!r} holds NaN or infinite values, in {key!r} first.")
     return weights

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder, stream_of
 from mh_lightning.callbacks.stop_signal import StopSignal
 from mh_lightning.distributed import sum_over_ranks
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, writing
 from mh_lightning.resuming import CHECKPOINTS
 
 WAITING = ".last.ckpt.tmp"  # whole, but not yet in its place
@@ -33,14 +33,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write to a temporary file in the same folder, flush it to disk, rename it."""
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            _flush_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(target):
+            try:
+                super().save_checkpoint(checkpoint, temporary, storage_options)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+                _flush_folder(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -114,10 +115,7 @@ class TaskCheckpoints(Checkpoint):
         if due or self._stops or evaluated or (trainer.current_epoch + 1) % every == 0:
             waiting = self._save(trainer)
             if trainer.is_global_zero and evaluated:  # first, since nobody comes back here after last.ckpt
-                name = f"task_{current_task(trainer) + 1}"
-                copy = waiting.with_name(f".{name}.tmp")
-                shutil.copyfile(waiting, copy)
-                copy.replace(waiting.with_name(f"{name}.ckpt"))
+                self._copy(waiting, f"task_{current_task(trainer) + 1}")
             self._put_into_place(trainer)
         if self._stops and trainer.current_epoch + 1 != trainer.max_epochs:
             raise SIGTERMException
@@ -137,10 +135,21 @@ class TaskCheckpoints(Checkpoint):
     def _save(self, trainer: Trainer) -> Path:
         folder = run_folder(trainer) / CHECKPOINTS
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(folder / WAITING, weights_only=False)  # all state, not the weights alone
         self._saved, self._waiting = time.monotonic(), True
         return folder / WAITING
+
+    @staticmethod
+    def _copy(checkpoint: Path, name: str) -> None:
+        copy, target = checkpoint.with_name(f".{name}.tmp"), checkpoint.with_name(f"{name}.ckpt")
+        with writing(target):
+            try:
+                shutil.copyfile(checkpoint, copy)
+                copy.replace(target)
+            finally:
+                copy.unlink(missing_ok=True)
 
     def _put_into_place(self, trainer: Trainer) -> None:
         """After the logs, since a resumed run logs only what comes after its checkpoint."""
@@ -152,5 +161,6 @@ class TaskCheckpoints(Checkpoint):
                     logger.experiment.flush()
                 else:
                     logger.save()
-            (folder / WAITING).replace(folder / "last.ckpt")
+            with writing(folder / "last.ckpt"):
+                (folder / WAITING).replace(folder / "last.ckpt")
             _flush_folder(folder)

@@ -18,8 +18,9 @@ from torchmetrics import MetricCollection
 from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
 from mh_lightning.callbacks.reports import accuracy_by_task, defined, evenly_spaced, results_table, shortened
-from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, stream_of
+from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, save_figure, stream_of
 from mh_lightning.distributed import sum_over_ranks
+from mh_lightning.errors import UserError, write_at_once
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import most_likely
@@ -62,7 +63,18 @@ class ContinualMetrics(Callback):
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
         for split in self._counts.keys() & self._metrics.keys():
             counts = self._counts[split]
-            self._accuracy_matrix(split).go_on_from(counts["correct"], counts["total"])
+            matrix = self._accuracy_matrix(split)
+            rows, tasks = matrix.total.shape
+            fits = isinstance(counts, dict) and all(
+                isinstance(count, Tensor) and count.dim() == 2 and len(count) <= rows and count.shape[1] == tasks
+                for count in counts.values()
+            )
+            if not fits:
+                raise UserError(
+                    f"ckpt_path: the checkpoint's counts of the {split} samples are not one for each evaluation (at "
+                    f"most {rows}) and each of the {tasks} tasks; it is damaged."
+                )
+            matrix.go_on_from(counts["correct"], counts["total"])
             if "last_accuracy_top5" in self._metrics[split]:
                 self._accuracy_matrix(split, "last_accuracy_top5").go_on_from(counts["correct_top5"], counts["total"])
 
@@ -227,13 +239,10 @@ class ContinualMetrics(Callback):
                 f"The run ended after task {trained} of {results['num_tasks']}; the results cover these only."
             )
         results |= {split: summary for split, summary in summaries.items() if split != "test"}
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".results.json.tmp"
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-        partial.replace(folder / "results.json")
+        write_at_once(folder / "results.json", json.dumps(results, indent=2) + "\n")
         if self._figures:
             matrix = np.array(results["accuracy_matrix"])
-            accuracy_matrix_figure(matrix, "test accuracy", after).savefig(folder / "accuracy_matrix.png", dpi=150)
+            save_figure(accuracy_matrix_figure(matrix, "test accuracy", after), folder / "accuracy_matrix.png")
         print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
 
     def _summary(self, trainer: Trainer, split: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Predictions in a file."""
 
 import csv
+import io
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mh_lightning.callbacks.run import run_folder, stream_of
 from mh_lightning.distributed import gather_rows
+from mh_lightning.errors import write_at_once
 
 
 class PredictionWriter(Callback):
@@ -44,11 +46,11 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         names = stream_of(trainer).class_names
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", "class", "predicted_class", "probability"])
-            rows = sorted(zip(*(column.tolist() for column in columns), strict=True))
-            for place, target, predicted, probability in rows:
-                writer.writerow([place, names[target], names[predicted], f"{probability:.6f}"])
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["index", "class", "predicted_class", "probability"])
+        rows = sorted(zip(*(column.tolist() for column in columns), strict=True))
+        for place, target, predicted, probability in rows:
+            writer.writerow([place, names[target], names[predicted], f"{probability:.6f}"])
+        write_at_once(path, text.getvalue())
         pl_module.print(f"predictions in {path}")

@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mh_lightning.errors import writing
+
 
 def stream_of(trainer: Trainer) -> Any:
     """The `StreamDataModule` of the run."""
@@ -55,12 +57,27 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(folder))
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; it is there as a whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            figure.savefig(partial, dpi=150)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def show_figure(trainer: Trainer, name: str, figure: Figure, path: Path) -> None:
     """Write a figure of the whole run to `path`, and show it in TensorBoard; on rank 0."""
     if not trainer.is_global_zero:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     figure.clear()  # else its arrays wait for the garbage collector
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -12,6 +12,8 @@ from mh_lightning.distributed import of_all_ranks
 from mh_lightning.errors import UserError
 from mh_lightning.random_numbers import put_generators_back, seed_all, state_of_generators
 
+DAMAGED_GENERATORS = "ckpt_path: the checkpoint's states of the random generators are damaged; give another checkpoint."
+
 
 class TaskBoundaries(Callback):
     """Lays the stream out over the epochs of one fit, and tells the method where tasks start and end.
@@ -47,8 +49,9 @@ class TaskBoundaries(Callback):
             ),
             ("limit_val_batches", (None, 0, 1.0), "data.max_test_samples takes a part of each class"),
         ):
-            if getattr(trainer, name) not in allowed and not is_trial(trainer):
-                raise UserError(f"trainer.{name}={getattr(trainer, name)}: leave it out, {reason}.")
+            value = getattr(trainer, name, "a duration")  # which Lightning keeps elsewhere
+            if value not in allowed and not is_trial(trainer):
+                raise UserError(f"trainer.{name}={value}: leave it out, {reason}.")
         if trainer.accumulate_grad_batches < 1:
             raise UserError(
                 f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
@@ -74,6 +77,8 @@ class TaskBoundaries(Callback):
         saved = checkpoint.get("generators", [])  # earlier versions saved none, and after epochs only
         if trainer.state.fn != "fit" or not saved:
             return
+        if not isinstance(saved, list):
+            raise UserError(DAMAGED_GENERATORS)
         stream_of(trainer).batches_done = checkpoint.get("batches_done", 0)
         self._generators = saved[trainer.global_rank] if trainer.global_rank < len(saved) else None
         if len(saved) != trainer.world_size:
@@ -87,9 +92,14 @@ class TaskBoundaries(Callback):
         """Say where a resumed run goes on, and tell the trainer when to evaluate, since it may be inside an epoch."""
         _choose_evaluation(trainer)
         stream, batches = stream_of(trainer), stream_of(trainer).batches_done
-        epoch = trainer.current_epoch
+        epoch, all_batches = trainer.current_epoch, int(trainer.num_training_batches)
+        if batches not in range(all_batches + 1):
+            raise UserError(
+                f"ckpt_path: the checkpoint's batches_done must be among the {all_batches} of an epoch, got {batches}; "
+                "it is damaged."
+            )
         if (epoch or batches) and epoch < stream.num_tasks * stream.epochs_per_task:
-            after = f", after batch {batches} of {int(trainer.num_training_batches)}" if batches else ""
+            after = f", after batch {batches} of {all_batches}" if batches else ""
             pl_module.print(
                 f"Going on with task {current_task(trainer) + 1} of {stream.num_tasks}, "
                 f"epoch {epoch % stream.epochs_per_task + 1} of {stream.epochs_per_task}{after}"
@@ -122,9 +132,13 @@ class TaskBoundaries(Callback):
         stream_of(trainer).batches_done = 0
 
     def _go_on_drawing(self, trainer: Trainer) -> None:
-        if self._generators is not None:
+        if self._generators is None:
+            return
+        try:
             put_generators_back(self._generators, trainer.strategy.root_device)
-            self._generators = None
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise UserError(DAMAGED_GENERATORS) from error
+        self._generators = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -15,6 +15,7 @@ from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 ENTRIES = ("x_train", "y_train", "x_test", "y_test")
+MOST_CLASSES = 10**6
 OPTIONAL_ENTRIES = ("domain_train", "domain_test", "x_validation", "y_validation", "domain_validation")
 
 
@@ -124,8 +125,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str) -> Splits:
-    if num_classes is not None and num_classes < 1:
-        raise UserError(f"data.num_classes must be at least 1, got {num_classes}.")
+    if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
+        raise UserError(f"data.num_classes must lie in 1 to {MOST_CLASSES}, got {num_classes}.")
     splits = ["train", "test"]
     if any(name.endswith("_validation") for name in entries.keys() & set(OPTIONAL_ENTRIES)):
         splits.append("validation")
@@ -137,7 +138,8 @@ def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str)
             f"{source} lacks {', '.join(missing)}; validation samples need classes, and domains belong to all splits "
             "or to none."
         )
-    inputs = {split: _inputs(torch.as_tensor(entries[f"x_{split}"]), f"{source}: x_{split}") for split in splits}
+    entries = {name: _plain(torch.as_tensor(entries[name]), f"{source}: {name}") for name in needed}
+    inputs = {split: _inputs(entries[f"x_{split}"], f"{source}: x_{split}") for split in splits}
     kind = _kind(inputs["train"])
     for split in splits:
         if _kind(inputs[split]) != kind:
@@ -158,6 +160,13 @@ def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str)
     return Splits(labelled["train"], labelled["test"], names, labelled.get("validation"))
 
 
+def _plain(entry: Tensor, name: str) -> Tensor:
+    """A tensor without a gradient; sparse and quantized ones, and those without data, are refused."""
+    if entry.layout != torch.strided or entry.is_quantized or entry.is_meta:
+        raise UserError(f"{name} must be a dense tensor of plain numbers, got {entry.layout} of {entry.dtype}.")
+    return entry.detach()
+
+
 def _inputs(x: Tensor, entry: str) -> Tensor:
     if x.dim() == 0 or x.is_complex():
         raise UserError(f"{entry} must hold real samples in its rows, got shape {tuple(x.shape)} of {x.dtype}.")
@@ -176,7 +185,7 @@ def _kind(x: Tensor) -> str:
 
 
 def _integers(entries: dict[str, Tensor], name: str, split: str, source: str) -> NDArray[np.int64]:
-    values, samples = torch.as_tensor(entries[name]), len(entries[f"x_{split}"])
+    values, samples = entries[name], len(entries[f"x_{split}"])
     integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
     if values.dim() != 1 or not integers or len(values) != samples or not samples:
         raise UserError(

@@ -100,6 +100,7 @@ class KeyMemory(nn.Module):
         self.detach_gradients, self.distance, self.sigma_eu = detach_gradients, distance, sigma_eu
         require_positive(self, key_mem_units=key_mem_units, key_size=key_size, delta=delta)
         require_number_or_auto(self, sigma_eu=sigma_eu, gamma_alpha=gamma_alpha)
+        require_finite(self, gamma_alpha=gamma_alpha, beta_k=beta_k)
         if not isinstance(sigma_eu, str):
             require_positive(self, sigma_eu=sigma_eu)
         require_choice(self, "psi_fn", psi_fn, PSI_NAMES)
@@ -316,6 +317,13 @@ def require_number_or_auto(layer: nn.Module, **values: float | str) -> None:
     for name, value in values.items():
         if isinstance(value, str) and value != AUTO:
             raise UserError(f"{type(layer).__name__}: {name} must be a number or 'auto', got {value!r}.")
+
+
+def require_finite(layer: nn.Module, **values: float | str) -> None:
+    """Refuse NaN and infinite numbers."""
+    for name, value in values.items():
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise UserError(f"{type(layer).__name__}: {name} must be a finite number, got {value}.")
 
 
 def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -23,9 +23,11 @@ from mh_lightning.errors import UserError, blame
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES, among_classes
 from mh_lightning.methods.checks import (
+    check_complete,
     check_first_sample,
     check_kept_features,
     check_optimizer_settings,
+    check_optimizer_state,
     check_state,
     check_strategy,
 )
@@ -105,6 +107,7 @@ class ContinualMethod(LightningModule):
         self.only_touched_units = only_touched_units
         self._optimizer_settings: dict[str, str] = {}
         self._settings_of_checkpoint: dict[str, str] | None = None
+        self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
         self.exchange_rows = RowExchange()
@@ -253,6 +256,7 @@ class ContinualMethod(LightningModule):
             with blame("model.init_args.lr_scheduler"):
                 scheduler = make_lr_scheduler(self._make_lr_scheduler, optimizer)
         self._optimizer_settings = settings_to_resume_with(self, optimizer, scheduler)
+        optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
         return for_trainer(optimizer, scheduler)
 
     def _new_optimizer(self) -> Optimizer:
@@ -271,7 +275,17 @@ class ContinualMethod(LightningModule):
         if self.automatic_optimization or self._make_lr_scheduler is None:
             return
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()  # type: ignore[call-arg]
+            with blame("model.init_args.lr_scheduler"):
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a scheduler for the trainer.
+
+        Raises:
+            UserError: if its options turn out to be wrong only now.
+        """
+        with blame("model.init_args.lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
 
     def _weight_in_step(self, batch_idx: int) -> float:
         """What the mean over a step's micro-batches must weigh this one with to be the mean over its samples."""
@@ -343,6 +357,11 @@ class ContinualMethod(LightningModule):
         Raises:
             UserError: on resuming with other settings of the optimizer, which the checkpoint's would silently replace.
         """
+        if self._optimizers_of_checkpoint not in (None, len(self.trainer.optimizers)):
+            raise UserError(
+                f"ckpt_path: the checkpoint holds the state of {self._optimizers_of_checkpoint} optimizers, the run "
+                f"has {len(self.trainer.optimizers)}; use the configuration it was trained with."
+            )
         check_optimizer_settings(self._settings_of_checkpoint, self._optimizer_settings)
         broadcast_from_first_rank(value for _, value in state_kept_alike(self))
         check_first_sample(self)
@@ -399,7 +418,10 @@ class ContinualMethod(LightningModule):
         Raises:
             UserError: if the checkpoint belongs to another configuration.
         """
+        fitting = self.trainer.state.fn == "fit"
+        check_complete(checkpoint, fitting)
         self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
+        self._optimizers_of_checkpoint = len(checkpoint.get("optimizer_states") or []) if fitting else None
         check_state(checkpoint, self._architecture(), self.state_dict())
         if self._inputs_are_features:
             check_kept_features(checkpoint["state_dict"], self.backbone)

@@ -1,5 +1,6 @@
 """What is wrong with a model or a checkpoint, said before training starts."""
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
 
 from mh_lightning.errors import UserError, reason_of
 
@@ -65,7 +67,24 @@ def check_first_sample(method: "ContinualMethod") -> None:
     if not finite:
         raise UserError(
             "model: the features or outputs of the first test sample hold NaN or infinite values; check "
-            "model.init_args.backbone's weights and the data."
+            "model.init_args.backbone's weights, the checkpoint and the data."
+        )
+
+
+def check_complete(checkpoint: dict[str, Any], fitting: bool) -> None:
+    """Refuse a checkpoint that lacks its place in the stream, so that a fit would start over with trained weights.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    settings = checkpoint.get("optimizer_settings")
+    if not isinstance(settings, dict | None):
+        raise UserError(f"ckpt_path: the checkpoint's optimizer_settings are damaged, got {settings!r}.")
+    loops = checkpoint.get("loops")
+    if fitting and not (isinstance(loops, dict) and loops.get("fit_loop")):
+        raise UserError(
+            "ckpt_path: the checkpoint does not tell where in the stream it was saved, so that no fit can go on from "
+            "it; give one of a run folder's checkpoints/."
         )
 
 
@@ -84,6 +103,39 @@ def check_optimizer_settings(saved: dict[str, str] | None, own: dict[str, str]) 
         )
 
 
+def check_optimizer_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Compare the shapes of a checkpoint's optimizer state with those of the parameters; torch would do it in the next
+    step. A factored state is narrower than its parameter, and L-BFGS keeps one for all of them.
+
+    Raises:
+        UserError: if they differ.
+    """
+    given = [group["params"] for group in state_dict["param_groups"]]
+    own = [group["params"] for group in optimizer.param_groups]
+    same = [len(one) for one in given] == [len(other) for other in own]
+    for group, other in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
+        same = same and not any(isinstance(group.get(name), str) > isinstance(other[name], str) for name in other)
+    if same and not isinstance(optimizer, LBFGS):
+        parameters = dict(zip(chain.from_iterable(given), chain.from_iterable(own), strict=True))
+        same = all(
+            _fits(value, parameters[place])
+            for place, state in state_dict["state"].items()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+    if not same:
+        raise UserError(
+            "ckpt_path: the state of the checkpoint's optimizer does not fit the parameters; use the configuration it "
+            "was trained with."
+        )
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    if state.dim() != parameter.dim():  # a number of steps
+        return state.numel() == 1
+    return all(one in (1, other) for one, other in zip(state.shape, parameter.shape, strict=True))
+
+
 def check_state(checkpoint: dict[str, Any], architecture: str, state: dict[str, Tensor]) -> None:
     """Compare a checkpoint's architecture and shapes with the model's.
 
@@ -97,13 +149,23 @@ def check_state(checkpoint: dict[str, Any], architecture: str, state: dict[str, 
             f"configuration describes {architecture}; use the configuration it was trained with."
         )
     weights = checkpoint["state_dict"]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise UserError("ckpt_path: the checkpoint's state_dict must hold tensors by name; it is damaged.")
     for name in sorted(weights.keys() | state.keys()):
-        if name not in weights or name not in state or weights[name].shape != state[name].shape:
-            shapes = [tuple(one[name].shape) if name in one else "nothing" for one in (weights, state)]
+        if name not in weights or name not in state or _kind(weights[name]) != _kind(state[name]):
+            shapes = [_kind(one[name]) if name in one else "nothing" for one in (weights, state)]
             raise UserError(
                 f"ckpt_path: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
                 f"{shapes[1]}; use the configuration it was trained with."
             )
+
+
+def _kind(value: Tensor) -> str:
+    """The shape of a tensor, and what numbers it holds if they are no real ones, of any precision."""
+    kind = "" if value.is_floating_point() else " of integers"
+    if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+        kind = f" of {value.dtype}, {value.layout} on {value.device}"
+    return f"{tuple(value.shape)}{kind}"
 
 
 def check_kept_features(weights: dict[str, Tensor], backbone: nn.Module) -> None:

@@ -1,0 +1,103 @@
+"""Which errors are the user's to mend, and how the command line says them in one sentence."""
+
+import os
+import re
+import traceback
+from argparse import ArgumentError
+from collections.abc import Iterator
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
+
+from mh_lightning.errors import UserError, out_of_memory, reason_of
+
+# the frame that jsonargparse puts around the reason why it refuses a value
+PARSER_NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Problem with given class_path",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Subclass types expect",
+    "a class path (str)",
+    "a dict with",
+    "Not a valid subclass of",
+)
+RESTORES = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+EARLY_STOPPING = "lightning.pytorch.callbacks.early_stopping"
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What the user did wrong, or what their machine lacks, or None if the error is not of their making.
+
+    Example:
+        >>> sentence_of(FileNotFoundError(2, "No such file or directory", "/nowhere"))
+        "'/nowhere' cannot be read or written (No such file or directory)."
+        >>> sentence_of(KeyError("a bug"))
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
+    if isinstance(error, ArgumentError):
+        return _parser_sentence(str(error))
+    if out_of_memory(error):
+        return (
+            f"The run needs more memory than there is ({reason_of(error)}); make the model, the batches or the data "
+            "smaller."
+        )
+    if isinstance(error, DistError):
+        place = f"{os.environ.get('MASTER_ADDR', 'localhost')}:{os.environ.get('MASTER_PORT', 'any port')}"
+        return (
+            f"The processes cannot meet at {place} ({reason_of(error)}); give another address and port in the "
+            "environment variables MASTER_ADDR and MASTER_PORT."
+        )
+    if isinstance(error, OSError) and error.strerror:
+        names = " and ".join(repr(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None)
+        return f"{names or 'A file'} cannot be read or written ({error.strerror})."
+    return _sentence_by_place(error)
+
+
+def _sentence_by_place(error: BaseException) -> str | None:
+    """For errors of Lightning's that tell only by where they come from whose they are."""
+    reason = " ".join(reason_of(error).split())
+    if any(name.startswith(("restore", "resume", "_restore")) for name in _functions_of(error, RESTORES)):
+        return (
+            f"ckpt_path: the checkpoint cannot be restored ({type(error).__name__}: {reason}); it is damaged, or was "
+            "not written by a fit of mh_lightning."
+        )
+    if isinstance(error, RuntimeError) and any(_functions_of(error, EARLY_STOPPING)):
+        return f"trainer.callbacks: {reason}."
+    return None
+
+
+def _functions_of(error: BaseException, module: str) -> Iterator[str]:
+    """The names of a module's functions that an error passed through."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == module:
+            yield frame.f_code.co_name
+
+
+def _parser_sentence(message: str) -> str:
+    r"""The one informative line of jsonargparse's report, with the option in front.
+
+    Example:
+        >>> _parser_sentence('Parser key "data":\n  Errors:\n    - Option \'x\' is not accepted\n  Given value: 1')
+        "--data: Option 'x' is not accepted (see --help)."
+    """
+    option = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
+    told = [line for line in lines if line and not line.startswith(PARSER_NOISE)]
+    types = [line for line in told if line.startswith("Expected a") and "import path" not in line]
+    told = types or told or [line for line in lines if line.startswith("Not a valid")] or [" ".join(lines)]
+    if not option:  # no value is refused, but the whole line or file
+        told = [" ".join(message.split())]
+    reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
+    reason = reason.partition(". Add the import path")[0]
+    reason = re.sub("^Expected a dot import path string: *(.*)", r"'\1' is no class that is known here", reason)
+    return f"--{option}: {reason} (see --help)." if option else f"{reason.rstrip(' :')}."
