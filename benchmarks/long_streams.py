@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -106,14 +107,19 @@ def run(folder: Path, **stream: Any) -> dict[str, float]:
 
 
 def summary(noted: list[tuple[float, int]]) -> dict[str, float]:
-    """What the notes say: seconds, memory in the middle and at the end, and how its halves compare."""
-    (start, _), (middle, resident), (end, resident_at_end) = noted[0], noted[len(noted) // 2], noted[-1]
+    """What the notes say: seconds, memory in the middle and at the end, each the median of a tenth of the notes since
+    evaluations and figures come and go, and how the halves compare.
+    """
+    times, resident = zip(*noted, strict=True)
+    half, tenth = len(noted) // 2, 1 + len(noted) // 10
+    around_middle = statistics.median(resident[half - tenth // 2 : half + 1 + tenth // 2])
+    at_end = statistics.median(resident[-tenth:])
     return {
-        "seconds": end - start,
-        "MB in the middle": resident / 1e6,
-        "MB at the end": resident_at_end / 1e6,
-        "growth over the second half (%)": 100 * (resident_at_end / resident - 1),
-        "time of the second half to the first": (end - middle) / (middle - start),
+        "seconds": times[-1] - times[0],
+        "MB in the middle": around_middle / 1e6,
+        "MB at the end": at_end / 1e6,
+        "growth over the second half (%)": 100 * (at_end / around_middle - 1),
+        "time of the second half to the first": (times[-1] - times[half]) / (times[half] - times[0]),
     }
 
 
