@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning import MHLinear, memory_head_optimizer
 from mh_lightning.distributed import RowExchange, gather_rows, world_size
+from mh_lightning.errors import UserError
 from tests.fits import on_ranks
 from tests.products import products
 
@@ -174,13 +176,22 @@ def bytes_of_updates(rank: int, ranks: int) -> dict[str, list[int]]:
     return found
 
 
+def shards_are_refused() -> list[str]:
+    layer = MHLinear(INPUTS, OUTPUTS, **AD_HOC)
+    net = FullyShardedDataParallel(nn.Sequential(layer), device_id=torch.device("cpu"), use_orig_params=True)
+    with pytest.raises(UserError) as refused:
+        net(torch.randn(2, INPUTS)).sum().backward()
+    return [str(refused.value)]
+
+
 def work(rank: int, folder: Path) -> dict[str, Any]:
     ranks = int(folder.name)
     dist.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timeout=timedelta(seconds=60), rank=rank, world_size=ranks
     )
     found: dict[str, Any] = {"gathered": gathered(rank, ranks), "bytes": bytes_of_updates(rank, ranks)}
-    return found | {name: train(case, rank, ranks) for name, case in CASES.items()}
+    found |= {name: train(case, rank, ranks) for name, case in CASES.items()}
+    return found | {"refused": shards_are_refused()}
 
 
 @pytest.fixture(scope="module", params=RANKS)
@@ -226,6 +237,11 @@ def test_an_update_is_one_collective_of_one_shape(results: list[dict[str, Any]])
             assert sizes == [none, four, four, four, four, five, five, none, one, none, one]
             row = 4 * INPUTS + (8 + 4) if name == "plain" else 4 * INPUTS + OUTPUTS * (8 + 4) + 8
             assert (none, one, five) == (8, 8 + row, 8 + 5 * row)
+
+
+def test_sharded_memories_are_refused(results: list[dict[str, Any]]) -> None:
+    for (sentence,) in (result["refused"] for result in results):
+        assert sentence.startswith("MHLinear: M is spread over processes")
 
 
 def test_gather_rows(results: list[dict[str, Any]]) -> None:

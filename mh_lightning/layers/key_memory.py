@@ -229,6 +229,7 @@ class KeyMemory(nn.Module):
     @torch.inference_mode()
     def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
         """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q)."""
+        require_whole(self)
         seeds = []
         if self.random_memories:  # every rank draws, to keep the generators in step; the first row's draw is used
             seeds.append(torch.randint(2**31, (1,)).to(z.device).expand(len(z)))
@@ -303,6 +304,16 @@ class KeyMemory(nn.Module):
             if prefix + name in state_dict:  # the published code counts in floats
                 state_dict[prefix + name] = state_dict[prefix + name].long()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def require_whole(layer: KeyMemory) -> None:
+    """Refuse parameters of which this process holds but a shard, since they are changed outside of the optimizer."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        if hasattr(parameter, "device_mesh") or parameter.dim() != 3:
+            raise UserError(
+                f"{type(layer).__name__}: {name} is spread over processes, as by FSDP; leave this layer out of what is "
+                "sharded, or use DistributedDataParallel."
+            )
 
 
 def require_positive(layer: nn.Module, **values: float) -> None:
