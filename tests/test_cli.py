@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -137,29 +136,6 @@ def test_saved_and_printed_configurations_run_again(
 def test_another_seed_gives_another_run(run: Run, tiny_config: Path) -> None:
     one, other = weights_of(run("fit", tiny_config)), weights_of(run("fit", tiny_config, "--seed_everything", "4"))
     assert not torch.equal(one["head.M"], other["head.M"])
-
-
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_killed_and_resumed_equals_uninterrupted(run: Run, tiny_config: Path, tmp_path: Path, epoch: int) -> None:
-    killer = tmp_path / "killer.py"
-    killer.write_text(
-        "import os, signal\n"
-        "from lightning.pytorch import Callback\n"
-        "class Killer(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *rest):\n"
-        f"        if trainer.current_epoch == {epoch}:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    root = Path(__file__).parents[1]
-    killed = subprocess.run(
-        [sys.executable, "train.py", "fit", "--config", str(tiny_config), "--run_dir", str(tmp_path / "killed"),
-         "--trainer.callbacks+=killer.Killer"],
-        cwd=root, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}, capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL
-    last = tmp_path / "killed" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["epoch"] == epoch - 1
-    assert_same_run(run("fit", tiny_config), run("fit", tiny_config, "--ckpt_path", str(last)))
 
 
 TOUCHED = ("--model.init_args.only_touched_units", "true")

@@ -1,6 +1,7 @@
 """Task boundaries, and the progress bar that tells where in the stream a run is."""
 
 import os
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -79,6 +80,7 @@ class TaskBoundaries(Callback):
             return
         if not isinstance(saved, list):
             raise UserError(DAMAGED_GENERATORS)
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")  # the stream can
         stream_of(trainer).batches_done = checkpoint.get("batches_done", 0)
         self._generators = saved[trainer.global_rank] if trainer.global_rank < len(saved) else None
         if len(saved) != trainer.world_size:

@@ -203,7 +203,7 @@ def test_command_line(run: Callable[..., Path], config: Path, refuses: Callable[
     assert all(torch.equal(tensor, weights_of(short)[name]) for name, tensor in weights_of(again).items())
     checkpoint = ("--ckpt_path", str(short / "checkpoints" / "last.ckpt"))
     message = refuses("fit", config, *checkpoint, *option("Unperturbed", "Unperturbed"))
-    assert "GaussianNoise(factor=0.5, sigma=0.5)" in message
+    assert "data.init_args.perturbations" in message and "cannot change in a run" in message
 
 
 @pytest.mark.parametrize(
