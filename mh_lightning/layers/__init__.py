@@ -7,6 +7,7 @@ from mh_lightning.layers.closed_form import ClosedFormHead
 from mh_lightning.layers.linear_discriminant import StreamingLinearDiscriminant
 from mh_lightning.layers.memory_head import MHLinear
 from mh_lightning.layers.random_projection import RandomProjectionRidge
+from mh_lightning.layers.ridge_memory import RidgeMemoryUnits
 from mh_lightning.layers.stacks import MLP, StackedMemoryHeads
 from mh_lightning.layers.task_heads import TaskHeads, TruncatedNormalLinear
 
@@ -17,6 +18,7 @@ __all__ = [
     "ClosedFormHead",
     "MHLinear",
     "RandomProjectionRidge",
+    "RidgeMemoryUnits",
     "ShrunkClassCovariances",
     "StackedMemoryHeads",
     "StreamingLinearDiscriminant",

@@ -65,12 +65,7 @@ class RandomProjectionRidge(ClosedFormHead):
 
     def __init__(self, num_features: int, num_classes: int, num_projections: int = 5000, seed: int = 0) -> None:
         super().__init__(num_features, num_classes)
-        if num_projections < 1:
-            raise UserError(f"num_projections must be at least 1, got {num_projections}.")
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed must lie in [0, 2**32), got {seed}.")
-        generator = torch.Generator("cpu").manual_seed(seed)
-        projection = torch.randn(num_features, num_projections, generator=generator, device="cpu", dtype=torch.float32)
+        projection = draw_projection(num_features, num_projections, seed)
         self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("gram", torch.zeros(2, num_projections, num_projections, dtype=torch.float32))
@@ -125,10 +120,33 @@ class RandomProjectionRidge(ClosedFormHead):
         return self.project(features) @ weights.T
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}seed", self.seed)
-        if int(saved) != int(self.seed):
-            raise UserError(f"seed={int(self.seed)}: the state was learnt with seed={int(saved)}; give that one.")
+        check_same_seed(self.seed, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def draw_projection(num_features: int, num_projections: int, seed: int) -> Tensor:
+    """P, (n, M), from N(0, 1), on the CPU: the same on every machine.
+
+    Raises:
+        UserError: if a number is out of range.
+    """
+    if num_projections < 1:
+        raise UserError(f"num_projections must be at least 1, got {num_projections}.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must lie in [0, 2**32), got {seed}.")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(num_features, num_projections, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def check_same_seed(seed: Tensor, state_dict: dict[str, Any], prefix: str) -> None:
+    """Refuse a state whose projections are others.
+
+    Raises:
+        UserError: if it is.
+    """
+    saved = state_dict.get(f"{prefix}seed", seed)
+    if int(saved) != int(seed):
+        raise UserError(f"seed={int(seed)}: the state was learnt with seed={int(saved)}; give that one.")
 
 
 def ridge_weights(gram: Tensor, class_sums: Tensor, ridge: float) -> Tensor | None:

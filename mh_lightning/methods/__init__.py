@@ -13,6 +13,7 @@ from mh_lightning.methods.joint_training import JointTraining
 from mh_lightning.methods.maximally_interfered_retrieval import MaximallyInterferedRetrieval
 from mh_lightning.methods.nearest_class_mean import NearestClassMean
 from mh_lightning.methods.ranpac import RanPAC
+from mh_lightning.methods.ridge_memory_head import RidgeMemoryHead
 from mh_lightning.methods.slca import SLCA
 from mh_lightning.methods.streaming_lda import StreamingLDA
 
@@ -31,5 +32,6 @@ __all__ = [
     "MaximallyInterferedRetrieval",
     "NearestClassMean",
     "RanPAC",
+    "RidgeMemoryHead",
     "StreamingLDA",
 ]

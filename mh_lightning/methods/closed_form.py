@@ -61,8 +61,9 @@ class ClosedFormMethod(ContinualMethod):
         return None
 
     def on_task_end(self, task: int) -> None:
-        """Solve, so that it counts as training."""
-        self.closed_form_head.ensure_solved()
+        """Solve where predictions follow, so that it counts as training."""
+        if self._stream.evaluates_after(task):
+            self.closed_form_head.ensure_solved()
 
     @property
     def closed_form_head(self) -> ClosedFormHead:

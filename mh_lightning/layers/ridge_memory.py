@@ -1,0 +1,253 @@
+"""Memory units that hold ridge regressions."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mh_lightning.errors import UserError
+from mh_lightning.functional import spread
+from mh_lightning.functional.ridge import (
+    BlendedFits,
+    Spectrum,
+    candidate_ridges,
+    cross_validation_score,
+    fits_of,
+)
+from mh_lightning.layers.closed_form import ClosedFormHead
+from mh_lightning.layers.random_projection import check_same_seed, draw_projection, ridge_weights
+from mh_lightning.layers.settling_keys import SettlingKeys
+
+AUTO = "auto"
+NORMALIZATIONS = ("none", "l2", "sqrt")
+
+
+class RidgeMemoryUnits(ClosedFormHead):
+    r"""A Memory Head whose units are ridge regressions of the samples that their keys attract, in one pass.
+
+    Unit j keeps :math:`A_j = \sum_i \alpha_{ij} h_i h_i^\top` and :math:`C_j = \sum_i \alpha_{ij} h_i y_i^\top`, where
+    y are one-hot classes and :math:`\alpha` is the attention of `SettlingKeys`. As the weights of a sample sum to 1,
+    the sums of all units together are those of an ordinary ridge regression, the shared unit, at no cost. It is always
+    on, and the others answer what it leaves over:
+
+    .. math::
+        W_0 = \Bigl(\sum_j A_j + \lambda_0 I\Bigr)^{-1} \sum_j C_j, \qquad
+        W_j = (A_j + \lambda I)^{-1} (C_j - A_j W_0), \qquad
+        o = \Bigl(W_0 + \sum_j \alpha_j W_j\Bigr)^\top h
+
+    With one unit, the shared one is all there is. The ridges are chosen by generalised cross-validation, which needs
+    no samples: first :math:`\lambda_0` for the shared unit alone, then :math:`\lambda`, of 29 candidates each, see
+    `mh_lightning.functional.ridge`.
+
+    Units that are re-used hand their sums over to their nearest neighbour, so that nothing is lost.
+
+    Source: the layer is that of Tiezzi et al., "Memory Head for Pre-Trained Backbones in Continual Learning", CoLLAs
+    2024, section 3, but for its units; closed-form units are this project's, see ``docs/ridge_memory_head.md``. With
+    one unit and projections it is McDonnell et al., "RanPAC", NeurIPS 2023.
+
+    Args:
+        num_features: n.
+        num_classes: C.
+        key_mem_units: m.
+        delta: units that a sample attends to, all if there are fewer.
+        ridge: :math:`\lambda = \lambda_0`, or "auto".
+        shared_unit: False leaves the answer to the units alone, :math:`W_0 = 0`.
+        normalization: of features x, before all else: "none"; "l2", x / ||x||; "sqrt", the same of sign(x) sqrt(|x|),
+            which is better for the non-negative features of most backbones. Of points in a plane, take "none".
+        num_projections: D for :math:`h = \mathrm{relu}(P^\top x)` with P drawn from N(0, 1); by default, h is x with a
+            constant 1 at its end, D = n + 1.
+        seed: of P.
+        shared_gram: keep one Gram matrix instead of m, and take :math:`A_j \approx N_j (S + \bar h_j \bar h_j^\top)`
+            where :math:`N_j = \sum_i \alpha_{ij}`, :math:`\bar h_j` is the mean of what the unit attracts and S the
+            covariance inside units that all share.
+        settle: samples that a key moves with, see `SettlingKeys`.
+        tau_mu: wins below which a unit can be dead.
+        tau_eta: age from which it is, in samples.
+        max_bytes: refuse to keep a state of more bytes.
+
+    Attributes:
+        keys: the keys, a `SettlingKeys`.
+        gram: all A_j, (m, D, D), or their sum (1, D, D); float32.
+        class_sums: all C_j, (m, D, C), float64.
+        mass: sums of the alphas and of their squares, (2, m).
+        ridge: :math:`\lambda_0, \lambda` of the last solution, (2,).
+        state_bytes: bytes of the state.
+
+    Raises:
+        UserError: if options are out of range, the state would be larger than `max_bytes`, features are not finite, or
+            the sums cannot be solved with the ridge that was given.
+
+    Example:
+        >>> head = RidgeMemoryUnits(1, 2, key_mem_units=3, normalization="none")
+        >>> x = torch.linspace(0, 3, 31).unsqueeze(1)
+        >>> head.update(x, x.squeeze(1).long() % 2)  # which no linear map can tell
+        >>> head(torch.tensor([[0.5], [1.5], [2.5]])).argmax(dim=1)
+        tensor([0, 1, 0])
+    """
+
+    gram: Tensor
+    class_sums: Tensor
+    mass: Tensor
+    ridge: Tensor
+    seed: Tensor
+    projection: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        key_mem_units: int = 10,
+        delta: int = 2,
+        ridge: float | str = AUTO,
+        shared_unit: bool = True,
+        normalization: str = "sqrt",
+        num_projections: int | None = None,
+        seed: int = 0,
+        shared_gram: bool = False,
+        settle: int = 10,
+        tau_mu: int = 10,
+        tau_eta: int = 1000,
+        max_bytes: int | None = None,
+    ) -> None:
+        super().__init__(num_features, num_classes)
+        if ridge != AUTO and (isinstance(ridge, str) or not 0 <= ridge < math.inf):
+            raise UserError(f"ridge must be 'auto' or a finite number of at least 0, got {ridge!r}.")
+        if normalization not in NORMALIZATIONS:
+            raise UserError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}.")
+        self.given_ridge, self.shared_unit, self.normalization = ridge, shared_unit, normalization
+        self.keys = SettlingKeys(key_mem_units, num_features, delta, settle, tau_mu, tau_eta)
+        projection = None if num_projections is None else draw_projection(num_features, num_projections, seed)
+        self.register_buffer(
+            "projection", None if projection is None else projection.to(self.counts.device), persistent=False
+        )
+        self.register_buffer("seed", torch.tensor(seed))
+        size = num_features + 1 if projection is None else projection.shape[1]
+        grams = 1 if shared_gram else key_mem_units
+        self.state_bytes = 4 * grams * size**2 + 8 * key_mem_units * size * num_classes
+        self.state_bytes += 4 * key_mem_units * num_features
+        if max_bytes is not None and self.state_bytes > max_bytes:
+            raise UserError(
+                f"max_bytes={max_bytes}: {grams} Gram matri{'x' if grams == 1 else 'ces'} of {size} x {size} and the "
+                f"class sums and keys of {key_mem_units} units need {self.state_bytes} bytes; fewer key_mem_units, "
+                "shared_gram=true, or fewer num_projections would do."
+            )
+        self.register_buffer("gram", torch.zeros(grams, size, size, dtype=torch.float32))
+        self.register_buffer("class_sums", torch.zeros(key_mem_units, size, num_classes, dtype=torch.float64))
+        self.register_buffer("mass", torch.zeros(2, key_mem_units, dtype=torch.float64))
+        self.register_buffer("ridge", torch.zeros(2, dtype=torch.float64))
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """What keys match, (b, n) in float32."""
+        x = features.to(torch.float32)
+        if self.normalization == "sqrt":
+            x = x.sign() * x.abs().sqrt()
+        return x if self.normalization == "none" else F.normalize(x, dim=1)
+
+    def project(self, z: Tensor) -> Tensor:
+        """Normalised features (b, n) to h (b, D)."""
+        return F.pad(z, (0, 1), value=1.0) if self.projection is None else torch.relu(z @ self.projection)
+
+    # --- learning
+
+    def accumulate(self, features: Tensor, targets: Tensor) -> None:
+        """Add features (b, n) of classes (b,), one after the other."""
+        if not bool(features.isfinite().all()):
+            raise UserError("features hold NaN or infinite values, which no later sample would mend; leave them out.")
+        z = self.normalise(features)
+        hidden = self.project(z)
+        alphas, squares, handed_over = self.keys.learn(z)
+        for unit, heir in handed_over:
+            for sums in (self.class_sums, self.mass.T, *([self.gram] if len(self.gram) > 1 else [])):
+                sums[heir] += sums[unit]
+                sums[unit] = 0
+        self.mass += torch.stack([alphas.sum(dim=0, dtype=torch.float64), squares])
+        if len(self.gram) == 1:
+            self.gram[0].addmm_(hidden.T, hidden)
+        for unit in alphas.any(dim=0).nonzero().flatten().tolist():
+            rows = alphas[:, unit].nonzero().flatten()
+            attracted = hidden[rows]
+            weighted = attracted * alphas[rows, unit].unsqueeze(1)
+            if len(self.gram) > 1:
+                self.gram[unit].addmm_(weighted.T, attracted)
+            self.class_sums[unit].T.index_add_(0, targets[rows], weighted.double())
+
+    # --- solving
+
+    def solve(self) -> tuple[Tensor, ...]:
+        """Weights of the shared unit (D, C), and side by side those of the others (D, m C), if there are several."""
+        total, class_sums = self.gram.sum(dim=0, dtype=torch.float64), self.class_sums.sum(dim=0)
+        samples = float(self.counts.sum())
+        spectrum, ridges = None, self.ridge.new_tensor([])
+        if self.given_ridge == AUTO:
+            spectrum = Spectrum.of(total)
+            ridges = candidate_ridges(spectrum.values[-1])
+            fits = fits_of(spectrum, class_sums, samples, ridges)
+            self.ridge[0] = ridges[cross_validation_score(fits.errors, fits.freedom, samples).argmin()]
+        else:
+            self.ridge.fill_(float(self.given_ridge))
+        shared = self._weights(total, class_sums, 0, "all units together")
+        if len(self.class_sums) == 1:
+            return (shared.float(),)
+        if not self.shared_unit:
+            shared, spectrum = torch.zeros_like(shared), None
+        used = self.mass[0].nonzero().flatten().tolist()
+        residuals = torch.zeros_like(self.class_sums)
+        blend = BlendedFits(ridges, spectrum, self.ridge[0])
+        for unit in used:
+            gram = self._gram_of(unit, total)
+            residuals[unit] = self.class_sums[unit] - gram @ shared
+            if self.given_ridge == AUTO:
+                weight, squared = self.mass[:, unit]
+                squares = weight - (shared * (self.class_sums[unit] + residuals[unit])).sum()
+                blend.add(gram, residuals[unit], squares, squared / weight)
+        if self.given_ridge == AUTO:
+            self.ridge[1] = blend.best(samples)
+        units = torch.zeros_like(self.class_sums)
+        for unit in used:
+            units[unit] = self._weights(self._gram_of(unit, total), residuals[unit], 1, f"memory unit {unit}")
+        return shared.float(), units.transpose(0, 1).flatten(1).float()
+
+    def _gram_of(self, unit: int, total: Tensor) -> Tensor:
+        if len(self.gram) > 1:
+            return self.gram[unit].double()
+        sums = self.class_sums.sum(dim=2)  # of h, as the classes of a sample sum to 1
+        weights = self.mass[0].clamp_min(torch.finfo(torch.float64).tiny)
+        means = sums / weights.unsqueeze(1)
+        inside = (total - sums.T @ means) / weights.sum()
+        return weights[unit] * inside + torch.outer(sums[unit], means[unit])
+
+    def _weights(self, gram: Tensor, products: Tensor, which: int, of: str) -> Tensor:
+        """Weights (D, C); rounding can make a ridge too small that was chosen, then the next decade is taken."""
+        weights = ridge_weights(gram, products.T, float(self.ridge[which]))
+        while weights is None and self.given_ridge == AUTO and self.ridge[which] < math.inf:
+            self.ridge[which] *= 10
+            weights = ridge_weights(gram, products.T, float(self.ridge[which]))
+        if weights is None:
+            values = torch.linalg.eigvalsh(gram)
+            condition = float(values[-1]) / max(float(values[0]), torch.finfo(gram.dtype).eps * float(values[-1]))
+            raise UserError(
+                f"ridge={self.given_ridge}: the sums of {of} cannot be solved, since their condition number is at "
+                f"least {condition:.0e}; {1e-6 * float(values[-1]):.1g} or more, or 'auto', would do."
+            )
+        return weights.T
+
+    # --- answers
+
+    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
+        """Regressions (b, C)."""
+        shared, *units = solution
+        z = self.normalise(features)
+        hidden = self.project(z)
+        if not units:
+            return hidden @ shared
+        attention = self.keys.attend(z)
+        alphas = spread(attention.alphas, attention.units, len(self.class_sums))
+        answers = (hidden @ units[0]).view(len(hidden), len(self.class_sums), -1)
+        return hidden @ shared + torch.bmm(alphas.to(answers.dtype), answers).squeeze(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.projection is not None:
+            check_same_seed(self.seed, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,296 @@
+"""Ridge memory units, against sums over all samples and direct solutions in float64."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from mh_lightning.errors import UserError
+from mh_lightning.functional.ridge import BlendedFits, Spectrum, cross_validation_score, fits_of
+from mh_lightning.layers import RandomProjectionRidge, RidgeMemoryUnits
+from mh_lightning.layers.ridge_memory import NORMALIZATIONS
+from mh_lightning.layers.settling_keys import SettlingKeys
+from tests.blobs import CLASSES, FEATURES, blobs
+
+SAMPLES = 400
+
+
+def learnt(samples: int = SAMPLES, batch: int = 16, **options: Any) -> tuple[RidgeMemoryUnits, Tensor, Tensor]:
+    """A head, and what it has learnt."""
+    x, targets = blobs(samples, 1)
+    head = RidgeMemoryUnits(FEATURES, CLASSES, **options)
+    for part in zip(x.split(batch), targets.split(batch), strict=True):
+        head.update(*part)
+    return head, x, targets
+
+
+def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) -> Tensor:
+    """The same from all samples at once, in float64, with the ridges that were chosen."""
+    first, second = head.ridge.tolist()
+
+    def hidden(points: Tensor) -> tuple[Tensor, Tensor]:
+        z = points.double()
+        z = z.sign() * z.abs().sqrt() if head.normalization == "sqrt" else z
+        z = z if head.normalization == "none" else z / z.norm(dim=1, keepdim=True)
+        constant = torch.ones(len(z), 1, dtype=torch.float64)
+        return z, torch.cat([z, constant], dim=1) if head.projection is None else (z @ head.projection.double()).clamp_min(0)
+
+    z, h = hidden(x)
+    keys = SettlingKeys(len(head.keys.K), x.shape[1], delta=head.keys.delta)
+    alphas = keys.learn(z.float()).alphas.double()
+    one_hot = F.one_hot(targets, head.num_classes).double()
+    identity = torch.eye(h.shape[1], dtype=torch.float64)
+    shared = torch.linalg.solve(h.T @ h + first * identity, h.T @ one_hot) * head.shared_unit
+    units = []
+    for weights in alphas.T:
+        left = (h.T * weights) @ (one_hot - h @ shared)
+        units.append(torch.linalg.solve((h.T * weights) @ h + second * identity, left))
+    queried, q = hidden(queries)
+    squared = torch.cdist(queried, keys.K.double()).square()
+    logits = q @ shared
+    for query in range(len(q)):
+        near = squared[query].argsort()[: keys.delta].tolist()
+        weights = torch.softmax(-2 / keys.gap * squared[query, near], dim=0)
+        logits[query] += sum(weight * q[query] @ units[unit] for weight, unit in zip(weights, near, strict=True))
+    return logits
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"delta": 3, "shared_unit": False, "normalization": "l2"},
+        {"normalization": "none", "ridge": 0.5, "key_mem_units": 4},
+        {"num_projections": 12, "seed": 3, "key_mem_units": 3},
+    ],
+    ids=str,
+)
+def test_equals_sums_over_all_samples(options: dict[str, Any]) -> None:
+    head, x, targets = learnt(**options)
+    queries = blobs(30, 2)[0]
+    logits = head(queries)
+    torch.testing.assert_close(logits.double(), oracle(x, targets, queries, head), rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 200), st.integers(0, 2**31), st.booleans())
+def test_neither_batches_nor_predictions_in_between_matter(batch: int, seed: int, shared_gram: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, 2, generator=generator).cumsum(dim=0)  # which drifts, so that units are re-used
+    targets = torch.randint(3, (200,), generator=generator)
+    options: dict[str, Any] = {"key_mem_units": 5, "normalization": "none", "tau_eta": 20, "shared_gram": shared_gram}
+    whole, parts = RidgeMemoryUnits(2, 3, **options), RidgeMemoryUnits(2, 3, **options)
+    whole.update(x, targets)
+    for place, part in enumerate(zip(x.split(batch), targets.split(batch), strict=True)):
+        parts.update(*part)
+        if place % 3 == 0:
+            parts.settle()
+    whole.settle()
+    parts.settle()
+    assert torch.equal(parts.keys.K, whole.keys.K)
+    for name in ("gram", "class_sums", "mass"):
+        ours, theirs = (getattr(head, name).double() for head in (parts, whole))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3 * float(theirs.abs().max()))
+    hidden = whole.project(whole.normalise(x)).double()
+    # whatever was re-used, nothing is lost
+    torch.testing.assert_close(whole.gram.sum(dim=0).double(), hidden.T @ hidden, rtol=1e-4, atol=1e-2)
+    one_hot = F.one_hot(targets, 3).double()
+    torch.testing.assert_close(whole.class_sums.sum(dim=0), hidden.T @ one_hot, rtol=1e-4, atol=1e-3)
+    assert float(whole.mass[0].sum()) == pytest.approx(200, rel=1e-5)
+
+
+def test_one_unit_with_projections_is_ranpac() -> None:
+    x, targets = blobs(600, 1)
+    ranpac = RandomProjectionRidge(FEATURES, CLASSES, 40, seed=3)
+    ranpac.update(x, targets)
+    expected = ranpac(x)
+    head = RidgeMemoryUnits(
+        FEATURES, CLASSES, 1, ridge=float(ranpac.ridge), normalization="none", num_projections=40, seed=3
+    )
+    head.update(x, targets)
+    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_of_a_hundred_thousand_samples_in_float32_are_accurate() -> None:
+    features = 16
+    x, targets = blobs(100_000, 1, offset=3.0, features=features)
+    head = RidgeMemoryUnits(features, CLASSES, 5)
+    for part in zip(x.split(4096), targets.split(4096), strict=True):
+        head.update(*part)
+    queries = blobs(300, 2, offset=3.0, features=features)[0]
+    logits, exact = head(queries).double(), oracle(x, targets, queries, head)
+    assert head.gram.dtype == torch.float32 and float((logits - exact).abs().max()) < 1e-3
+    assert torch.equal(logits.argmax(dim=1), exact.argmax(dim=1))
+
+
+def test_classes_may_appear_at_any_time() -> None:
+    x, targets = blobs(300, 1)
+    head = RidgeMemoryUnits(FEATURES, CLASSES)
+    known = targets < 3
+    head.update(x[known], targets[known])
+    assert int(head(x).argmax(dim=1).max()) < 3
+    head.update(x[~known], targets[~known])
+    assert set(head(x).argmax(dim=1).tolist()) > {3}
+
+
+def test_units_tell_what_one_regression_cannot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 4 * torch.rand(2000, 2, generator=generator)
+    targets = x.long().sum(dim=1) % 2  # a chessboard
+    one, many = (RidgeMemoryUnits(2, 2, units, normalization="none") for units in (1, 60))
+    for head in (one, many):
+        head.update(x[:1500], targets[:1500])
+    assert float((one(x[1500:]).argmax(dim=1) == targets[1500:]).float().mean()) < 0.65
+    assert float((many(x[1500:]).argmax(dim=1) == targets[1500:]).float().mean()) > 0.85
+
+
+def test_one_gram_for_all_units() -> None:
+    full, x, _ = learnt(key_mem_units=4)
+    shared, *_ = learnt(key_mem_units=4, shared_gram=True)
+    full.settle()
+    shared.settle()
+    total = full.gram.sum(dim=0).double()
+    torch.testing.assert_close(shared.gram[0].double(), total, rtol=1e-4, atol=1e-4)
+    parts = torch.stack([shared._gram_of(unit, total) for unit in range(4)])
+    torch.testing.assert_close(parts.sum(dim=0), total, rtol=1e-4, atol=1e-4)
+    for unit in range(4):  # the same mean and mass, another covariance
+        torch.testing.assert_close(parts[unit][-1], full.gram[unit][-1].double(), rtol=1e-4, atol=1e-4)
+        assert bool((torch.linalg.eigvalsh(parts[unit]) > -1e-6).all())
+    assert shared.state_bytes < full.state_bytes
+    agreement = (shared(x).argmax(dim=1) == full(x).argmax(dim=1)).float().mean()
+    assert 0.8 < float(agreement) < 1
+
+
+# --- the choice of the ridge
+
+
+def test_scores_of_candidates_are_those_of_the_hat_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(50, 6, dtype=torch.float64, generator=generator)
+    y = torch.randn(50, 3, dtype=torch.float64, generator=generator)
+    ridges = torch.tensor([0.01, 1.0, 100.0], dtype=torch.float64)
+    fits = fits_of(Spectrum.of(h.T @ h), h.T @ y, y.square().sum(), ridges)
+    for place, ridge in enumerate(ridges):
+        hat = h @ torch.linalg.solve(h.T @ h + ridge * torch.eye(6), h.T)
+        assert float(fits.errors[place]) == pytest.approx(float((y - hat @ y).square().sum()))
+        assert float(fits.squares[place]) == pytest.approx(float((hat @ y).square().sum()))
+        assert float(fits.freedom[place]) == pytest.approx(float(hat.trace()))
+
+
+@pytest.mark.parametrize("with_shared", [True, False])
+def test_freedom_and_error_of_units_that_do_not_overlap_are_exact(with_shared: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(60, 4, dtype=torch.float64, generator=generator)
+    y = torch.randn(60, 2, dtype=torch.float64, generator=generator)
+    unit_of = torch.randint(3, (60,), generator=generator)
+    first, ridges = torch.tensor(2.0, dtype=torch.float64), torch.tensor([0.1, 5.0], dtype=torch.float64)
+    gram, identity = h.T @ h, torch.eye(4, dtype=torch.float64)
+    blend = BlendedFits(ridges, Spectrum.of(gram) if with_shared else None, first)
+    hats = [h @ torch.linalg.solve(gram + first * identity, h.T) * with_shared for _ in ridges]
+    shared = torch.linalg.solve(gram + first * identity, h.T @ y) * with_shared
+    for unit in range(3):
+        rows = unit_of == unit
+        mine, left = h[rows], y[rows] - h[rows] @ shared
+        blend.add(mine.T @ mine, mine.T @ left, left.square().sum(), torch.tensor(1.0))
+        for place, ridge in enumerate(ridges):
+            local = mine @ torch.linalg.solve(mine.T @ mine + ridge * identity, mine.T)
+            hats[place][rows] += local @ (torch.eye(60, dtype=torch.float64)[rows] - hats[place][rows])
+    for place, hat in enumerate(hats):
+        assert float(blend.freedom[place]) == pytest.approx(float(hat.trace()))
+        assert float(blend.errors[place]) == pytest.approx(float((y - hat @ y).square().sum()))
+    assert blend.best(60.0) == ridges[cross_validation_score(blend.errors, blend.freedom, 60.0).argmin()]
+
+
+def test_the_chosen_ridge_is_near_the_best_on_other_samples() -> None:
+    x, targets = blobs(500, 1)
+    queries, answers = blobs(4000, 2)
+    wanted = F.one_hot(answers, CLASSES)
+
+    def error(head: RidgeMemoryUnits) -> float:
+        return float((head(queries) - wanted).square().sum(dim=1).mean())
+
+    chosen = RidgeMemoryUnits(FEATURES, CLASSES, 5)
+    chosen.update(x, targets)
+    by_hand = []
+    for exponent in range(-6, 4):
+        head = RidgeMemoryUnits(FEATURES, CLASSES, 5, ridge=10.0**exponent)
+        head.update(x, targets)
+        by_hand.append(error(head))
+    assert error(chosen) < 1.02 * min(by_hand) < 0.9 * max(by_hand)
+
+
+# --- states and mistakes
+
+
+def test_a_state_goes_on_where_it_was(tmp_path: Any) -> None:
+    whole, x, targets = learnt(num_projections=9, seed=5)
+    half, again = (RidgeMemoryUnits(FEATURES, CLASSES, num_projections=9, seed=5) for _ in range(2))
+    half.update(x[:100], targets[:100])
+    torch.save(half.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    again.update(x[100:], targets[100:])
+    torch.testing.assert_close(again(x), whole(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="seed=0: the state was learnt with seed=5"):
+        RidgeMemoryUnits(FEATURES, CLASSES, num_projections=9).load_state_dict(half.state_dict())
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_gram": True}, {"num_projections": 8}], ids=str)
+def test_bytes_are_counted(options: dict[str, Any]) -> None:
+    head = RidgeMemoryUnits(FEATURES, CLASSES, **options)
+    kept = (head.gram, head.class_sums, head.keys.K)
+    assert head.state_bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    RidgeMemoryUnits(FEATURES, CLASSES, max_bytes=head.state_bytes, **options)
+    with pytest.raises(UserError, match=f"max_bytes={head.state_bytes - 1}: .* need {head.state_bytes} bytes"):
+        RidgeMemoryUnits(FEATURES, CLASSES, max_bytes=head.state_bytes - 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"key_mem_units": 0}, "key_mem_units must be at least 1, got 0"),
+        ({"delta": 0}, "delta must be at least 1, got 0"),
+        ({"ridge": -1.0}, "ridge must be 'auto' or a finite number of at least 0, got -1.0"),
+        ({"ridge": float("nan")}, "ridge must be 'auto' or a finite number of at least 0, got nan"),
+        ({"ridge": "best"}, "ridge must be 'auto' or a finite number of at least 0, got 'best'"),
+        ({"normalization": "l1"}, "normalization must be one of none, l2, sqrt; got 'l1'"),
+        ({"num_projections": 0}, "num_projections must be at least 1, got 0"),
+        ({"num_projections": 5, "seed": -1}, "seed must lie in"),
+        ({"tau_mu": -1}, "tau_mu must be at least 0, got -1"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range(options: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        RidgeMemoryUnits(2, 3, **options)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite(bad: float) -> None:
+    head, *_ = learnt(samples=20)
+    head.update(torch.tensor([[bad] * FEATURES]), torch.tensor([0]))
+    with pytest.raises(UserError, match="features hold NaN or infinite values"):
+        head.settle()
+
+
+def test_sums_that_the_ridge_does_not_make_solvable() -> None:
+    x, targets = blobs(100, 1)
+    x[:, 1] = x[:, 0]
+    head = RidgeMemoryUnits(FEATURES, CLASSES, ridge=0.0, normalization="none")
+    head.update(x, targets)
+    with pytest.raises(UserError, match=r"ridge=0.0: the sums of .* condition number is at least \de\+\d+; .* 'auto'"):
+        head(x)
+    automatic = RidgeMemoryUnits(FEATURES, CLASSES, normalization="none")
+    automatic.update(x, targets)
+    assert bool(automatic(x).isfinite().all())
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_features_that_are_all_zero(normalization: str) -> None:
+    head = RidgeMemoryUnits(3, 2, normalization=normalization)
+    head.update(torch.zeros(10, 3), torch.arange(10) % 2)
+    assert bool(head(torch.zeros(4, 3)).isfinite().all())

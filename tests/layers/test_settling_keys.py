@@ -1,0 +1,97 @@
+"""Keys that settle: where they come from, where they go, and what is handed over."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mh_lightning.errors import UserError
+from mh_lightning.layers.settling_keys import DUPLICATES, SettlingKeys
+
+
+def points(*values: float) -> Tensor:
+    return torch.tensor(values).unsqueeze(1)
+
+
+def keys_of(*values: float, units: int, **options: Any) -> SettlingKeys:
+    keys = SettlingKeys(units, 1, **options)
+    keys.learn(points(*values))
+    return keys
+
+
+def test_the_first_different_samples_become_keys() -> None:
+    keys = keys_of(5, 5, 5, 9, units=3, settle=1)
+    assert keys.K.flatten().tolist() == [5, 9, 0] and keys.mu.tolist() == [3, 1, 0] and keys.eta.tolist() == [1, 0, 4]
+    assert set(keys.attend(points(0.0)).units.flatten().tolist()) == {0, 1}  # the third has no key yet
+
+
+def test_a_key_is_the_mean_of_what_it_has_won_until_it_settles() -> None:
+    values = [0.0, 10.0, 1.0, 2.0, 3.0, 9.0]
+    keys = keys_of(*values, units=2, settle=3)
+    assert keys.K.flatten().tolist() == [1.0, 9.5]  # of 0, 1 and 2, without 3
+    assert keys.mu.tolist() == [4, 2]
+
+
+def test_the_temperature_is_that_of_the_mean_gap() -> None:
+    keys = SettlingKeys(2, 1, settle=1)
+    alphas = keys.learn(points(0.0, 4.0, 1.0)).alphas
+    gap = (16 + (9 - 1)) / 3  # the first sample has no second key
+    assert float(keys.gap) == pytest.approx(gap) and float(keys.nearest) == pytest.approx(1 / 3)
+    assert torch.allclose(alphas[2], torch.softmax(torch.tensor([-1.0, -9.0]) * 2 / gap, dim=0))
+    attention = keys.attend(points(1.0))
+    assert torch.allclose(attention.alphas.flatten(), alphas[2]) and attention.units.flatten().tolist() == [0, 1]
+
+
+def test_near_duplicates_are_merged_where_nothing_attracts_a_sample() -> None:
+    keys = SettlingKeys(3, 1, settle=1)
+    learnt = keys.learn(points(0.0, 1.0, 10.0, 0.0, 10.0 + 1.01 * DUPLICATES**0.5))
+    assert learnt.handed_over == [(1, 0)]
+    assert keys.K.flatten().tolist() == pytest.approx([1 / 3, 10 + 1.01 * DUPLICATES**0.5, 10])
+    assert keys.mu.tolist() == [3, 1, 1] and int(keys.scrambling_count) == 1
+    assert learnt.alphas[:4, 1].sum() == 0 and torch.allclose(learnt.alphas.sum(dim=1), torch.ones(5))
+    again = SettlingKeys(3, 1, settle=1)
+    assert not again.learn(points(0.0, 1.0, 10.0, 0.0, 10.0 + 0.99 * DUPLICATES**0.5)).handed_over
+
+
+def test_dead_units_are_used_again() -> None:
+    stream = [0.0, 100.0, 50.0, *[0.0, 100.0] * 6]  # 50 wins once
+    options: dict[str, Any] = {"units": 3, "settle": 1, "tau_mu": 2}
+    for age, unit in ((12, 2), (13, None)):
+        keys = keys_of(*stream, tau_eta=age, **options)
+        handed_over = keys.learn(points(70.0)).handed_over
+        assert [one for one, _ in handed_over] == ([] if unit is None else [unit])
+    keys = keys_of(*stream, tau_eta=12, **options)
+    assert not keys.learn(points(0.0)).handed_over  # which is near to its key
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.lists(st.integers(1, 59), max_size=4, unique=True))
+def test_batches_do_not_matter(seed: int, units: int, cuts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(60, 3, generator=generator).cumsum(dim=0)  # which drifts, so that units are re-used
+    options: dict[str, Any] = {"delta": 2, "settle": 3, "tau_mu": 3, "tau_eta": 10}
+    whole, parts = SettlingKeys(units, 3, **options), SettlingKeys(units, 3, **options)
+    learnt = whole.learn(z)
+    edges = [0, *sorted(cuts), 60]
+    alphas = torch.zeros(0, units)
+    for start, end in pairwise(edges):
+        part = parts.learn(z[start:end])
+        for unit, heir in part.handed_over:  # what the unit had before goes with it
+            alphas[:, heir] += alphas[:, unit]
+            alphas[:, unit] = 0
+        alphas = torch.cat([alphas, part.alphas])
+    for name, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[name], value), name
+    assert torch.allclose(alphas, learnt.alphas, atol=1e-6)
+    assert torch.allclose(learnt.alphas.sum(dim=1), torch.ones(60), atol=1e-5)
+    assert int(whole.key_counter.sum()) == int(whole.mu.sum()) == int(whole.seen) == 60
+
+
+@pytest.mark.parametrize("name", ["key_mem_units", "delta", "settle"])
+def test_options_out_of_range(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
+        SettlingKeys(**{"key_mem_units": 2, "key_size": 1, name: 0})
