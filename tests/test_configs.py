@@ -78,42 +78,56 @@ def test_config_of_perturbed_images(run: Callable[..., Path], tmp_path: Path, na
     assert len(results["validation"]["accuracy_matrix"][0]) == 3
 
 
-FROZEN = sorted((CONFIGS / "frozen").glob("*.yaml"))
+FROZEN = sorted(path for path in (CONFIGS / "frozen").glob("*.yaml") if path.stem.startswith(("digits", "fashion")))
+PLANE_STREAMS = [f"{name}_{order}" for name in ("modes", "moons") for order in ("iid", "ci", "cdi", "cdid")]
 
 
 def test_every_frozen_method_has_a_configuration() -> None:
-    methods = ("ncm", "slda", "ranpac", "fecam", "linear", "joint", "er", "memory_head")
+    methods = ("ncm", "slda", "ranpac", "fecam", "linear", "joint", "er", "memory_head", "ridge_memory_head")
     assert {path.stem for path in FROZEN} >= {f"fashion_mnist_{method}" for method in methods}
+
+
+def test_every_stream_has_a_ridge_memory_head() -> None:
+    images = ["fashion_mnist", "fashion_mnist_full", "fashion_mnist_perturbed_cdi", "digits", "digits_perturbed_cdi"]
+    names = {path.stem for path in (CONFIGS / "frozen").glob("*.yaml")}
+    assert names >= {f"{stream}_ridge_memory_head" for stream in (*images, *PLANE_STREAMS)}
 
 
 @pytest.mark.parametrize("config", FROZEN, ids=lambda path: path.stem)
 def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
-    options = ["--data.init_args.root", str(fashion_mnist)]
-    options += ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features"), "--pictures", "false"]
+    options = ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features"), "--pictures", "false"]
+    if config.stem.startswith("fashion"):
+        options += ["--data.init_args.root", str(fashion_mnist)]
+    perturbed = "perturbed" in config.stem
+    if perturbed:
+        options += ["--data.init_args.increment", "5"]
+        if config.stem.startswith("digits"):
+            options += ["--data.init_args.split_fractions", "[0.88, 0.02, 0.1]"]
     if config.stem.endswith("ranpac"):
         options += ["--model.init_args.num_projections", "40"]
+    if config.stem.endswith("ridge_memory_head"):
+        options += ["--model.init_args.key_mem_units", "2"]
     if config.stem.endswith("er"):
         options += ["--model.init_args.buffer_size", "20"]
     folder = run("fit", config, *SMALL, *FEW, *options)
     results = json.loads((folder / "results.json").read_text())
-    assert len(results["accuracy_matrix"]) == results["num_tasks"] == 5
+    assert len(results["accuracy_matrix"]) == results["num_tasks"] == (6 if perturbed else 5)
     assert results["cost"]["state_bytes"] > 0 and results["cost"]["samples_per_second"] > 0
     assert len(list((fashion_mnist / "features").iterdir())) == 1
 
 
-PLANES = sorted(path for path in (CONFIGS / "ocdi").glob("*.yaml") if path.stem.startswith(("modes_", "moons_")))
+PLANES = sorted(path for part in ("ocdi", "frozen") for path in (CONFIGS / part).glob("mo*_*.yaml"))
 TINY_PLANE = ("--data.init_args.num_samples", "60", "--pictures", "false", "--trainer.enable_checkpointing", "false",
               "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
               "--trainer.accelerator", "cpu")  # fmt: skip
 
 
 def test_every_plane_has_every_method() -> None:
-    streams = {f"{name}_{order}" for name in ("modes", "moons") for order in ("iid", "ci", "cdi", "cdid")}
-    methods: dict[str, set[str]] = {stream: set() for stream in streams}
-    for path in PLANES:
-        stream = "_".join(path.stem.split("_")[:2])
-        methods[stream].add(path.stem.removeprefix(f"{stream}_"))
-    assert len(set(map(frozenset, methods.values()))) == 1 and len(methods["modes_ci"]) == 11
+    methods = [
+        {path.stem.removeprefix(f"{stream}_") for path in PLANES if path.stem.startswith(f"{stream}_")}
+        for stream in PLANE_STREAMS
+    ]
+    assert len(set(map(frozenset, methods))) == 1 and len(methods[0]) == 12
 
 
 @pytest.mark.parametrize("config", PLANES, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -18,7 +19,9 @@ class Spectrum(NamedTuple):
     @classmethod
     def of(cls, gram: Tensor) -> "Spectrum":
         """Of a Gram matrix (d, d), in float64."""
-        values, vectors = torch.linalg.eigh(gram.double())
+        # PyTorch's does not converge on some matrices of low rank
+        found = scipy.linalg.eigh(gram.double().cpu().numpy(), check_finite=False)
+        values, vectors = (torch.from_numpy(part).to(gram.device) for part in found)
         return cls(values.clamp_min(0), vectors)
 
 

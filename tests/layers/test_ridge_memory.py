@@ -1,6 +1,5 @@
 """Ridge memory units, against sums over all samples and direct solutions in float64."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -38,7 +37,9 @@ def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) 
         z = z.sign() * z.abs().sqrt() if head.normalization == "sqrt" else z
         z = z if head.normalization == "none" else z / z.norm(dim=1, keepdim=True)
         constant = torch.ones(len(z), 1, dtype=torch.float64)
-        return z, torch.cat([z, constant], dim=1) if head.projection is None else (z @ head.projection.double()).clamp_min(0)
+        return z, torch.cat([z, constant], dim=1) if head.projection is None else (
+            z @ head.projection.double()
+        ).clamp_min(0)
 
     z, h = hidden(x)
     keys = SettlingKeys(len(head.keys.K), x.shape[1], delta=head.keys.delta)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import ContinualMetrics, OnlineAccuracy, TaskProgressBar
 from mh_lightning.errors import UserError
-from mh_lightning.methods import ClosedFormMethod, FeCAM, NearestClassMean, RanPAC, StreamingLDA
+from mh_lightning.methods import ClosedFormMethod, FeCAM, NearestClassMean, RanPAC, RidgeMemoryHead, StreamingLDA
 from tests.blobs import CLASSES, FEATURES, blobs
 from tests.fits import RANKS, fit, on_two_ranks, stream
 
@@ -39,7 +39,11 @@ def fecam() -> ClosedFormMethod:
     return FeCAM(Identity(FEATURES), tukey=1.0)
 
 
-METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam]
+def ridge_memory_head() -> ClosedFormMethod:
+    return RidgeMemoryHead(Identity(FEATURES), key_mem_units=5, tau_eta=20)
+
+
+METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam, ridge_memory_head]
 every_method = pytest.mark.parametrize("make", METHODS)
 
 
@@ -155,6 +159,7 @@ def test_other_precisions(make: Make, precision: str, tmp_path: Path) -> None:
     [
         (lambda: StreamingLDA(Identity(2), shrinkage=2.0), r"shrinkage must lie in \[0, 1\], got 2.0"),
         (lambda: RanPAC(Identity(2), num_projections=-1), "num_projections must be at least 1, got -1"),
+        (lambda: RidgeMemoryHead(Identity(2), delta=0), "delta must be at least 1, got 0"),
         (lambda: FeCAM(Identity(2), tukey=-0.5), "tukey must be above 0 and finite, got -0.5"),
     ],
 )

@@ -36,6 +36,7 @@ from mh_lightning.methods import (
     MaximallyInterferedRetrieval,
     NearestClassMean,
     RanPAC,
+    RidgeMemoryHead,
     StreamingLDA,
 )
 from mh_lightning.methods.checks import check_strategy
@@ -76,7 +77,7 @@ class Case(NamedTuple):
 
     def method(self) -> ContinualMethod:
         sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
-        closed = self.make in (NearestClassMean, StreamingLDA, RanPAC, FeCAM)
+        closed = self.make in (NearestClassMean, StreamingLDA, RanPAC, FeCAM, RidgeMemoryHead)
         defaults = {} if closed else {"head": memory_head, "optimizer": sgd}
         torch.manual_seed(process_rank())  # ranks start from the weights of the first
         return self.make(**{"backbone": Identity(FEATURES) if closed else Tuned(), **defaults, **self.options})
@@ -99,6 +100,7 @@ CASES = {
     "streaming LDA": Case(StreamingLDA),
     "RanPAC": Case(RanPAC, {"num_projections": 12}, {}, (4,)),
     "FeCAM": Case(FeCAM, {}, {}, (4,)),
+    "ridge memory head": Case(RidgeMemoryHead, {"key_mem_units": 4, "tau_eta": 10}),
 }
 
 
