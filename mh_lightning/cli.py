@@ -27,7 +27,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mh_lightning import callbacks
 from mh_lightning.config_files import MODE, check_nulls, check_values
 from mh_lightning.data import StreamDataModule
-from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, writing
 from mh_lightning.methods import ContinualMethod
 from mh_lightning.mistakes import sentence_of
@@ -353,14 +352,11 @@ def main(args: ArgsType = None) -> None:
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     previous = threading.excepthook
     broken: list[BaseException] = []  # where TensorBoard's writer cannot write, its thread ends
-    joined = in_process_group()
     threading.excepthook = lambda ended: broken.append(ended.exc_value or SystemExit())
     try:
         StreamCLI(args)
         for error in broken:
             raise error
-        if not joined:
-            leave_process_group()
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None:  # a bug
@@ -368,8 +364,6 @@ def main(args: ArgsType = None) -> None:
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except SIGTERMException:
-        if not joined:
-            leave_process_group()
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others must not look as if they had failed
             print("stopped by SIGTERM; the same command with --ckpt_path last goes on", file=sys.stderr)
             raise SystemExit(STOPPED_BY_SIGTERM) from None
