@@ -1,5 +1,6 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mh_lightning import callbacks
 from mh_lightning.config_files import MODE, check_nulls, check_values
 from mh_lightning.data import StreamDataModule
+from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, writing
 from mh_lightning.methods import ContinualMethod
 from mh_lightning.mistakes import sentence_of
@@ -357,6 +359,9 @@ def main(args: ArgsType = None) -> None:
         StreamCLI(args)
         for error in broken:
             raise error
+        if in_process_group():  # a script may call `main` again, in the same group
+            atexit.unregister(leave_process_group)
+            atexit.register(leave_process_group)
     except Exception as error:
         sentence = sentence_of(error)
         if sentence is None:  # a bug

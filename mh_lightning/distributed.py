@@ -18,6 +18,14 @@ def in_process_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def leave_process_group() -> None:
+    """Destroy the process group, if any: gloo's threads, which Lightning leaves running, can abort a process at its end
+    (pytorch/pytorch#190489). Not to be called while other ranks wait for this one.
+    """
+    if in_process_group():
+        dist.destroy_process_group()
+
+
 def world_size() -> int:
     """Number of processes that train together, 1 without a process group."""
     return dist.get_world_size() if in_process_group() else 1
