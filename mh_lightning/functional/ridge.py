@@ -9,6 +9,8 @@ from torch import Tensor
 CANDIDATES_A_DECADE = 4
 DECADES = 7  # below ten times the largest eigenvalue; sums in float32 hold no more
 
+SMALLEST = 1e-12  # eigenvalue that ridges go by, lest all be 0 where all features are
+
 
 class Spectrum(NamedTuple):
     """A Gram matrix by its eigenvalues and eigenvectors."""
@@ -41,7 +43,7 @@ def candidate_ridges(largest: Tensor) -> Tensor:
         tensor([1.0000e-06, 1.0000e+01], dtype=torch.float64)
     """
     steps = torch.arange(DECADES * CANDIDATES_A_DECADE + 1, dtype=torch.float64, device=largest.device)
-    return 10 * largest.double() * 10 ** (steps / CANDIDATES_A_DECADE - DECADES)
+    return 10 * largest.double().clamp_min(SMALLEST) * 10 ** (steps / CANDIDATES_A_DECADE - DECADES)
 
 
 def fits_of(spectrum: Spectrum, products: Tensor, squares: Tensor | float, ridges: Tensor) -> RidgeFits:

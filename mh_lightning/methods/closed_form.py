@@ -15,7 +15,8 @@ class ClosedFormMethod(ContinualMethod):
     """A method whose head keeps sums of frozen features, and nothing is optimized. One epoch a task is all it can use;
     the others are skipped.
 
-    Training predicts nothing, since to solve costs more than to learn: the head is solved at the end of each task.
+    Training predicts nothing, since to solve costs more than to learn: the head is solved at the end of each task that
+    an evaluation follows.
     Each rank's head learns the samples of all ranks, in the order of the stream, so N processes end up with the state
     of one. Features are far smaller than sums of their products, so they are what ranks exchange.
 

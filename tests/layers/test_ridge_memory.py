@@ -290,8 +290,9 @@ def test_sums_that_the_ridge_does_not_make_solvable() -> None:
     assert bool(automatic(x).isfinite().all())
 
 
+@pytest.mark.parametrize("num_projections", [None, 4])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_features_that_are_all_zero(normalization: str) -> None:
-    head = RidgeMemoryUnits(3, 2, normalization=normalization)
+def test_features_that_are_all_zero(normalization: str, num_projections: int | None) -> None:
+    head = RidgeMemoryUnits(3, 2, normalization=normalization, num_projections=num_projections)
     head.update(torch.zeros(10, 3), torch.arange(10) % 2)
     assert bool(head(torch.zeros(4, 3)).isfinite().all())
