@@ -1,11 +1,17 @@
 """The inside of Memory Heads, in TensorBoard."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from mh_lightning.callbacks.run import current_task, is_fitting
+from mh_lightning.layers import MHLinear
+from mh_lightning.layers.settling_keys import SettlingKeys
+
+
+def layers_with_keys(module: nn.Module) -> dict[str, MHLinear | SettlingKeys]:
+    """All Memory Heads, and the keys of those in closed form, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, (MHLinear, SettlingKeys))}
 
 
 class MemoryHeadMonitor(Callback):
@@ -17,9 +23,8 @@ class MemoryHeadMonitor(Callback):
         """Write to all loggers; histograms to TensorBoard."""
         if not is_fitting(trainer) or not trainer.is_global_zero:
             return
-        method: Any = pl_module
         task = current_task(trainer) + 1
-        for name, layer in method.memory_heads().items():
+        for name, layer in layers_with_keys(pl_module).items():
             scalars = {
                 f"memory_head/{name}/scrambles": float(layer.scrambling_count.sum()),
                 f"memory_head/{name}/dead_units": float((layer.key_counter == 0).sum()),

@@ -8,9 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
+from mh_lightning.callbacks.memory_heads import layers_with_keys
 from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
 from mh_lightning.callbacks.reports import evenly_spaced
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, show_figure, stream_of
+from mh_lightning.layers.settling_keys import SettlingKeys
 
 PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
 GRID = 160  # points a side
@@ -112,8 +114,11 @@ def _classify(
 
 def _keys(pl_module: Any) -> NDArray[np.float32]:
     """Keys (units, 2) that lie in the plane; none if there is no such Memory Head."""
-    for layer in pl_module.memory_heads().values():
-        if layer.K.shape[2] == 2 and layer.distance == "euclidean" and layer.psi_fn == "identity":
+    for layer in layers_with_keys(pl_module).values():
+        in_the_input_space = isinstance(layer, SettlingKeys) or (
+            layer.distance == "euclidean" and layer.psi_fn == "identity"
+        )
+        if in_the_input_space and layer.K.shape[-1] == 2:
             keys: NDArray[np.float32] = layer.K.detach().reshape(-1, 2).float().cpu().numpy().copy()  # they move on
             return keys
     return np.zeros((0, 2), np.float32)

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from tests.bad_input.table import DATA, HEAD, MODEL, OPTIMIZER, TINY, TRAINER, Place, Row, check, place, table
 
@@ -135,6 +137,32 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@table(*FILES, *OPTIONS)
+def ridge_memory(name: str, features: list[float], sentence: str, **options: Any) -> Row:
+    """Memory units in closed form, all samples having these features."""
+
+    def prepare(place: Place) -> list[Any]:
+        x, y = torch.tensor([features] * 4), torch.tensor([0, 1, 0, 1])
+        save_file(
+            {"x_train": x, "y_train": y, "x_test": x.clone(), "y_test": y.clone()}, place.folder / "few.safetensors"
+        )
+        backbone = {"class_path": "mh_lightning.backbones.Identity", "init_args": {"num_features": 3}}
+        head = {"class_path": "mh_lightning.methods.RidgeMemoryHead",
+                "init_args": {"backbone": backbone, "normalization": "none", **options}}  # fmt: skip
+        config = place.changed(model=head)
+        return ["--config", config, f"{DATA}path={place.folder / 'few.safetensors'}", f"{DATA}increment=1",
+                "--run_dir", place.folder / "runs"]  # fmt: skip
+
+    return Row(name, prepare, sentence, trained="max_bytes" not in options)
+
+
+RIDGE_MEMORY = (
+    ridge_memory("features are NaN", [float("nan"), 0.0, 1.0], "NaN"),
+    ridge_memory("no ridge", [0.0, 0.0, 1.0], "ridge=0.0: the sums of all units together cannot be solved", ridge=0.0),
+    ridge_memory("too many bytes", [0.0, 0.0, 1.0], "max_bytes=100: .* need [0-9]+ bytes", max_bytes=100),
+    ridge_memory("unknown normalization", [0.0, 0.0, 1.0], "normalization must be one of", normalization="max"),
+)
+
+
+@table(*FILES, *OPTIONS, *RIDGE_MEMORY)
 def test_one_sentence(row: Row, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     check(row, place, capsys)
