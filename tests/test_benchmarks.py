@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import class_covariances, closed_form, cost_rule, long_streams, training_step
+from benchmarks import class_covariances, closed_form, cost_rule, long_streams, ridge_memory, training_step
 from mh_lightning.functional import grouped
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
@@ -46,6 +46,15 @@ def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert len(results) == 5 and all(math.isfinite(rate) and rate > 0 for rate in results.values())
     assert all(name in printed for name in results if name != "naive")
+
+
+def test_ridge_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--samples", "60", "--features", "6", "--classes", "3", "--batch_size", "8", "--units", "3")
+    results = ridge_memory.main([*sizes])
+    assert all(math.isfinite(value) and value > 0 for value in results.values())
+    assert results["error, rank-b updates, float64"] < 1e-9 < results["error, rank-b updates, float32"] < 1e-2
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in results)
 
 
 def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,8 @@ def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
         options += ["--data.init_args.root", str(tmp_path / "images")]
     else:
         options += FEW
+    if config.stem.endswith("ridge_memory_head"):
+        options += ["--model.init_args.key_mem_units", "2"]
     folder = run("fit", config, *options)
     results = json.loads((folder / "results.json").read_text())
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)

@@ -1,0 +1,145 @@
+"""Ridge memory units: samples a second they learn, the time of a prediction, and two ways to keep a solution current.
+
+    python -m benchmarks.ridge_memory
+    python -m benchmarks.ridge_memory --features 1280 --units 10 --delta 2 --batch_size 128 --threads 2
+
+Learning is the sums and keys of a stream whose features form clouds, without the solution, which is timed by itself
+with ridges by cross-validation and with one that is given. Predictions are those of a batch in evaluation, beside
+`MHLinear` with as many units. Last, one Gram matrix: a Cholesky solution in float64 when it is asked for, and the
+inverse updated by Woodbury's identity after each batch, in float32 and float64, with the relative error of its
+weights at the end.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.training_step import machine
+from mh_lightning import MHLinear
+from mh_lightning.layers import RidgeMemoryUnits
+
+RIDGE = 1.0
+REPEATS = 30
+
+
+def clouds(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Non-negative features around three centres a class, in the order of the classes."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(classes).repeat_interleave(-(-samples // classes))[:samples]
+    centres = torch.rand(classes, 3, features, generator=generator)
+    which = torch.randint(3, (samples,), generator=generator)
+    return centres[targets, which] + 0.3 * torch.rand(samples, features, generator=generator), targets
+
+
+def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    """The median of some repetitions, after one more."""
+    if repeats > 1:
+        work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def updated_inverse(batches: list[tuple[Tensor, Tensor]], features: int, dtype: torch.dtype) -> Tensor:
+    """Weights after rank-b updates of the inverse of a Gram matrix with its ridge."""
+    inverse = torch.eye(features, dtype=dtype) / RIDGE
+    products = torch.zeros(features, batches[0][1].shape[1], dtype=dtype)
+    for x, y in batches:
+        x = x.to(dtype)
+        carried = inverse @ x.T
+        inner = torch.eye(len(x), dtype=dtype) + x @ carried
+        inverse -= carried @ torch.linalg.solve(inner, carried.T)
+        products += x.T @ y.to(dtype)
+    return inverse @ products
+
+
+def summed(batches: list[tuple[Tensor, Tensor]], features: int) -> tuple[Tensor, Tensor]:
+    """Gram matrix in float32 and products in float64, as the layer keeps them."""
+    gram = torch.zeros(features, features, dtype=torch.float32)
+    products = torch.zeros(features, batches[0][1].shape[1], dtype=torch.float64)
+    for x, y in batches:
+        gram.addmm_(x.T, x)
+        products += x.T.double() @ y.double()
+    return gram, products
+
+
+def solved(gram: Tensor, products: Tensor) -> Tensor:
+    """Weights by Cholesky, in float64."""
+    ridge = RIDGE * torch.eye(len(gram), dtype=torch.float64)
+    return torch.cholesky_solve(products, torch.linalg.cholesky(gram.double() + ridge))
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """All figures, by name."""
+    x, targets = clouds(options.samples, options.features, options.classes)
+    batches = list(zip(x.split(options.batch_size), targets.split(options.batch_size), strict=True))
+    heads = [
+        RidgeMemoryUnits(options.features, options.classes, options.units, options.delta, ridge=ridge)
+        for ridge in ("auto", RIDGE)
+    ]
+
+    def learn(head: RidgeMemoryUnits) -> None:
+        for part, classes in batches:
+            head.update(part, classes)
+        head.settle()
+
+    found = {"samples/s learnt": options.samples / min(seconds(lambda head=head: learn(head)) for head in heads)}
+    for name, head in zip(("auto", "given"), heads, strict=True):
+        found[f"s to solve, ridge {name}"] = seconds(head.ensure_solved)
+    gradient = MHLinear(options.features, options.classes, key_mem_units=options.units, delta=options.delta).eval()
+    part = x[: options.batch_size]
+    heads[0].eval()
+    found["ms to predict a batch"] = 1000 * seconds(lambda: heads[0](part), REPEATS)
+    found["ms to predict a batch, MHLinear"] = 1000 * seconds(lambda: gradient(part), REPEATS)
+
+    z = [torch.nn.functional.normalize(part, dim=1) for part, _ in batches]
+    one_hot = [torch.nn.functional.one_hot(classes, options.classes) for _, classes in batches]
+    pairs = list(zip(z, one_hot, strict=True))
+    exact = torch.cat(z).double()
+    reference = solved(exact.T @ exact, exact.T @ torch.cat(one_hot).double())
+    started = time.perf_counter()
+    gram, products = summed(pairs, options.features)
+    found["s of sums alone"] = time.perf_counter() - started
+    started = time.perf_counter()
+    weights = solved(gram, products)
+    found["s of one Cholesky solution"] = time.perf_counter() - started
+    found["error, sums and Cholesky"] = float((weights - reference).norm() / reference.norm())
+    for dtype in (torch.float32, torch.float64):
+        started = time.perf_counter()
+        weights = updated_inverse(pairs, options.features, dtype).double()
+        name = str(dtype).removeprefix("torch.")
+        found[f"s of rank-b updates, {name}"] = time.perf_counter() - started
+        found[f"error, rank-b updates, {name}"] = float((weights - reference).norm() / reference.norm())
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    """Measure, print, and return the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("samples", 16_000), ("features", 1280), ("classes", 10), ("units", 10), ("delta", 2),
+                          ("batch_size", 128), ("threads", 2)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args(arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        found = measure(options)
+    finally:
+        torch.set_num_threads(threads)
+    print(", ".join(f"{name} {value}" for name, value in machine("cpu").items()))
+    print(f"{options}\n| measured | |\n|---|---|")
+    for name, value in found.items():
+        print(f"| {name} | {value:,.0f} |" if value >= 100 else f"| {name} | {value:.2g} |")
+    return found
+
+
+if __name__ == "__main__":
+    main()

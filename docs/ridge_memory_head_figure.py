@@ -1,0 +1,73 @@
+"""Draw what the runner found of the Ridge Memory Head and its rivals: by stream, and against the bytes they keep.
+
+python docs/ridge_memory_head_figure.py docs/ridge_memory_head docs/ridge_memory_head.png
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+METHODS = {
+    "ridge_memory_head": ("Ridge Memory Head", "tab:red", "o"),
+    "ranpac": ("RanPAC", "tab:blue", "s"),
+    "fecam": ("FeCAM", "tab:cyan", "D"),
+    "slda": ("streaming LDA", "tab:green", "^"),
+    "ncm": ("nearest class mean", "tab:olive", "v"),
+    "er": ("experience replay", "tab:purple", "P"),
+    "joint": ("joint training", "black", "_"),
+    "memory_head": ("Memory Head, gradient", "tab:orange", "X"),
+}
+SAME = {"er_reservoir": "er", "memory_head_searched": "memory_head"}
+STREAMS = {
+    "fashion_mnist": "Fashion-\nMNIST",
+    "fashion_mnist_full": "the same,\n60,000",
+    "digits": "digits",
+    "digits_perturbed_cdi": "digits,\nperturbed",
+    **{f"{name}_{order}": f"{name.upper()}\n{order.upper()}" for name in ("modes", "moons")
+       for order in ("iid", "ci", "cdi", "cdid")},
+}  # fmt: skip
+
+
+def main(folder: Path, target: Path) -> None:
+    """Two panels."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for path in sorted(folder.glob("*/experiments.csv")):
+        for row in csv.DictReader(path.open()):
+            stream = max((name for name in STREAMS if row["experiment"].startswith(f"{name}_")), key=len, default="")
+            method = row["experiment"].removeprefix(f"{stream}_")
+            if stream and (method := SAME.get(method, method)) in METHODS:
+                rows[stream, method] = row
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
+    for place, (method, (label, colour, marker)) in enumerate(METHODS.items()):
+        points = [(index, rows[stream, method]) for index, stream in enumerate(STREAMS) if (stream, method) in rows]
+        left.errorbar(
+            [index + 0.08 * (place - len(METHODS) / 2) for index, _ in points],
+            [100 * float(row["average_accuracy"]) for _, row in points],
+            [100 * float(row["average_accuracy_half_width"]) for _, row in points],
+            fmt=marker, color=colour, label=label, markersize=9 if marker == "_" else 6, capsize=2,
+        )  # fmt: skip
+        if method != "joint" and ("fashion_mnist", method) in rows:  # its samples are no part of its state
+            row = rows["fashion_mnist", method]
+            x, y = float(row["state_bytes"]) / 1e6, 100 * float(row["average_accuracy"])
+            right.plot(x, y, marker, color=colour, markersize=9)
+            # the labels of near points lie on different sides
+            below = method in ("fecam", "ranpac")
+            right.annotate(label, (x, y), xytext=(0, -14 if below else 8), textcoords="offset points", ha="center",
+                           fontsize=9)  # fmt: skip
+    left.set_xticks(range(len(STREAMS)), list(STREAMS.values()), fontsize=9)
+    left.set(ylabel="average accuracy, test, %", ylim=(30, 102))
+    for edge in range(1, len(STREAMS)):
+        left.axvline(edge - 0.5, color="0.9", linewidth=1)
+    left.grid(axis="y", alpha=0.3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS), frameon=False)
+    right.set(xscale="log", xlabel="state, MB", ylabel="Fashion-MNIST, average accuracy, test, %", xlim=(0.02, 1000),
+              ylim=(72, 91))  # fmt: skip
+    right.grid(alpha=0.3)
+    figure.savefig(target, dpi=130)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
