@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
+from torch import nn
 
 from mh_lightning.callbacks.memory_heads import layers_with_keys
 from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
@@ -70,7 +71,7 @@ class DecisionSurfaces(Callback):
             extent=extent,
             samples=samples,
             labels=labels,
-            keys=_keys(pl_module),
+            keys=keys_in_the_plane(pl_module),
             title=f"after task {task + 1}: {stream.name_of_task(task)}",
         )
         self._planes.append(plane)
@@ -112,13 +113,16 @@ def _classify(
     return classes
 
 
-def _keys(pl_module: Any) -> NDArray[np.float32]:
+def keys_in_the_plane(pl_module: nn.Module) -> NDArray[np.float32]:
     """Keys (units, 2) that lie in the plane; none if there is no such Memory Head."""
     for layer in layers_with_keys(pl_module).values():
-        in_the_input_space = isinstance(layer, SettlingKeys) or (
-            layer.distance == "euclidean" and layer.psi_fn == "identity"
-        )
-        if in_the_input_space and layer.K.shape[-1] == 2:
-            keys: NDArray[np.float32] = layer.K.detach().reshape(-1, 2).float().cpu().numpy().copy()  # they move on
-            return keys
+        if isinstance(layer, SettlingKeys):
+            keys = layer.K[layer.mu > 0]
+        elif layer.distance == "euclidean" and layer.psi_fn == "identity":
+            keys = layer.K.flatten(0, 1)
+        else:
+            continue
+        if keys.shape[1] == 2:
+            placed: NDArray[np.float32] = keys.detach().float().cpu().numpy().copy()  # they move on
+            return placed
     return np.zeros((0, 2), np.float32)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from mh_lightning import MHLinear
 from mh_lightning.callbacks import OnlineAccuracy
 from mh_lightning.callbacks.online_accuracy import PENDING_STEPS
 from mh_lightning.callbacks.plots import (
@@ -19,6 +20,8 @@ from mh_lightning.callbacks.plots import (
     online_accuracy_figure,
     preview_figure,
 )
+from mh_lightning.callbacks.stream_pictures import keys_in_the_plane
+from mh_lightning.layers import RidgeMemoryUnits
 from tests.fits import on_two_ranks
 
 
@@ -35,6 +38,19 @@ def plane(**changes: Any) -> Plane:
         "title": "a title",
     }
     return Plane(**values | changes)
+
+
+def test_keys_in_the_plane() -> None:
+    points = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    units = RidgeMemoryUnits(2, 2, key_mem_units=5, normalization="none")
+    units.update(points, torch.tensor([0, 1]))
+    units.settle()
+    assert keys_in_the_plane(torch.nn.Sequential(units)).tolist() == points.tolist()  # three units are not used yet
+    head = MHLinear(2, 3, key_mem_units=4, distance="euclidean")
+    assert keys_in_the_plane(head).shape == (4, 2)
+    others = [MHLinear(size, 3, key_mem_units=4, distance=name) for size, name in ((2, "cosine"), (3, "euclidean"))]
+    for without in (*others, torch.nn.Linear(2, 2)):
+        assert keys_in_the_plane(without).shape == (0, 2)
 
 
 def test_decision_surface_image() -> None:
