@@ -106,11 +106,13 @@ def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, 
         options += ["--model.init_args.key_mem_units", "2"]
     if config.stem.endswith("er"):
         options += ["--model.init_args.buffer_size", "20"]
-    if config.stem.endswith("fecam"):  # whose solutions take seconds
+    solved_once = config.stem.endswith("fecam")  # its solutions take seconds
+    if solved_once:
         options += ["--data.init_args.evaluate_every_n_tasks", "6"]
     folder = run("fit", config, *SMALL, *FEW, *options)
     results = json.loads((folder / "results.json").read_text())
-    assert len(results["accuracy_matrix"]) == results["num_tasks"] == (6 if perturbed else 5)
+    assert results["num_tasks"] == (6 if perturbed else 5)
+    assert len(results["accuracy_matrix"]) == (1 if solved_once else results["num_tasks"])
     assert results["cost"]["state_bytes"] > 0 and results["cost"]["samples_per_second"] > 0
     assert len(list((fashion_mnist / "features").iterdir())) == 1
 
