@@ -87,7 +87,8 @@ PLANE_STREAMS = [f"{name}_{order}" for name in ("modes", "moons") for order in (
 def test_every_frozen_method_has_a_configuration() -> None:
     methods = ("ncm", "slda", "ranpac", "fecam", "joint", "er", "memory_head", "ridge_memory_head")
     streams = ("fashion_mnist", "fashion_mnist_full", "fashion_mnist_perturbed_cdi", "digits", "digits_perturbed_cdi")
-    assert {path.stem for path in FROZEN} >= {f"{stream}_{method}" for stream in streams for method in methods}
+    names = {path.stem for path in FROZEN}
+    assert names >= {f"{stream}_{method}" for stream in streams for method in methods} | {"fashion_mnist_linear"}
 
 
 @pytest.mark.parametrize("config", FROZEN, ids=lambda path: path.stem)
@@ -106,7 +107,7 @@ def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, 
         options += ["--model.init_args.key_mem_units", "2"]
     if config.stem.endswith("er"):
         options += ["--model.init_args.buffer_size", "20"]
-    solved_once = config.stem.endswith("fecam")  # its solutions take seconds
+    solved_once = config.stem.endswith("fecam") and config.stem != "fashion_mnist_fecam"  # solutions take seconds
     if solved_once:
         options += ["--data.init_args.evaluate_every_n_tasks", "6"]
     folder = run("fit", config, *SMALL, *FEW, *options)
@@ -129,6 +130,7 @@ def test_every_plane_has_every_method() -> None:
         for stream in PLANE_STREAMS
     ]
     assert len(set(map(frozenset, methods))) == 1 and len(methods[0]) == 16
+    assert methods[0] >= {"ridge_memory_head", "ncm", "slda", "ranpac", "fecam"}
 
 
 @pytest.mark.parametrize("config", PLANES, ids=lambda path: path.stem)

@@ -152,7 +152,7 @@ def ridge_memory(name: str, features: list[float], sentence: str, **options: Any
         return ["--config", config, f"{DATA}path={place.folder / 'few.safetensors'}", f"{DATA}increment=1",
                 "--run_dir", place.folder / "runs"]  # fmt: skip
 
-    return Row(name, prepare, sentence, trained="max_bytes" not in options)
+    return Row(name, prepare, sentence, trained=not {"max_bytes", "normalization"} & options.keys())
 
 
 RIDGE_MEMORY = (
