@@ -142,7 +142,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         """What keys match, (b, n) in float32."""
         x = features.to(torch.float32)
         if self.normalization == "sqrt":
-            x = x.sign() * x.abs().sqrt()
+            x = x.abs().sqrt().copysign(x)
         return x if self.normalization == "none" else F.normalize(x, dim=1)
 
     def project(self, z: Tensor) -> Tensor:
@@ -176,7 +176,10 @@ class RidgeMemoryUnits(ClosedFormHead):
     # --- solving
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights of the shared unit (D, C), and side by side those of the others (D, m C), if there are several."""
+        """Weights of all units, the shared one's added to each, side by side: (D, m C); (D, C) if there is one unit.
+
+        As the alphas of a sample sum to 1, this answers as the shared unit and the blend of the others together do.
+        """
         total, class_sums = self.gram.sum(dim=0, dtype=torch.float64), self.class_sums.sum(dim=0)
         samples = float(self.counts.sum())
         spectrum, ridges = None, self.ridge.new_tensor([])
@@ -207,7 +210,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         units = torch.zeros_like(self.class_sums)
         for unit in used:
             units[unit] = self._weights(self._gram_of(unit, total), residuals[unit], 1, f"memory unit {unit}")
-        return shared.float(), units.transpose(0, 1).flatten(1).float()
+        return ((units + shared).transpose(0, 1).flatten(1).float(),)
 
     def _gram_of(self, unit: int, total: Tensor) -> Tensor:
         if len(self.gram) > 1:
@@ -237,15 +240,17 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        shared, *units = solution
+        (weights,) = solution
         z = self.normalise(features)
-        hidden = self.project(z)
-        if not units:
-            return hidden @ shared
+        if self.projection is None:
+            answers = torch.addmm(weights[-1], z, weights[:-1])  # the last of h is 1
+        else:
+            answers = self.project(z) @ weights
+        if len(self.class_sums) == 1:
+            return answers
         attention = self.keys.attend(z)
         alphas = spread(attention.alphas, attention.units, len(self.class_sums))
-        answers = (hidden @ units[0]).view(len(hidden), len(self.class_sums), -1)
-        return hidden @ shared + torch.bmm(alphas.to(answers.dtype), answers).squeeze(1)
+        return torch.bmm(alphas.to(answers.dtype), answers.view(len(z), len(self.class_sums), -1)).squeeze(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.projection is not None:

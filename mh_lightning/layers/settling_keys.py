@@ -116,10 +116,17 @@ class SettlingKeys(nn.Module):
         return Attracted(torch.from_numpy(alphas).to(z.device), squares, walk.handed_over)
 
     def attend(self, z: Tensor) -> MF.Attention:
-        """The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt."""
-        known = self.mu > 0
-        squared = torch.cdist(z, self.K).square().masked_fill(~known, math.inf)
-        return MF.attend(-squared.unsqueeze(1), min(self.delta, int(known.sum())), self._gamma(float(self.gap)))
+        r"""The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt.
+
+        Instead of squared distances, :math:`2 (z - c)^\top (K_j - c) - \|K_j - c\|^2`, with c the mean key: they differ
+        by a number that is the same for all keys, which neither the order nor the softmax sees.
+        """
+        keys = self.K[: int((self.mu > 0).sum())]  # units get their keys in their order
+        centre = keys.mean(dim=0)
+        from_centre = keys - centre
+        constants = -2 * from_centre @ centre - from_centre.square().sum(dim=1)
+        nearness = torch.addmm(constants, z, from_centre.T, alpha=2)
+        return MF.attend(nearness.unsqueeze(1), min(self.delta, len(keys)), self._gamma(float(self.gap)))
 
     @staticmethod
     def _gamma(gap: float) -> float:
