@@ -1,12 +1,16 @@
-"""Draw what the runner found of the Ridge Memory Head and its rivals: by stream, and against the bytes they keep.
+"""Draw what the runner found of the Ridge Memory Head and its rivals: by stream, and against the bytes they keep; and
+what the ablations found of cheaper variants.
 
 python docs/ridge_memory_head_figure.py docs/ridge_memory_head docs/ridge_memory_head.png
 """
 
 import csv
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 METHODS = {
@@ -23,6 +27,7 @@ SAME = {"er_reservoir": "er", "memory_head_searched": "memory_head"}
 STREAMS = {
     "fashion_mnist": "Fashion-\nMNIST",
     "fashion_mnist_full": "the same,\n60,000",
+    "fashion_mnist_perturbed_cdi": "the same,\nperturbed",
     "digits": "digits",
     "digits_perturbed_cdi": "digits,\nperturbed",
     **{f"{name}_{order}": f"{name.upper()}\n{order.upper()}" for name in ("modes", "moons")
@@ -30,8 +35,33 @@ STREAMS = {
 }  # fmt: skip
 
 
+# of the ablations: label, colour, and how names of variants end
+SERIES = (
+    ("1, 5, 10, 20 units", "tab:red", " units"),
+    ("10 units, rank and diagonal", "tab:purple", " and diagonal"),
+    ("10 units on projections", "tab:orange", " projections"),
+    ("10 units, one Gram matrix", "tab:brown", "one Gram matrix"),
+    ("RanPAC", "tab:blue", "RanPAC, 1000 projections"),
+    ("streaming LDA", "tab:green", "streaming LDA"),
+)
+
+
+def draw_variants(axes: Axes, path: Path) -> None:
+    """Validation accuracy against bytes."""
+    measured = defaultdict(list)
+    for row in csv.DictReader(path.open()):
+        measured[row["variant"], int(row["bytes"])].append(100 * float(row["accuracy"]))
+    left = dict(measured)
+    for label, colour, ending in reversed(SERIES):
+        chosen = sorted((size, fmean(left.pop(key))) for key in [*left] if key[0].endswith(ending) for size in [key[1]])
+        axes.plot([size / 1e6 for size, _ in chosen], [mean for _, mean in chosen], "o-", color=colour, label=label)
+    axes.set(xscale="log", xlabel="state, MB", ylabel="Fashion-MNIST, validation accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
 def main(folder: Path, target: Path) -> None:
-    """Two panels."""
+    """Three panels."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for path in sorted(folder.glob("*/experiments.csv")):
         for row in csv.DictReader(path.open()):
@@ -39,8 +69,10 @@ def main(folder: Path, target: Path) -> None:
             method = row["experiment"].removeprefix(f"{stream}_")
             if stream and (method := SAME.get(method, method)) in METHODS:
                 rows[stream, method] = row
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[2.1, 1])
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    panels = figure.subplot_mosaic([["streams", "streams"], ["rivals", "variants"]])
+    left, right = panels["streams"], panels["rivals"]
+    draw_variants(panels["variants"], folder / "ablations.csv")
     for place, (method, (label, colour, marker)) in enumerate(METHODS.items()):
         points = [(index, rows[stream, method]) for index, stream in enumerate(STREAMS) if (stream, method) in rows]
         left.errorbar(

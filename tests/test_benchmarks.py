@@ -5,8 +5,17 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import class_covariances, closed_form, cost_rule, long_streams, ridge_memory, training_step
+from benchmarks import (
+    class_covariances,
+    closed_form,
+    cost_rule,
+    long_streams,
+    ridge_memory,
+    ridge_memory_ablations,
+    training_step,
+)
 from mh_lightning.functional import grouped
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
@@ -55,6 +64,32 @@ def test_ridge_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert results["error, rank-b updates, float64"] < 1e-9 < results["error, rank-b updates, float32"] < 1e-2
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in results)
+
+
+def test_ridge_memory_ablations(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    features = ridge_memory_ablations.FEATURES
+    samples = ridge_memory.clouds(300, features, ridge_memory_ablations.CLASSES)
+    monkeypatch.setattr(ridge_memory_ablations, "all_features", lambda *_: samples)
+    only = ["rank 16 and diagonal", "keys by k-means beforehand", "streaming LDA"]
+    found = ridge_memory_ablations.main(["--orders", "1", "--only", *only, "--output", str(tmp_path)])
+    assert [*found] == [ridge_memory_ablations.BASE, *only]
+    assert all(0.8 < values[0] <= 1 for values in found.values())
+    rows = (tmp_path / "ablations.csv").read_text().splitlines()[1:]
+    sizes = {row.split(",")[0]: int(row.split(",")[2]) for row in rows}
+    whole, low = sizes[ridge_memory_ablations.BASE], sizes["rank 16 and diagonal"]
+    matrix = 4 * (features + 1) ** 2  # ten of them against one, and ten times 16 vectors and a diagonal
+    assert whole - low == 9 * matrix - 4 * 10 * 17 * (features + 1)
+    printed = capsys.readouterr().out
+    assert all(f"| {name} |" in printed for name in found)
+
+
+def test_cut_back_keeps_a_low_rank_and_the_diagonal() -> None:
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    gram = x.T @ x
+    torch.testing.assert_close(ridge_memory_ablations.cut_back(x[:3].T @ x[:3], 3), x[:3].T @ x[:3])
+    torch.testing.assert_close(ridge_memory_ablations.cut_back(gram, 2).diagonal(), gram.diagonal())
 
 
 def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,7 +180,7 @@ class RidgeMemoryUnits(ClosedFormHead):
 
         As the alphas of a sample sum to 1, this answers as the shared unit and the blend of the others together do.
         """
-        total, class_sums = self.gram.sum(dim=0, dtype=torch.float64), self.class_sums.sum(dim=0)
+        total, class_sums = self.total_gram(), self.class_sums.sum(dim=0)
         samples = float(self.counts.sum())
         spectrum, ridges = None, self.ridge.new_tensor([])
         if self.given_ridge == AUTO:
@@ -212,6 +212,10 @@ class RidgeMemoryUnits(ClosedFormHead):
             units[unit] = self._weights(self._gram_of(unit, total), residuals[unit], 1, f"memory unit {unit}")
         return ((units + shared).transpose(0, 1).flatten(1).float(),)
 
+    def total_gram(self) -> Tensor:
+        """Gram matrix of all samples, (D, D), in float64."""
+        return self.gram.sum(dim=0, dtype=torch.float64)
+
     def _gram_of(self, unit: int, total: Tensor) -> Tensor:
         if len(self.gram) > 1:
             return self.gram[unit].double()
@@ -242,10 +246,8 @@ class RidgeMemoryUnits(ClosedFormHead):
         """Regressions (b, C)."""
         (weights,) = solution
         z = self.normalise(features)
-        if self.projection is None:
-            answers = torch.addmm(weights[-1], z, weights[:-1])  # the last of h is 1
-        else:
-            answers = self.project(z) @ weights
+        # without projections, the last of h is 1
+        answers = torch.addmm(weights[-1], z, weights[:-1]) if self.projection is None else self.project(z) @ weights
         if len(self.class_sums) == 1:
             return answers
         attention = self.keys.attend(z)
