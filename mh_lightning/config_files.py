@@ -40,7 +40,10 @@ def load_strictly(text: str) -> Any:
 def _compose(text: str) -> yaml.Node | None:
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except RecursionError as error:
+    except (RecursionError, yaml.YAMLError) as error:
+        # newer versions of libyaml have a limit of their own
+        if isinstance(error, yaml.YAMLError) and "maximum nesting depth" not in str(error):
+            raise
         raise yaml.YAMLError("it is nested too deeply") from error
     return node
 

@@ -75,14 +75,15 @@ def test_ridge_memory_ablations(
     only = ["rank 16 and diagonal", "keys by k-means beforehand", "streaming LDA"]
     found = ridge_memory_ablations.main(["--orders", "1", "--only", *only, "--output", str(tmp_path)])
     assert [*found] == [ridge_memory_ablations.BASE, *only]
-    assert all(0.8 < values[0] <= 1 for values in found.values())
+    low = found.pop("rank 16 and diagonal")[0]  # see docs/ridge_memory_head.md
+    assert 0.2 < low < 0.9 and all(0.9 < values[0] <= 1 for values in found.values())
     rows = (tmp_path / "ablations.csv").read_text().splitlines()[1:]
     sizes = {row.split(",")[0]: int(row.split(",")[2]) for row in rows}
-    whole, low = sizes[ridge_memory_ablations.BASE], sizes["rank 16 and diagonal"]
+    saved = sizes[ridge_memory_ablations.BASE] - sizes["rank 16 and diagonal"]
     matrix = 4 * (features + 1) ** 2  # ten of them against one, and ten times 16 vectors and a diagonal
-    assert whole - low == 9 * matrix - 4 * 10 * 17 * (features + 1)
+    assert saved == 9 * matrix - 4 * 10 * 17 * (features + 1)
     printed = capsys.readouterr().out
-    assert all(f"| {name} |" in printed for name in found)
+    assert all(f"| {name} |" in printed for name in [ridge_memory_ablations.BASE, *only])
 
 
 def test_cut_back_keeps_a_low_rank_and_the_diagonal() -> None:
