@@ -95,3 +95,16 @@ def test_batches_do_not_matter(seed: int, units: int, cuts: list[int]) -> None:
 def test_options_out_of_range(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} must be at least 1, got 0"):
         SettlingKeys(**{"key_mem_units": 2, "key_size": 1, name: 0})
+
+
+@pytest.mark.parametrize("place", [0.0, 100.0])
+def test_attends_by_squared_distances_also_far_from_the_origin(place: float) -> None:
+    z = place + torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    keys = SettlingKeys(6, 5, delta=3)
+    keys.learn(z)
+    attention = keys.attend(z)
+    squared = torch.cdist(z.double(), keys.K.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    nearest, units = squared.sort(dim=1)
+    expected = torch.softmax(-2 / keys.gap * nearest[:, :3], dim=1)
+    assert torch.equal(attention.units.squeeze(1), units[:, :3])
+    torch.testing.assert_close(attention.alphas.squeeze(1).double(), expected, atol=1e-3, rtol=0)
