@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ trainer: {{accelerator: cpu, enable_progress_bar: false, enable_model_summary: f
 def _no_foreign_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """LightningCLI warns when pytest's own arguments stand beside those it is given."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+@pytest.fixture(autouse=True)
+def _no_environment_of_another_test() -> Iterator[None]:
+    """Lightning's launcher leaves LOCAL_RANK and others behind, from which processes started later take their rank."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
