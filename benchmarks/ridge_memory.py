@@ -4,8 +4,8 @@
     python -m benchmarks.ridge_memory --features 1280 --units 10 --delta 2 --batch_size 128 --threads 2
 
 Learning is the sums and keys of a stream whose features form clouds, without the solution, which is timed by itself
-with ridges by cross-validation and with one that is given. Predictions are those of a batch in evaluation, beside
-`MHLinear` with as many units. Last, one Gram matrix: a Cholesky solution in float64 when it is asked for, and the
+with ridges by cross-validation and with one that is given. Predictions are those of a batch in evaluation, in turn with
+those of `MHLinear` with as many units and the same distance. Last, one Gram matrix: a Cholesky solution in float64 when it is asked for, and the
 inverse updated by Woodbury's identity after each batch, in float32 and float64, with the relative error of its
 weights at the end.
 """
@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,28 +24,32 @@ from mh_lightning import MHLinear
 from mh_lightning.layers import RidgeMemoryUnits
 
 RIDGE = 1.0
-REPEATS = 30
+REPEATS = 300
 
 
 def clouds(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Non-negative features around three centres a class, in the order of the classes."""
+    """Features around three centres a class, in the order of the classes; half of them 0, as those of backbones are."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(classes).repeat_interleave(-(-samples // classes))[:samples]
-    centres = torch.rand(classes, 3, features, generator=generator)
+    centres = torch.randn(classes, 3, features, generator=generator)
     which = torch.randint(3, (samples,), generator=generator)
-    return centres[targets, which] + 0.3 * torch.rand(samples, features, generator=generator), targets
+    noise = 0.3 * torch.randn(samples, features, generator=generator)
+    return (centres[targets, which] + noise).relu(), targets
 
 
-def seconds(work: Callable[[], object], repeats: int = 1) -> float:
-    """The median of some repetitions, after one more."""
-    if repeats > 1:
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def seconds_in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Medians of calls that take turns, after one of each."""
+    for work in works.values():
         work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(repeats)]
+    return {name: statistics.median(times[name] for times in rounds) for name in works}
 
 
 def updated_inverse(batches: list[tuple[Tensor, Tensor]], features: int, dtype: torch.dtype) -> Tensor:
@@ -94,11 +99,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     found = {"samples/s learnt": options.samples / min(seconds(lambda head=head: learn(head)) for head in heads)}
     for name, head in zip(("auto", "given"), heads, strict=True):
         found[f"s to solve, ridge {name}"] = seconds(head.ensure_solved)
-    gradient = MHLinear(options.features, options.classes, key_mem_units=options.units, delta=options.delta).eval()
     part = x[: options.batch_size]
-    heads[0].eval()
-    found["ms to predict a batch"] = 1000 * seconds(lambda: heads[0](part), REPEATS)
-    found["ms to predict a batch, MHLinear"] = 1000 * seconds(lambda: gradient(part), REPEATS)
+    predicting: dict[str, torch.nn.Module] = {"": heads[0]}
+    for name, normalize in ((", MHLinear", False), (", MHLinear with normalize_input", True)):
+        predicting[name] = MHLinear(options.features, options.classes, key_mem_units=options.units,
+                                    delta=options.delta, distance="euclidean", normalize_input=normalize)  # fmt: skip
+    times = seconds_in_turn({name: partial(head.eval(), part) for name, head in predicting.items()}, REPEATS)
+    found |= {f"ms to predict a batch{name}": 1000 * time for name, time in times.items()}
 
     z = [torch.nn.functional.normalize(part, dim=1) for part, _ in batches]
     one_hot = [torch.nn.functional.one_hot(classes, options.classes) for _, classes in batches]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mh_lightning import functional as MF
 from mh_lightning.errors import UserError
-from mh_lightning.functional import spread
 from mh_lightning.functional.ridge import (
     BlendedFits,
     Spectrum,
@@ -22,6 +22,7 @@ from mh_lightning.layers.settling_keys import SettlingKeys
 
 AUTO = "auto"
 NORMALIZATIONS = ("none", "l2", "sqrt")
+SMALLEST_ROOTED = 1e-36  # zeros, of which features have many, would have no gradient, and take 20 times as long on CPUs
 
 
 class RidgeMemoryUnits(ClosedFormHead):
@@ -140,10 +141,17 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def normalise(self, features: Tensor) -> Tensor:
         """What keys match, (b, n) in float32."""
+        x, lengths = self._not_divided_yet(features)
+        return x if lengths is None else x / lengths
+
+    def _not_divided_yet(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (b, n) in float32, and their lengths (b, 1), if they are to be divided by them."""
         x = features.to(torch.float32)
+        if self.normalization == "none":
+            return x, None
         if self.normalization == "sqrt":
-            x = x.abs().sqrt().copysign(x)
-        return x if self.normalization == "none" else F.normalize(x, dim=1)
+            x = x.sign() * x.abs().clamp_min(SMALLEST_ROOTED).sqrt()
+        return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(MF.EPSILON)
 
     def project(self, z: Tensor) -> Tensor:
         """Normalised features (b, n) to h (b, D)."""
@@ -179,6 +187,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         """Weights of all units, the shared one's added to each, side by side: (D, m C); (D, C) if there is one unit.
 
         As the alphas of a sample sum to 1, this answers as the shared unit and the blend of the others together do.
+        Without projections, those that tell how near the k keys are stand beside them: (D, m C + k).
         """
         total, class_sums = self.total_gram(), self.class_sums.sum(dim=0)
         samples = float(self.counts.sum())
@@ -210,7 +219,8 @@ class RidgeMemoryUnits(ClosedFormHead):
         units = torch.zeros_like(self.class_sums)
         for unit in used:
             units[unit] = self._weights(self._gram_of(unit, total), residuals[unit], 1, f"memory unit {unit}")
-        return ((units + shared).transpose(0, 1).flatten(1).float(),)
+        weights = (units + shared).transpose(0, 1).flatten(1).float()
+        return (weights if self.projection is not None else torch.cat([weights, self.keys.nearness_weights()], dim=1),)
 
     def total_gram(self) -> Tensor:
         """Gram matrix of all samples, (D, D), in float64."""
@@ -245,14 +255,21 @@ class RidgeMemoryUnits(ClosedFormHead):
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
         (weights,) = solution
-        z = self.normalise(features)
-        # without projections, the last of h is 1
-        answers = torch.addmm(weights[-1], z, weights[:-1]) if self.projection is None else self.project(z) @ weights
-        if len(self.class_sums) == 1:
+        units = len(self.class_sums)
+        if self.projection is None:  # one product for answers and keys; the last of h is 1
+            x, lengths = self._not_divided_yet(features)
+            products = x @ weights[:-1]
+            products = weights[-1] + products if lengths is None else torch.addcdiv(weights[-1], products, lengths)
+            answers, nearness = products.tensor_split([units * self.num_classes], dim=1)
+            attention = self.keys.attend_to_nearest(nearness) if units > 1 else None
+        else:
+            z = self.normalise(features)
+            answers = self.project(z) @ weights
+            attention = self.keys.attend(z) if units > 1 else None
+        if attention is None:
             return answers
-        attention = self.keys.attend(z)
-        alphas = spread(attention.alphas, attention.units, len(self.class_sums))
-        return torch.bmm(alphas.to(answers.dtype), answers.view(len(z), len(self.class_sums), -1)).squeeze(1)
+        alphas = MF.spread(attention.alphas, attention.units, units)
+        return torch.bmm(alphas.to(answers.dtype), answers.view(len(features), units, -1)).squeeze(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.projection is not None:

@@ -116,7 +116,12 @@ class SettlingKeys(nn.Module):
         return Attracted(torch.from_numpy(alphas).to(z.device), squares, walk.handed_over)
 
     def attend(self, z: Tensor) -> MF.Attention:
-        r"""The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt.
+        """The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt."""
+        weights = self.nearness_weights()
+        return self.attend_to_nearest(torch.addmm(weights[-1], z, weights[:-1]))
+
+    def nearness_weights(self) -> Tensor:
+        r"""Weights (d + 1, k) of a linear map that tells from z, with a 1 at its end, how near each of the k keys is.
 
         Instead of squared distances, :math:`2 (z - c)^\top (K_j - c) - \|K_j - c\|^2`, with c the mean key: they differ
         by a number that is the same for all keys, which neither the order nor the softmax sees.
@@ -125,8 +130,12 @@ class SettlingKeys(nn.Module):
         centre = keys.mean(dim=0)
         from_centre = keys - centre
         constants = -2 * from_centre @ centre - from_centre.square().sum(dim=1)
-        nearness = torch.addmm(constants, z, from_centre.T, alpha=2)
-        return MF.attend(nearness.unsqueeze(1), min(self.delta, len(keys)), self._gamma(float(self.gap)))
+        return torch.cat([2 * from_centre.T, constants.unsqueeze(0)])
+
+    def attend_to_nearest(self, nearness: Tensor) -> MF.Attention:
+        """The units, and their weights, of samples by what `nearness_weights` says of them, (b, k)."""
+        count = min(self.delta, nearness.shape[1])
+        return MF.attend(nearness.unsqueeze(1), count, self._gamma(float(self.gap)))
 
     @staticmethod
     def _gamma(gap: float) -> float:

@@ -129,6 +129,21 @@ def test_sums_of_a_hundred_thousand_samples_in_float32_are_accurate() -> None:
     assert torch.equal(logits.argmax(dim=1), exact.argmax(dim=1))
 
 
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_answers_pass_gradients_to_the_features(normalization: str) -> None:
+    head, x, _ = learnt(normalization=normalization)
+    queries = x[:5].clone().requires_grad_()
+    head(queries).square().sum().backward()
+    assert queries.grad is not None and bool(queries.grad.any())
+    step = 1e-3 * torch.randn(queries.shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        change = head(queries + step).square().sum() - head(queries - step).square().sum()
+    torch.testing.assert_close(2 * (queries.grad * step).sum(), change, rtol=0.02, atol=1e-4)
+    queries = torch.zeros_like(queries, requires_grad=True)  # where roots and lengths have no derivative
+    head(queries).square().sum().backward()
+    assert queries.grad is not None and bool(queries.grad.isfinite().all())
+
+
 def test_classes_may_appear_at_any_time() -> None:
     x, targets = blobs(300, 1)
     head = RidgeMemoryUnits(FEATURES, CLASSES)
