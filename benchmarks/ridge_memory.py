@@ -1,13 +1,13 @@
 """Ridge memory units: samples a second they learn, the time of a prediction, and two ways to keep a solution current.
 
     python -m benchmarks.ridge_memory
-    python -m benchmarks.ridge_memory --features 1280 --units 10 --delta 2 --batch_size 128 --threads 2
+    python -m benchmarks.ridge_memory --features 1280 --units 10 --delta 2 --batch_size 128 --threads 2 --device cuda
 
 Learning is the sums and keys of a stream whose features form clouds, without the solution, which is timed by itself
 with ridges by cross-validation and with one that is given. Predictions are those of a batch in evaluation, in turn with
-those of `MHLinear` with as many units and the same distance. Last, one Gram matrix: a Cholesky solution in float64 when it is asked for, and the
-inverse updated by Woodbury's identity after each batch, in float32 and float64, with the relative error of its
-weights at the end.
+those of `MHLinear` with as many units and the same distance. Last, one Gram matrix: a Cholesky solution in float64 when
+it is asked for, and the inverse updated by Woodbury's identity after each batch, in float32 and float64, with the
+relative error of its weights at the end.
 """
 
 import argparse
@@ -38,9 +38,11 @@ def clouds(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Of one call, and of what it has set a GPU to do."""
     started = time.perf_counter()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -54,12 +56,13 @@ def seconds_in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dic
 
 def updated_inverse(batches: list[tuple[Tensor, Tensor]], features: int, dtype: torch.dtype) -> Tensor:
     """Weights after rank-b updates of the inverse of a Gram matrix with its ridge."""
-    inverse = torch.eye(features, dtype=dtype) / RIDGE
-    products = torch.zeros(features, batches[0][1].shape[1], dtype=dtype)
+    device = batches[0][0].device
+    inverse = torch.eye(features, dtype=dtype, device=device) / RIDGE
+    products = torch.zeros(features, batches[0][1].shape[1], dtype=dtype, device=device)
     for x, y in batches:
         x = x.to(dtype)
         carried = inverse @ x.T
-        inner = torch.eye(len(x), dtype=dtype) + x @ carried
+        inner = torch.eye(len(x), dtype=dtype, device=device) + x @ carried
         inverse -= carried @ torch.linalg.solve(inner, carried.T)
         products += x.T @ y.to(dtype)
     return inverse @ products
@@ -67,8 +70,9 @@ def updated_inverse(batches: list[tuple[Tensor, Tensor]], features: int, dtype: 
 
 def summed(batches: list[tuple[Tensor, Tensor]], features: int) -> tuple[Tensor, Tensor]:
     """Gram matrix in float32 and products in float64, as the layer keeps them."""
-    gram = torch.zeros(features, features, dtype=torch.float32)
-    products = torch.zeros(features, batches[0][1].shape[1], dtype=torch.float64)
+    device = batches[0][0].device
+    gram = torch.zeros(features, features, dtype=torch.float32, device=device)
+    products = torch.zeros(features, batches[0][1].shape[1], dtype=torch.float64, device=device)
     for x, y in batches:
         gram.addmm_(x.T, x)
         products += x.T.double() @ y.double()
@@ -77,17 +81,24 @@ def summed(batches: list[tuple[Tensor, Tensor]], features: int) -> tuple[Tensor,
 
 def solved(gram: Tensor, products: Tensor) -> Tensor:
     """Weights by Cholesky, in float64."""
-    ridge = RIDGE * torch.eye(len(gram), dtype=torch.float64)
+    ridge = RIDGE * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     return torch.cholesky_solve(products, torch.linalg.cholesky(gram.double() + ridge))
+
+
+def relative_error(weights: Tensor, reference: Tensor) -> float:
+    """Frobenius."""
+    return float((weights.double() - reference).norm() / reference.norm())
 
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """All figures, by name."""
-    x, targets = clouds(options.samples, options.features, options.classes)
+    x, targets = (part.to(options.device) for part in clouds(options.samples, options.features, options.classes))
     batches = list(zip(x.split(options.batch_size), targets.split(options.batch_size), strict=True))
     heads = [
-        RidgeMemoryUnits(options.features, options.classes, options.units, options.delta, ridge=ridge)
+        RidgeMemoryUnits(options.features, options.classes, options.units, options.delta, ridge=ridge).to(
+            options.device
+        )
         for ridge in ("auto", RIDGE)
     ]
 
@@ -104,7 +115,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     for name, normalize in ((", MHLinear", False), (", MHLinear with normalize_input", True)):
         predicting[name] = MHLinear(options.features, options.classes, key_mem_units=options.units,
                                     delta=options.delta, distance="euclidean", normalize_input=normalize)  # fmt: skip
-    times = seconds_in_turn({name: partial(head.eval(), part) for name, head in predicting.items()}, REPEATS)
+    times = seconds_in_turn(
+        {name: partial(head.to(options.device).eval(), part) for name, head in predicting.items()}, REPEATS
+    )
     found |= {f"ms to predict a batch{name}": 1000 * time for name, time in times.items()}
 
     z = [torch.nn.functional.normalize(part, dim=1) for part, _ in batches]
@@ -112,19 +125,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     pairs = list(zip(z, one_hot, strict=True))
     exact = torch.cat(z).double()
     reference = solved(exact.T @ exact, exact.T @ torch.cat(one_hot).double())
-    started = time.perf_counter()
-    gram, products = summed(pairs, options.features)
-    found["s of sums alone"] = time.perf_counter() - started
-    started = time.perf_counter()
-    weights = solved(gram, products)
-    found["s of one Cholesky solution"] = time.perf_counter() - started
-    found["error, sums and Cholesky"] = float((weights - reference).norm() / reference.norm())
+    found["s of sums alone"] = seconds(lambda: summed(pairs, options.features))
+    sums = summed(pairs, options.features)
+    found["s of one Cholesky solution"] = seconds(lambda: solved(*sums))
+    found["error, sums and Cholesky"] = relative_error(solved(*sums), reference)
     for dtype in (torch.float32, torch.float64):
-        started = time.perf_counter()
-        weights = updated_inverse(pairs, options.features, dtype).double()
         name = str(dtype).removeprefix("torch.")
-        found[f"s of rank-b updates, {name}"] = time.perf_counter() - started
-        found[f"error, rank-b updates, {name}"] = float((weights - reference).norm() / reference.norm())
+        update = partial(updated_inverse, pairs, options.features, dtype)
+        found[f"s of rank-b updates, {name}"] = seconds(update)
+        found[f"error, rank-b updates, {name}"] = relative_error(update(), reference)
     return found
 
 
@@ -134,6 +143,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     for name, default in (("samples", 16_000), ("features", 1280), ("classes", 10), ("units", 10), ("delta", 2),
                           ("batch_size", 128), ("threads", 2)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
@@ -141,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         found = measure(options)
     finally:
         torch.set_num_threads(threads)
-    print(", ".join(f"{name} {value}" for name, value in machine("cpu").items()))
+    print(", ".join(f"{name} {value}" for name, value in machine(options.device).items()))
     print(f"{options}\n| measured | |\n|---|---|")
     for name, value in found.items():
         print(f"| {name} | {value:,.0f} |" if value >= 100 else f"| {name} | {value:.2g} |")

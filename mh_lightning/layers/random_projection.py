@@ -37,7 +37,7 @@ class RandomProjectionRidge(ClosedFormHead):
         num_features: n.
         num_classes: C.
         num_projections: M. The sums need 8 M² bytes, and to solve about 32 M² bytes more.
-        seed: of P.
+        seed: of P; by default torch's initial seed, which that of a run sets, and that of a state which is loaded.
 
     Attributes:
         projection: P, (n, M). It is drawn again, not saved.
@@ -50,7 +50,7 @@ class RandomProjectionRidge(ClosedFormHead):
         UserError: if options are out of range, or a state belongs to another seed.
 
     Example:
-        >>> head = RandomProjectionRidge(2, 2, num_projections=50)
+        >>> head = RandomProjectionRidge(2, 2, num_projections=50, seed=0)
         >>> x, targets = torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20)
         >>> head.update(x, targets)
         >>> head(x[:2]).argmax(dim=1), float(head.ridge)
@@ -63,8 +63,12 @@ class RandomProjectionRidge(ClosedFormHead):
     seed: Tensor
     ridge: Tensor
 
-    def __init__(self, num_features: int, num_classes: int, num_projections: int = 5000, seed: int = 0) -> None:
+    def __init__(
+        self, num_features: int, num_classes: int, num_projections: int = 5000, seed: int | None = None
+    ) -> None:
         super().__init__(num_features, num_classes)
+        self.given_seed = seed
+        seed = seed_of_projections(seed)
         projection = draw_projection(num_features, num_projections, seed)
         self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
         self.register_buffer("seed", torch.tensor(seed))
@@ -120,8 +124,18 @@ class RandomProjectionRidge(ClosedFormHead):
         return self.project(features) @ weights.T
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        check_same_seed(self.seed, state_dict, prefix)
+        self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def seed_of_projections(seed: int | None) -> int:
+    """The seed that was given, or torch's initial one, which that of a run sets.
+
+    Example:
+        >>> torch.manual_seed(5) and seed_of_projections(None)
+        5
+    """
+    return torch.initial_seed() % 2**32 if seed is None else seed
 
 
 def draw_projection(num_features: int, num_projections: int, seed: int) -> Tensor:
@@ -138,15 +152,28 @@ def draw_projection(num_features: int, num_projections: int, seed: int) -> Tenso
     return torch.randn(num_features, num_projections, generator=generator, device="cpu", dtype=torch.float32)
 
 
-def check_same_seed(seed: Tensor, state_dict: dict[str, Any], prefix: str) -> None:
-    """Refuse a state whose projections are others.
+def projection_of_state(
+    projection: Tensor, seed: Tensor, given_seed: int | None, state_dict: dict[str, Any], prefix: str
+) -> Tensor:
+    """The projection (n, M) that belongs to a state: drawn anew from its seed, unless another was asked for.
+
+    Args:
+        projection: as it is.
+        seed: that it was drawn from.
+        given_seed: that was asked for, if any was.
+        state_dict: with ``{prefix}seed``.
+        prefix: of its names.
 
     Raises:
-        UserError: if it is.
+        UserError: if the seed that was asked for is not that of the state.
     """
-    saved = state_dict.get(f"{prefix}seed", seed)
-    if int(saved) != int(seed):
-        raise UserError(f"seed={int(seed)}: the state was learnt with seed={int(saved)}; give that one.")
+    saved = int(state_dict.get(f"{prefix}seed", seed))
+    if saved == int(seed):
+        return projection
+    if given_seed is not None:
+        raise UserError(f"seed={given_seed}: the state was learnt with seed={saved}; give that one.")
+    num_features, num_projections = projection.shape
+    return draw_projection(num_features, num_projections, saved).to(projection.device)
 
 
 def ridge_weights(gram: Tensor, class_sums: Tensor, ridge: float) -> Tensor | None:

@@ -17,7 +17,12 @@ from mh_lightning.functional.ridge import (
     fits_of,
 )
 from mh_lightning.layers.closed_form import ClosedFormHead
-from mh_lightning.layers.random_projection import check_same_seed, draw_projection, ridge_weights
+from mh_lightning.layers.random_projection import (
+    draw_projection,
+    projection_of_state,
+    ridge_weights,
+    seed_of_projections,
+)
 from mh_lightning.layers.settling_keys import SettlingKeys
 
 AUTO = "auto"
@@ -59,7 +64,9 @@ class RidgeMemoryUnits(ClosedFormHead):
             which is better for the non-negative features of most backbones. Of points in a plane, take "none".
         num_projections: D for :math:`h = \mathrm{relu}(P^\top x)` with P drawn from N(0, 1); by default, h is x with a
             constant 1 at its end, D = n + 1.
-        seed: of P.
+        projections_beside: D of one more regression, of :math:`\mathrm{relu}(P^\top x)` for all samples, beside the
+            units; the answer is the mean of both.
+        seed: of P; by default torch's initial seed, which that of a run sets, and that of a state which is loaded.
         shared_gram: keep one Gram matrix instead of m, and take :math:`A_j \approx N_j (S + \bar h_j \bar h_j^\top)`
             where :math:`N_j = \sum_i \alpha_{ij}`, :math:`\bar h_j` is the mean of what the unit attracts and S the
             covariance inside units that all share.
@@ -74,6 +81,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         class_sums: all C_j, (m, D, C), float64.
         mass: sums of the alphas and of their squares, (2, m).
         ridge: :math:`\lambda_0, \lambda` of the last solution, (2,).
+        beside: the regression of `projections_beside`, `RidgeMemoryUnits` with one unit, or None.
         state_bytes: bytes of the state.
 
     Raises:
@@ -105,7 +113,8 @@ class RidgeMemoryUnits(ClosedFormHead):
         shared_unit: bool = True,
         normalization: str = "sqrt",
         num_projections: int | None = None,
-        seed: int = 0,
+        projections_beside: int | None = None,
+        seed: int | None = None,
         shared_gram: bool = False,
         settle: int = 10,
         tau_mu: int = 10,
@@ -117,8 +126,12 @@ class RidgeMemoryUnits(ClosedFormHead):
             raise UserError(f"ridge must be 'auto' or a finite number of at least 0, got {ridge!r}.")
         if normalization not in NORMALIZATIONS:
             raise UserError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}.")
+        if projections_beside is not None and projections_beside < 1:
+            raise UserError(f"projections_beside must be at least 1, got {projections_beside}.")
         self.given_ridge, self.shared_unit, self.normalization = ridge, shared_unit, normalization
         self.keys = SettlingKeys(key_mem_units, num_features, delta, settle, tau_mu, tau_eta)
+        self.given_seed = seed
+        seed = seed_of_projections(seed)
         projection = None if num_projections is None else draw_projection(num_features, num_projections, seed)
         self.register_buffer(
             "projection", None if projection is None else projection.to(self.counts.device), persistent=False
@@ -126,14 +139,20 @@ class RidgeMemoryUnits(ClosedFormHead):
         self.register_buffer("seed", torch.tensor(seed))
         size = num_features + 1 if projection is None else projection.shape[1]
         grams = 1 if shared_gram else key_mem_units
-        self.state_bytes = 4 * grams * size**2 + 8 * key_mem_units * size * num_classes
-        self.state_bytes += 4 * key_mem_units * num_features
+        self.state_bytes = bytes_of_units(num_features, num_classes, key_mem_units, grams, size)
+        if projections_beside is not None:
+            self.state_bytes += bytes_of_units(num_features, num_classes, 1, 1, projections_beside)
         if max_bytes is not None and self.state_bytes > max_bytes:
+            beside = "" if projections_beside is None else f", and {projections_beside} projections_beside,"
             raise UserError(
                 f"max_bytes={max_bytes}: {grams} Gram matri{'x' if grams == 1 else 'ces'} of {size} x {size} and the "
-                f"class sums and keys of {key_mem_units} units need {self.state_bytes} bytes; fewer key_mem_units, "
-                "shared_gram=true, or fewer num_projections would do."
+                f"class sums and keys of {key_mem_units} units{beside} need {self.state_bytes} bytes; fewer "
+                "key_mem_units, shared_gram=true, or fewer projections would do."
             )
+        self.beside = None
+        if projections_beside is not None:
+            self.beside = RidgeMemoryUnits(num_features, num_classes, 1, ridge=ridge, normalization=normalization,
+                                           num_projections=projections_beside, seed=self.given_seed)  # fmt: skip
         self.register_buffer("gram", torch.zeros(grams, size, size, dtype=torch.float32))
         self.register_buffer("class_sums", torch.zeros(key_mem_units, size, num_classes, dtype=torch.float64))
         self.register_buffer("mass", torch.zeros(2, key_mem_units, dtype=torch.float64))
@@ -180,10 +199,19 @@ class RidgeMemoryUnits(ClosedFormHead):
             if len(self.gram) > 1:
                 self.gram[unit].addmm_(weighted.T, attracted)
             self.class_sums[unit].T.index_add_(0, targets[rows], weighted.double())
+        if self.beside is not None:
+            self.beside.update(features, targets)
+            self.beside.settle()
 
     # --- solving
 
     def solve(self) -> tuple[Tensor, ...]:
+        """Weights of all units, see `_solve_units`, and those of the regression beside them, if there is one."""
+        if self.beside is None:
+            return (self._solve_units(),)
+        return (self._solve_units(), *self.beside.solve())
+
+    def _solve_units(self) -> Tensor:
         """Weights of all units, the shared one's added to each, side by side: (D, m C); (D, C) if there is one unit.
 
         As the alphas of a sample sum to 1, this answers as the shared unit and the blend of the others together do.
@@ -201,7 +229,7 @@ class RidgeMemoryUnits(ClosedFormHead):
             self.ridge.fill_(float(self.given_ridge))
         shared = self._weights(total, class_sums, 0, "all units together")
         if len(self.class_sums) == 1:
-            return (shared.float(),)
+            return shared.float()
         if not self.shared_unit:
             shared, spectrum = torch.zeros_like(shared), None
         used = self.mass[0].nonzero().flatten().tolist()
@@ -220,7 +248,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         for unit in used:
             units[unit] = self._weights(self._gram_of(unit, total), residuals[unit], 1, f"memory unit {unit}")
         weights = (units + shared).transpose(0, 1).flatten(1).float()
-        return (weights if self.projection is not None else torch.cat([weights, self.keys.nearness_weights()], dim=1),)
+        return weights if self.projection is not None else torch.cat([weights, self.keys.nearness_weights()], dim=1)
 
     def total_gram(self) -> Tensor:
         """Gram matrix of all samples, (D, D), in float64."""
@@ -254,7 +282,10 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        (weights,) = solution
+        answers = self._answers_of_units(features, solution[0])
+        return answers if self.beside is None else (answers + self.beside.logits(features, *solution[1:])) / 2
+
+    def _answers_of_units(self, features: Tensor, weights: Tensor) -> Tensor:
         units = len(self.class_sums)
         if self.projection is None:  # one product for answers and keys; the last of h is 1
             x, lengths = self._not_divided_yet(features)
@@ -273,5 +304,15 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.projection is not None:
-            check_same_seed(self.seed, state_dict, prefix)
+            self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def bytes_of_units(num_features: int, num_classes: int, units: int, grams: int, size: int) -> int:
+    """Bytes of the Gram matrices (size, size), class sums and keys of units.
+
+    Example:
+        >>> bytes_of_units(1280, 10, 1, 1, 5000)  # RanPAC in one Gram matrix
+        100405120
+    """
+    return 4 * grams * size**2 + 8 * units * size * num_classes + 4 * units * num_features

@@ -14,11 +14,11 @@ class RanPAC(ClosedFormMethod):
     Args:
         backbone: maps inputs to features; it is not trained.
         num_projections: number of random features.
-        seed: of the random features.
+        seed: of the random features, by default that of the run.
 
     Raises:
         UserError: if options are out of range.
     """
 
-    def __init__(self, backbone: Backbone, num_projections: int = 5000, seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, num_projections: int = 5000, seed: int | None = None) -> None:
         super().__init__(backbone, RandomProjectionRidge, num_projections=num_projections, seed=seed)

@@ -18,7 +18,8 @@ class RidgeMemoryHead(ClosedFormMethod):
         shared_unit: whether units answer what one regression of all samples leaves over.
         normalization: of the features: "none", "l2" or "sqrt".
         num_projections: number of random features, by default none.
-        seed: of the random features.
+        projections_beside: number of random features of one more regression beside the units, by default none.
+        seed: of the random features, by default that of the run.
         shared_gram: keep one Gram matrix for all units.
         settle: samples that a key moves with.
         tau_mu: wins below which a unit can be dead.
@@ -38,7 +39,8 @@ class RidgeMemoryHead(ClosedFormMethod):
         shared_unit: bool = True,
         normalization: str = "sqrt",
         num_projections: int | None = None,
-        seed: int = 0,
+        projections_beside: int | None = None,
+        seed: int | None = None,
         shared_gram: bool = False,
         settle: int = 10,
         tau_mu: int = 10,
@@ -54,6 +56,7 @@ class RidgeMemoryHead(ClosedFormMethod):
             shared_unit=shared_unit,
             normalization=normalization,
             num_projections=num_projections,
+            projections_beside=projections_beside,
             seed=seed,
             shared_gram=shared_gram,
             settle=settle,

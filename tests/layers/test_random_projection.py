@@ -24,7 +24,7 @@ def learnt(samples: int, scale: float = 1.0, noise: float = 0.0) -> tuple[Random
         swapped = torch.rand(samples, generator=torch.Generator().manual_seed(2)) < noise
         targets = torch.where(swapped, targets.flip(0), targets)
     x = scale * x
-    head = RandomProjectionRidge(FEATURES, CLASSES, PROJECTIONS)
+    head = RandomProjectionRidge(FEATURES, CLASSES, PROJECTIONS, seed=0)
     for batch in zip(x.split(16), targets.split(16), strict=True):
         head.update(*batch)
     head.settle()

@@ -252,13 +252,42 @@ def test_a_state_goes_on_where_it_was(tmp_path: Any) -> None:
     again.update(x[100:], targets[100:])
     torch.testing.assert_close(again(x), whole(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="seed=0: the state was learnt with seed=5"):
-        RidgeMemoryUnits(FEATURES, CLASSES, num_projections=9).load_state_dict(half.state_dict())
+        RidgeMemoryUnits(FEATURES, CLASSES, num_projections=9, seed=0).load_state_dict(half.state_dict())
 
 
-@pytest.mark.parametrize("options", [{}, {"shared_gram": True}, {"num_projections": 8}], ids=str)
+def test_a_regression_beside_the_units() -> None:
+    options = {"normalization": "l2", "ridge": 0.5, "seed": 4}
+    both, x, targets = learnt(key_mem_units=4, projections_beside=9, **options)
+    units, *_ = learnt(key_mem_units=4, **options)
+    projected, *_ = learnt(key_mem_units=1, num_projections=9, **options)
+    queries = blobs(30, 2)[0]
+    torch.testing.assert_close(both(queries), (units(queries) + projected(queries)) / 2, rtol=1e-4, atol=1e-5)
+    both.update(x[:1], targets[:1])
+    units.update(x[:1], targets[:1])
+    projected.update(x[:1], targets[:1])
+    torch.testing.assert_close(both(queries), (units(queries) + projected(queries)) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"num_projections": 9}, {"projections_beside": 9}], ids=str)
+def test_projections_follow_the_seed_of_the_run_and_that_of_a_state(options: dict[str, Any]) -> None:
+    torch.manual_seed(7)
+    head, x, _ = learnt(**options)
+    given, *_ = learnt(seed=7, **options)
+    torch.testing.assert_close(head(x), given(x), rtol=0, atol=0)
+    torch.manual_seed(8)
+    other = RidgeMemoryUnits(FEATURES, CLASSES, **options)
+    other.load_state_dict(head.state_dict())
+    torch.testing.assert_close(other(x), head(x), rtol=0, atol=0)
+    other.load_state_dict(learnt(**options)[0].state_dict())
+    assert not torch.equal(other(x), head(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shared_gram": True}, {"num_projections": 8}, {"projections_beside": 8}], ids=str
+)
 def test_bytes_are_counted(options: dict[str, Any]) -> None:
     head = RidgeMemoryUnits(FEATURES, CLASSES, **options)
-    kept = (head.gram, head.class_sums, head.keys.K)
+    kept = [part for units in (head, head.beside) if units for part in (units.gram, units.class_sums, units.keys.K)]
     assert head.state_bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept)
     RidgeMemoryUnits(FEATURES, CLASSES, max_bytes=head.state_bytes, **options)
     with pytest.raises(UserError, match=f"max_bytes={head.state_bytes - 1}: .* need {head.state_bytes} bytes"):
@@ -275,6 +304,7 @@ def test_bytes_are_counted(options: dict[str, Any]) -> None:
         ({"ridge": "best"}, "ridge must be 'auto' or a finite number of at least 0, got 'best'"),
         ({"normalization": "l1"}, "normalization must be one of none, l2, sqrt; got 'l1'"),
         ({"num_projections": 0}, "num_projections must be at least 1, got 0"),
+        ({"projections_beside": 0}, "projections_beside must be at least 1, got 0"),
         ({"num_projections": 5, "seed": -1}, "seed must lie in"),
         ({"tau_mu": -1}, "tau_mu must be at least 0, got -1"),
     ],
