@@ -42,6 +42,7 @@ from mh_lightning.resuming import (
     newest_whole_checkpoint,
     version_folders,
 )
+from mh_lightning.threads import use_threads
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.TaskBoundaries,
@@ -241,7 +242,7 @@ class StreamCLI(LightningCLI):
         if config.num_threads is not None:
             if not 1 <= config.num_threads <= MOST_THREADS:
                 raise UserError(f"num_threads must lie in 1 to {MOST_THREADS}, got {config.num_threads}.")
-            torch.set_num_threads(config.num_threads)
+            use_threads(config.num_threads)
         experiment = Path(config.run_dir) / config.experiment
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             self.run_folder = experiment / "version_of_rank_0"  # only named here: rank 0 tells the real one

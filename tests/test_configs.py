@@ -48,8 +48,10 @@ def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
         options += ["--data.init_args.root", str(tmp_path / "images")]
     else:
         options += FEW
-    if config.stem.endswith("ridge_memory_head"):
+    if "_ridge_memory_head" in config.stem:
         options += ["--model.init_args.key_mem_units", "2"]
+    if config.stem.endswith("_projections"):
+        options += ["--model.init_args.projections_beside", "40", "--model.init_args.ridge", "0.3"]
     folder = run("fit", config, *options)
     results = json.loads((folder / "results.json").read_text())
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)
@@ -85,7 +87,8 @@ PLANE_STREAMS = [f"{name}_{order}" for name in ("modes", "moons") for order in (
 
 
 def test_every_frozen_method_has_a_configuration() -> None:
-    methods = ("ncm", "slda", "ranpac", "fecam", "joint", "er", "memory_head", "ridge_memory_head")
+    methods = ("ncm", "slda", "ranpac", "ranpac_2875", "fecam", "joint", "er", "memory_head", "ridge_memory_head",
+               "ridge_memory_head_projections")  # fmt: skip
     streams = ("fashion_mnist", "fashion_mnist_full", "fashion_mnist_perturbed_cdi", "digits", "digits_perturbed_cdi")
     names = {path.stem for path in FROZEN}
     assert names >= {f"{stream}_{method}" for stream in streams for method in methods} | {"fashion_mnist_linear"}
@@ -101,10 +104,12 @@ def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, 
         options += ["--data.init_args.increment", "5"]
         if config.stem.startswith("digits"):
             options += ["--data.init_args.split_fractions", "[0.88, 0.02, 0.1]"]
-    if config.stem.endswith("ranpac"):
+    if "_ranpac" in config.stem:
         options += ["--model.init_args.num_projections", "40"]
-    if config.stem.endswith("ridge_memory_head"):
+    if "_ridge_memory_head" in config.stem:
         options += ["--model.init_args.key_mem_units", "2"]
+    if config.stem.endswith("_projections"):
+        options += ["--model.init_args.projections_beside", "40", "--model.init_args.ridge", "0.3"]
     if config.stem.endswith("er"):
         options += ["--model.init_args.buffer_size", "20"]
     solved_once = config.stem.endswith("fecam") and config.stem != "fashion_mnist_fecam"  # solutions take seconds

@@ -25,7 +25,7 @@ ON_GPU = ("--trainer.accelerator", "gpu", "--trainer.devices", "1")
 
 def test_a_memory_head(run: Run, tiny_config: Path) -> None:
     on_cpu, on_gpu = run("fit", tiny_config), run("fit", tiny_config, *ON_GPU)
-    assert results_of(on_gpu)["average_accuracy"] == pytest.approx(results_of(on_cpu)["average_accuracy"], abs=0.05)
+    assert results_of(on_gpu)["average_accuracy"] == pytest.approx(results_of(on_cpu)["average_accuracy"], abs=0.1)
     assert weights_of(on_gpu)["head.key_counter"].sum() == weights_of(on_cpu)["head.key_counter"].sum()
 
 

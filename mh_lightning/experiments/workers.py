@@ -20,6 +20,7 @@ import torch
 from mh_lightning import cli
 from mh_lightning.errors import reason_of
 from mh_lightning.experiments.runs import Run
+from mh_lightning.threads import use_threads
 
 
 def run_all(runs: Iterable[Run], workers: int, on_start: Callable[[Run], None]) -> Generator[tuple[Run, str | None]]:
@@ -72,7 +73,7 @@ def _prepare(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = sys.argv[:1]  # LightningCLI warns of the first process's arguments
-    torch.set_num_threads(threads)
+    use_threads(threads)
 
 
 def _end_with_parent() -> None:

@@ -206,7 +206,8 @@ class ContinualMethod(LightningModule):
         if self.head is None:
             if world_size() > 1:
                 torch.set_rng_state(self._random_state)  # so that the head is the same as in one process
-            with blame("model.init_args.head"):
+            # Lightning makes the head on a GPU otherwise, from other random numbers
+            with torch.device("cpu"), blame("model.init_args.head"):
                 self.head = self.make_head()
 
     def teardown(self, stage: str) -> None:

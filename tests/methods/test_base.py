@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from mh_lightning import MHLinear
@@ -63,6 +64,17 @@ def fit(method: FineTuning, stream: Tensors, folder: Path, **options: Any) -> Tr
                       callbacks=[TaskBoundaries(), ContinualMetrics()], **options)  # fmt: skip
     trainer.fit(method, datamodule=stream)
     return trainer
+
+
+def test_the_head_starts_on_the_cpu(
+    stream: Callable[..., Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SingleDeviceStrategy, "tensor_init_context", lambda *_, **__: torch.device("meta"))
+    method = FineTuning(Identity(4), nn.Linear)
+    torch.manual_seed(0)
+    fit(method, stream(), tmp_path, max_steps=0)
+    torch.manual_seed(0)
+    assert isinstance(method.head, nn.Linear) and torch.equal(method.head.weight, nn.Linear(4, 4).weight)
 
 
 def test_tasks_start_train_end_and_are_evaluated(stream: Callable[..., Tensors], tmp_path: Path) -> None:
