@@ -76,6 +76,36 @@ class FixedKeys(SettlingKeys):
         return Attracted(alphas, alphas.double().square().sum(dim=0), [])
 
 
+class OneGramUnits(RidgeMemoryUnits):
+    r"""One Gram matrix for all units, :math:`A_j \approx N_j (S + \bar h_j \bar h_j^\top)`.
+
+    :math:`N_j = \sum_i \alpha_{ij}`, :math:`\bar h_j` is the mean of what the unit attracts, and S the covariance
+    inside units that all share.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, key_mem_units: int = 10) -> None:
+        super().__init__(num_features, num_classes, key_mem_units)
+        self.total = torch.zeros_like(self.gram[0])
+        self.state_bytes -= 4 * (key_mem_units - 1) * self.total.numel()
+
+    def accumulate(self, features: Tensor, targets: Tensor) -> None:
+        super().accumulate(features, targets)
+        hidden = self.project(self.normalise(features))
+        self.total.addmm_(hidden.T, hidden)
+
+    def total_gram(self) -> Tensor:
+        return self.total.double()
+
+    def solve(self) -> tuple[Tensor, ...]:
+        sums = self.class_sums.sum(dim=2)  # of h, as the classes of a sample sum to 1
+        weights = self.mass[0].clamp_min(torch.finfo(torch.float64).tiny)
+        means = sums / weights.unsqueeze(1)
+        inside = (self.total_gram() - sums.T @ means) / weights.sum()
+        for unit, weight in enumerate(weights):
+            self.gram[unit] = weight * inside + torch.outer(sums[unit], means[unit])
+        return super().solve()
+
+
 class LowRankUnits(RidgeMemoryUnits):
     """Units keep the largest eigenvectors of their Gram matrices and a diagonal; their sum is kept whole.
 
@@ -148,7 +178,7 @@ def settled(z: Tensor) -> Tensor:
 
 VARIANTS: dict[str, Make] = {
     BASE: ours(),
-    **{f"{units} units": ours(key_mem_units=units) for units in (1, 5, 20, 30)},
+    **{f"{units} units": ours(key_mem_units=units) for units in (1, 2, 3, 5, 20, 30)},
     **{f"delta {delta}": ours(delta=delta) for delta in (1, 3, 10)},
     **{f"ridge {ridge:g}": ours(ridge=ridge) for ridge in (0.03, 0.1, 0.3, 1.0)},
     "keys stay at their first sample": ours(settle=1),
@@ -159,8 +189,10 @@ VARIANTS: dict[str, Make] = {
     "no shared unit": ours(shared_unit=False),
     "normalization l2": ours(normalization="l2"),
     "normalization none": ours(normalization="none"),
-    "one Gram matrix": ours(shared_gram=True),
+    "one Gram matrix": lambda x: OneGramUnits(FEATURES, CLASSES),
     **{f"rank {rank} and diagonal": low_rank(rank) for rank in (16, 64, 256)},
+    **{f"units of {size} directions": ours(unit_projections=size) for size in (200, 400, 600)},
+    **{f"{size} projections beside": ours(projections_beside=size) for size in (3000, 5000)},
     **{f"{size} projections": ours(num_projections=size) for size in (300, 600, 1000)},
     **{f"1 unit, {size} projections": ours(key_mem_units=1, num_projections=size) for size in (1000, 2000)},
     "RanPAC, 1000 projections": lambda x: RandomProjectionRidge(FEATURES, CLASSES, 1000),

@@ -17,6 +17,8 @@ from benchmarks import (
     training_step,
 )
 from mh_lightning.functional import grouped
+from mh_lightning.layers import RidgeMemoryUnits
+from tests.blobs import CLASSES, FEATURES, blobs
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
 
@@ -84,6 +86,23 @@ def test_ridge_memory_ablations(
     assert saved == 9 * matrix - 4 * 10 * 17 * (features + 1)
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in [ridge_memory_ablations.BASE, *only])
+
+
+def test_one_gram_for_all_units() -> None:
+    full, one = RidgeMemoryUnits(FEATURES, CLASSES, 4), ridge_memory_ablations.OneGramUnits(FEATURES, CLASSES, 4)
+    x, targets = blobs(400, 1)
+    for head in (full, one):
+        head.update(x, targets)
+        head.ensure_solved()
+    total = full.total_gram()
+    torch.testing.assert_close(one.total_gram(), total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.gram.sum(dim=0).double(), total, rtol=1e-4, atol=1e-4)
+    for unit in range(4):  # the same mean and mass, another covariance
+        torch.testing.assert_close(one.gram[unit][-1], full.gram[unit][-1], rtol=1e-4, atol=1e-4)
+        assert bool((torch.linalg.eigvalsh(one.gram[unit].double()) > -1e-6).all())
+    assert one.state_bytes < full.state_bytes
+    agreement = (one(x).argmax(dim=1) == full(x).argmax(dim=1)).float().mean()
+    assert 0.8 < float(agreement) < 1
 
 
 def test_cut_back_keeps_a_low_rank_and_the_diagonal() -> None:

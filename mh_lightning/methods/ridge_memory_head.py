@@ -18,9 +18,9 @@ class RidgeMemoryHead(ClosedFormMethod):
         shared_unit: whether units answer what one regression of all samples leaves over.
         normalization: of the features: "none", "l2" or "sqrt".
         num_projections: number of random features, by default none.
+        unit_projections: number of random directions of the features that units see, by default all of them.
         projections_beside: number of random features of one more regression beside the units, by default none.
         seed: of the random features, by default that of the run.
-        shared_gram: keep one Gram matrix for all units.
         settle: samples that a key moves with.
         tau_mu: wins below which a unit can be dead.
         tau_eta: age from which it is, in samples.
@@ -39,9 +39,9 @@ class RidgeMemoryHead(ClosedFormMethod):
         shared_unit: bool = True,
         normalization: str = "sqrt",
         num_projections: int | None = None,
+        unit_projections: int | None = None,
         projections_beside: int | None = None,
         seed: int | None = None,
-        shared_gram: bool = False,
         settle: int = 10,
         tau_mu: int = 10,
         tau_eta: int = 1000,
@@ -56,9 +56,9 @@ class RidgeMemoryHead(ClosedFormMethod):
             shared_unit=shared_unit,
             normalization=normalization,
             num_projections=num_projections,
+            unit_projections=unit_projections,
             projections_beside=projections_beside,
             seed=seed,
-            shared_gram=shared_gram,
             settle=settle,
             tau_mu=tau_mu,
             tau_eta=tau_eta,

@@ -29,7 +29,7 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "ridge": lambda: RandomProjectionRidge(FEATURES, CLASSES, num_projections=20),
     "ridge memory": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4),
     "ridge memory, projected": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, num_projections=20),
-    "ridge memory, one Gram": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4, shared_gram=True),
+    "ridge memory, small units": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4, unit_projections=3),
 }
 
 

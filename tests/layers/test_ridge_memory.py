@@ -28,7 +28,9 @@ def learnt(samples: int = SAMPLES, batch: int = 16, **options: Any) -> tuple[Rid
     return head, x, targets
 
 
-def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) -> Tensor:
+def oracle(
+    x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits, unit_projections: int | None = None
+) -> Tensor:
     """The same from all samples at once, in float64, with the ridges that were chosen."""
     first, second = head.ridge.tolist()
 
@@ -37,9 +39,12 @@ def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) 
         z = z.sign() * z.abs().sqrt() if head.normalization == "sqrt" else z
         z = z if head.normalization == "none" else z / z.norm(dim=1, keepdim=True)
         constant = torch.ones(len(z), 1, dtype=torch.float64)
-        return z, torch.cat([z, constant], dim=1) if head.projection is None else (
-            z @ head.projection.double()
-        ).clamp_min(0)
+        if head.projection is None:
+            return z, torch.cat([z, constant], dim=1)
+        projected = z @ head.projection.double()
+        if unit_projections is None:
+            return z, projected.clamp_min(0)
+        return z, torch.cat([projected / unit_projections**0.5, constant], dim=1)
 
     z, h = hidden(x)
     keys = SettlingKeys(len(head.keys.K), x.shape[1], delta=head.keys.delta)
@@ -47,14 +52,14 @@ def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) 
     one_hot = F.one_hot(targets, head.num_classes).double()
     identity = torch.eye(h.shape[1], dtype=torch.float64)
     shared = torch.linalg.solve(h.T @ h + first * identity, h.T @ one_hot) * head.shared_unit
-    units = []
-    for weights in alphas.T:
+    units: list[Tensor] = []
+    for weights in alphas.T if len(alphas.T) > 1 else ():  # one unit is the shared one
         left = (h.T * weights) @ (one_hot - h @ shared)
         units.append(torch.linalg.solve((h.T * weights) @ h + second * identity, left))
     queried, q = hidden(queries)
     squared = torch.cdist(queried, keys.K.double()).square()
-    logits = q @ shared
-    for query in range(len(q)):
+    logits = q @ shared if head.whole is None else oracle(x, targets, queries, head.whole)
+    for query in range(len(q) if units else 0):
         near = squared[query].argsort()[: keys.delta].tolist()
         weights = torch.softmax(-2 / keys.gap * squared[query, near], dim=0)
         logits[query] += sum(weight * q[query] @ units[unit] for weight, unit in zip(weights, near, strict=True))
@@ -68,6 +73,9 @@ def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) 
         {"delta": 3, "shared_unit": False, "normalization": "l2"},
         {"normalization": "none", "ridge": 0.5, "key_mem_units": 4},
         {"num_projections": 12, "seed": 3, "key_mem_units": 3},
+        {"unit_projections": 3, "seed": 3, "key_mem_units": 4},
+        {"unit_projections": 3, "num_projections": 12, "normalization": "l2", "key_mem_units": 4},
+        {"unit_projections": 4, "shared_unit": False, "ridge": 0.2, "key_mem_units": 4},
     ],
     ids=str,
 )
@@ -75,16 +83,18 @@ def test_equals_sums_over_all_samples(options: dict[str, Any]) -> None:
     head, x, targets = learnt(**options)
     queries = blobs(30, 2)[0]
     logits = head(queries)
-    torch.testing.assert_close(logits.double(), oracle(x, targets, queries, head), rtol=1e-3, atol=1e-4)
+    expected = oracle(x, targets, queries, head, options.get("unit_projections"))
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 200), st.integers(0, 2**31), st.booleans())
-def test_neither_batches_nor_predictions_in_between_matter(batch: int, seed: int, shared_gram: bool) -> None:
+@given(st.integers(1, 200), st.integers(0, 2**31), st.sampled_from([None, 2]))
+def test_neither_batches_nor_predictions_in_between_matter(batch: int, seed: int, unit_projections: int | None) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(200, 2, generator=generator).cumsum(dim=0)  # which drifts, so that units are re-used
     targets = torch.randint(3, (200,), generator=generator)
-    options: dict[str, Any] = {"key_mem_units": 5, "normalization": "none", "tau_eta": 20, "shared_gram": shared_gram}
+    options: dict[str, Any] = {"key_mem_units": 5, "normalization": "none", "tau_eta": 20, "seed": 0,
+                               "unit_projections": unit_projections}  # fmt: skip
     whole, parts = RidgeMemoryUnits(2, 3, **options), RidgeMemoryUnits(2, 3, **options)
     whole.update(x, targets)
     for place, part in enumerate(zip(x.split(batch), targets.split(batch), strict=True)):
@@ -165,21 +175,21 @@ def test_units_tell_what_one_regression_cannot() -> None:
     assert float((many(x[1500:]).argmax(dim=1) == targets[1500:]).float().mean()) > 0.85
 
 
-def test_one_gram_for_all_units() -> None:
-    full, x, _ = learnt(key_mem_units=4)
-    shared, *_ = learnt(key_mem_units=4, shared_gram=True)
-    full.settle()
-    shared.settle()
-    total = full.gram.sum(dim=0).double()
-    torch.testing.assert_close(shared.gram[0].double(), total, rtol=1e-4, atol=1e-4)
-    parts = torch.stack([shared._gram_of(unit, total) for unit in range(4)])
-    torch.testing.assert_close(parts.sum(dim=0), total, rtol=1e-4, atol=1e-4)
-    for unit in range(4):  # the same mean and mass, another covariance
-        torch.testing.assert_close(parts[unit][-1], full.gram[unit][-1].double(), rtol=1e-4, atol=1e-4)
-        assert bool((torch.linalg.eigvalsh(parts[unit]) > -1e-6).all())
-    assert shared.state_bytes < full.state_bytes
-    agreement = (shared(x).argmax(dim=1) == full(x).argmax(dim=1)).float().mean()
-    assert 0.8 < float(agreement) < 1
+def test_small_units() -> None:
+    x = torch.rand(600, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 1, 1, 1, 1, 1])
+    targets = x[:, 0].long() % 2  # which no linear map can tell
+    options: dict[str, Any] = {"normalization": "none", "seed": 0}
+    full, small, one = (
+        RidgeMemoryUnits(6, 2, **options, **own)
+        for own in ({}, {"unit_projections": 4}, {"key_mem_units": 1, "unit_projections": 4})
+    )
+    for head in (full, small, one):
+        head.update(x, targets)
+    right = [float((head(x).argmax(dim=1) == targets).float().mean()) for head in (one, small, full)]
+    assert right[0] < 0.7 < 0.85 < right[1] < right[2]
+    assert one.state_bytes < small.state_bytes < full.state_bytes
+    assert small.whole is not None and one.whole is None
+    torch.testing.assert_close(small.whole(x), one(x), rtol=0, atol=0)
 
 
 # --- the choice of the ridge
@@ -268,7 +278,9 @@ def test_a_regression_beside_the_units() -> None:
     torch.testing.assert_close(both(queries), (units(queries) + projected(queries)) / 2, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"num_projections": 9}, {"projections_beside": 9}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"num_projections": 9}, {"projections_beside": 9}, {"unit_projections": 3}], ids=str
+)
 def test_projections_follow_the_seed_of_the_run_and_that_of_a_state(options: dict[str, Any]) -> None:
     torch.manual_seed(7)
     head, x, _ = learnt(**options)
@@ -283,11 +295,16 @@ def test_projections_follow_the_seed_of_the_run_and_that_of_a_state(options: dic
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"shared_gram": True}, {"num_projections": 8}, {"projections_beside": 8}], ids=str
+    "options", [{}, {"unit_projections": 3}, {"num_projections": 8}, {"projections_beside": 8}], ids=str
 )
 def test_bytes_are_counted(options: dict[str, Any]) -> None:
     head = RidgeMemoryUnits(FEATURES, CLASSES, **options)
-    kept = [part for units in (head, head.beside) if units for part in (units.gram, units.class_sums, units.keys.K)]
+    kept = [
+        part
+        for units in (head, head.whole, head.beside)
+        if units
+        for part in (units.gram, units.class_sums, units.keys.K)
+    ]
     assert head.state_bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept)
     RidgeMemoryUnits(FEATURES, CLASSES, max_bytes=head.state_bytes, **options)
     with pytest.raises(UserError, match=f"max_bytes={head.state_bytes - 1}: .* need {head.state_bytes} bytes"):
@@ -304,6 +321,7 @@ def test_bytes_are_counted(options: dict[str, Any]) -> None:
         ({"ridge": "best"}, "ridge must be 'auto' or a finite number of at least 0, got 'best'"),
         ({"normalization": "l1"}, "normalization must be one of none, l2, sqrt; got 'l1'"),
         ({"num_projections": 0}, "num_projections must be at least 1, got 0"),
+        ({"unit_projections": 0}, "unit_projections must be at least 1, got 0"),
         ({"projections_beside": 0}, "projections_beside must be at least 1, got 0"),
         ({"num_projections": 5, "seed": -1}, "seed must lie in"),
         ({"tau_mu": -1}, "tau_mu must be at least 0, got -1"),
