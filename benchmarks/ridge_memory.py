@@ -39,11 +39,17 @@ def clouds(samples: int, features: int, classes: int) -> tuple[Tensor, Tensor]:
 
 def seconds(work: Callable[[], object]) -> float:
     """Of one call, and of what it has set a GPU to do."""
+    wait_for_gpu()
     started = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_gpu()
     return time.perf_counter() - started
+
+
+def wait_for_gpu() -> None:
+    """Until it has nothing to do, if it was used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def seconds_in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

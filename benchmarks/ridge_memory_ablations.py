@@ -10,6 +10,7 @@ to the shipped settings paired by order, and a CSV file.
 
 import argparse
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mh_lightning.data.features import FeatureCache
 from mh_lightning.experiments.statistics import Interval, mean_interval, paired_difference
 from mh_lightning.functional import spread
 from mh_lightning.layers import ClosedFormHead, RandomProjectionRidge, RidgeMemoryUnits, StreamingLinearDiscriminant
+from mh_lightning.layers.random_projection import draw_projection, ridge_weights
 from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
 from mh_lightning.methods import NearestClassMean
 
@@ -131,6 +133,36 @@ class LowRankUnits(RidgeMemoryUnits):
         return self.total.double()
 
 
+class SmallUnits(RidgeMemoryUnits):
+    """Units see few directions (n, r) of the features, and correct what one regression of these leaves over; the shared
+    unit sees all features, and has sums of its own.
+    """
+
+    def __init__(self, directions: Tensor, kept: bool) -> None:
+        super().__init__(directions.shape[1], CLASSES, normalization="none")
+        self.directions, self.whole = directions, RidgeMemoryUnits(len(directions), CLASSES, 1)
+        self.state_bytes += self.whole.state_bytes + 4 * directions.numel() * kept
+
+    def see(self, features: Tensor) -> Tensor:
+        return self.whole.normalise(features) @ self.directions
+
+    def accumulate(self, features: Tensor, targets: Tensor) -> None:
+        super().accumulate(self.see(features), targets)
+        self.whole.update(features, targets)
+        self.whole.settle()
+
+    def solve(self) -> tuple[Tensor, ...]:
+        (weights,) = super().solve()
+        shared = ridge_weights(self.total_gram(), self.class_sums.sum(dim=0).T, float(self.ridge[0]))
+        assert shared is not None  # as before
+        units = len(self.class_sums)
+        weights[:, : units * CLASSES] -= shared.T.repeat(1, units)
+        return weights, *self.whole.solve()
+
+    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
+        return super().logits(self.see(features), solution[0]) + self.whole.logits(features, solution[1])
+
+
 def cut_back(gram: Tensor, rank: int) -> Tensor:
     """The nearest matrix of a rank, with the diagonal as it was."""
     left, values, _ = torch.svd_lowrank(gram, q=rank + 8)
@@ -146,6 +178,21 @@ def ours(**options: Any) -> Make:
 def low_rank(rank: int) -> Make:
     """Units of a rank."""
     return lambda x: LowRankUnits(rank, FEATURES, CLASSES)
+
+
+def random_directions(size: int) -> Make:
+    """Units of so many of them."""
+    return lambda x: SmallUnits(draw_projection(FEATURES, size, 0) / math.sqrt(size), kept=False)
+
+
+def principal_directions(size: int) -> Make:
+    """Units of so many of them, found from the first thousand samples."""
+
+    def make(x: Tensor) -> ClosedFormHead:
+        z = RidgeMemoryUnits(FEATURES, CLASSES, 1).normalise(x[:1000])
+        return SmallUnits(torch.linalg.svd(z, full_matrices=False).Vh[:size].T.contiguous(), kept=True)
+
+    return make
 
 
 def keys_beforehand(find: Callable[[Tensor], Tensor]) -> Make:
@@ -191,7 +238,8 @@ VARIANTS: dict[str, Make] = {
     "normalization none": ours(normalization="none"),
     "one Gram matrix": lambda x: OneGramUnits(FEATURES, CLASSES),
     **{f"rank {rank} and diagonal": low_rank(rank) for rank in (16, 64, 256)},
-    **{f"units of {size} directions": ours(unit_projections=size) for size in (200, 400, 600)},
+    **{f"units of {size} directions": random_directions(size) for size in (200, 400, 600)},
+    **{f"units of {size} principal directions": principal_directions(size) for size in (256, 400)},
     **{f"{size} projections beside": ours(projections_beside=size) for size in (3000, 5000)},
     **{f"{size} projections": ours(num_projections=size) for size in (300, 600, 1000)},
     **{f"1 unit, {size} projections": ours(key_mem_units=1, num_projections=size) for size in (1000, 2000)},

@@ -74,7 +74,7 @@ def test_ridge_memory_ablations(
     features = ridge_memory_ablations.FEATURES
     samples = ridge_memory.clouds(300, features, ridge_memory_ablations.CLASSES)
     monkeypatch.setattr(ridge_memory_ablations, "all_features", lambda *_: samples)
-    only = ["rank 16 and diagonal", "keys by k-means beforehand", "streaming LDA"]
+    only = ["rank 16 and diagonal", "units of 200 directions", "keys by k-means beforehand", "streaming LDA"]
     found = ridge_memory_ablations.main(["--orders", "1", "--only", *only, "--output", str(tmp_path)])
     assert [*found] == [ridge_memory_ablations.BASE, *only]
     low = found.pop("rank 16 and diagonal")[0]  # see docs/ridge_memory_head.md
@@ -103,6 +103,24 @@ def test_one_gram_for_all_units() -> None:
     assert one.state_bytes < full.state_bytes
     agreement = (one(x).argmax(dim=1) == full(x).argmax(dim=1)).float().mean()
     assert 0.8 < float(agreement) < 1
+
+
+def test_small_units_correct_the_shared_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge_memory_ablations, "CLASSES", 2)
+    x = torch.rand(600, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.0, 1, 1, 1, 1, 1])
+    targets = x[:, 0].long() % 2  # which no linear map can tell
+    head = ridge_memory_ablations.SmallUnits(torch.eye(6)[:, :3], kept=False)
+    head.whole.normalization = "none"
+    head.update(x, targets)
+    logits = head(x)
+    right, of_the_shared_one = ((one.argmax(dim=1) == targets).float().mean() for one in (logits, head.whole(x)))
+    assert of_the_shared_one < 0.7 < 0.85 < right
+    units = RidgeMemoryUnits(3, 2, normalization="none")  # of the directions alone
+    units.update(x[:, :3], targets)
+    one = RidgeMemoryUnits(3, 2, 1, normalization="none")
+    one.update(x[:, :3], targets)
+    corrections = units(x[:, :3]) - one(x[:, :3])
+    torch.testing.assert_close(logits, head.whole(x) + corrections, rtol=1e-4, atol=1e-4)
 
 
 def test_cut_back_keeps_a_low_rank_and_the_diagonal() -> None:

@@ -50,8 +50,6 @@ def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
         options += FEW
     if "_ridge_memory_head" in config.stem:
         options += ["--model.init_args.key_mem_units", "2"]
-    if config.stem.endswith("_projections"):
-        options += ["--model.init_args.projections_beside", "40", "--model.init_args.ridge", "0.3"]
     folder = run("fit", config, *options)
     results = json.loads((folder / "results.json").read_text())
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)
@@ -110,8 +108,6 @@ def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, 
         options += ["--model.init_args.key_mem_units", "2"]
     if config.stem.endswith("_projections"):
         options += ["--model.init_args.projections_beside", "40", "--model.init_args.ridge", "0.3"]
-    if config.stem.endswith("_small"):
-        options += ["--model.init_args.unit_projections", "40"]
     if config.stem.endswith("er"):
         options += ["--model.init_args.buffer_size", "20"]
     solved_once = config.stem.endswith("fecam") and config.stem != "fashion_mnist_fecam"  # solutions take seconds

@@ -10,8 +10,12 @@ from mh_lightning.layers.settling_keys import SettlingKeys
 
 
 def layers_with_keys(module: nn.Module) -> dict[str, MHLinear | SettlingKeys]:
-    """All Memory Heads, and the keys of those in closed form, by name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, (MHLinear, SettlingKeys))}
+    """All Memory Heads, and the keys of those in closed form that have more than one unit, by name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, MHLinear) or (isinstance(layer, SettlingKeys) and len(layer.K) > 1)
+    }
 
 
 class MemoryHeadMonitor(Callback):

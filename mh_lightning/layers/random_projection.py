@@ -173,7 +173,8 @@ def projection_of_state(
     if given_seed is not None:
         raise UserError(f"seed={given_seed}: the state was learnt with seed={saved}; give that one.")
     num_features, num_projections = projection.shape
-    return draw_projection(num_features, num_projections, saved).to(projection.device)
+    with torch.inference_mode(mode=False):  # gradients may pass through it later
+        return draw_projection(num_features, num_projections, saved).to(projection.device)
 
 
 def ridge_weights(gram: Tensor, class_sums: Tensor, ridge: float) -> Tensor | None:

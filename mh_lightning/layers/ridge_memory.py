@@ -23,7 +23,7 @@ from mh_lightning.layers.random_projection import (
     ridge_weights,
     seed_of_projections,
 )
-from mh_lightning.layers.settling_keys import SettlingKeys
+from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
 
 AUTO = "auto"
 NORMALIZATIONS = ("none", "l2", "sqrt")
@@ -64,13 +64,9 @@ class RidgeMemoryUnits(ClosedFormHead):
             which is better for the non-negative features of most backbones. Of points in a plane, take "none".
         num_projections: D for :math:`h = \mathrm{relu}(P^\top x)` with P drawn from N(0, 1); by default, h is x with a
             constant 1 at its end, D = n + 1.
-        unit_projections: r; units answer from :math:`u = (Q^\top x, 1)` with Q drawn from N(0, 1/r), which takes r²
-            numbers a unit in place of D², and correct what one regression of u leaves over. The shared unit answers
-            from h, and has sums of its own.
         projections_beside: D of one more regression, of :math:`\mathrm{relu}(P^\top x)` for all samples, beside the
-            units; the answer is the mean of both.
-        seed: of P and Q; by default torch's initial seed, which that of a run sets, or that of a state which is
-            loaded.
+            units; the answer is the mean of both. As many as `num_projections` would be the same.
+        seed: of P; by default torch's initial seed, which that of a run sets, or that of a state which is loaded.
         settle: samples that a key moves with, see `SettlingKeys`.
         tau_mu: wins below which a unit can be dead.
         tau_eta: age from which it is, in samples.
@@ -78,12 +74,11 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     Attributes:
         keys: the keys, a `SettlingKeys`.
-        gram: all A_j, (m, D, D), or (m, r + 1, r + 1) with `unit_projections`; float32.
-        class_sums: all C_j, (m, D, C) or (m, r + 1, C), float64.
+        gram: all A_j, (m, D, D), float32.
+        class_sums: all C_j, (m, D, C), float64.
         mass: sums of the alphas and of their squares, (2, m).
         ridge: :math:`\lambda_0, \lambda` of the last solution, (2,).
-        whole: with `unit_projections`, the shared unit, a `RidgeMemoryUnits` of its own, else None.
-        beside: the regression of `projections_beside`, such another, or None.
+        beside: the regression of `projections_beside`, `RidgeMemoryUnits` with one unit, or None.
         state_bytes: bytes of the state.
 
     Raises:
@@ -104,6 +99,7 @@ class RidgeMemoryUnits(ClosedFormHead):
     ridge: Tensor
     seed: Tensor
     projection: Tensor | None
+    _described = "all units together"
 
     def __init__(
         self,
@@ -115,7 +111,6 @@ class RidgeMemoryUnits(ClosedFormHead):
         shared_unit: bool = True,
         normalization: str = "sqrt",
         num_projections: int | None = None,
-        unit_projections: int | None = None,
         projections_beside: int | None = None,
         seed: int | None = None,
         settle: int = 10,
@@ -128,39 +123,33 @@ class RidgeMemoryUnits(ClosedFormHead):
             raise UserError(f"ridge must be 'auto' or a finite number of at least 0, got {ridge!r}.")
         if normalization not in NORMALIZATIONS:
             raise UserError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}.")
-        for name, count in (("unit_projections", unit_projections), ("projections_beside", projections_beside)):
-            if count is not None and count < 1:
-                raise UserError(f"{name} must be at least 1, got {count}.")
+        if projections_beside is not None and projections_beside < 1:
+            raise UserError(f"projections_beside must be at least 1, got {projections_beside}.")
         self.given_ridge, self.shared_unit, self.normalization = ridge, shared_unit, normalization
         self.keys = SettlingKeys(key_mem_units, num_features, delta, settle, tau_mu, tau_eta)
         self.given_seed = seed
         seed = seed_of_projections(seed)
-        if key_mem_units == 1:  # the shared unit is all there is
-            unit_projections = None
-        self.linear = unit_projections is not None
-        columns = unit_projections or num_projections
-        projection = None if columns is None else draw_projection(num_features, columns, seed)
+        projection = None if num_projections is None else draw_projection(num_features, num_projections, seed)
         self.register_buffer(
             "projection", None if projection is None else projection.to(self.counts.device), persistent=False
         )
         self.register_buffer("seed", torch.tensor(seed))
-        size = num_features + 1 if columns is None else columns + self.linear
-        alone = {"whole": num_projections} if self.linear and shared_unit else {}
-        alone |= {} if projections_beside is None else {"beside": projections_beside}
+        size = num_features + 1 if projection is None else projection.shape[1]
         self.state_bytes = bytes_of_units(num_features, num_classes, key_mem_units, size)
-        for projections in alone.values():
-            self.state_bytes += bytes_of_units(num_features, num_classes, 1, projections or num_features + 1)
+        if projections_beside is not None:
+            self.state_bytes += bytes_of_units(num_features, num_classes, 1, projections_beside)
         if max_bytes is not None and self.state_bytes > max_bytes:
+            beside = "" if projections_beside is None else f" and of {projections_beside} projections_beside"
             raise UserError(
                 f"max_bytes={max_bytes}: the Gram matrices (each {size} x {size}), class sums and keys of "
-                f"{key_mem_units} units and of {len(alone)} regressions of all samples need {self.state_bytes} bytes; "
-                "fewer key_mem_units or projections, or unit_projections, would do."
+                f"{key_mem_units} units{beside} need {self.state_bytes} bytes; fewer key_mem_units or projections "
+                "would do."
             )
-        self.whole, self.beside = (
-            RidgeMemoryUnits(num_features, num_classes, 1, ridge=ridge, normalization=normalization,
-                             num_projections=alone[name], seed=self.given_seed) if name in alone else None
-            for name in ("whole", "beside")
-        )  # fmt: skip
+        self.beside = None
+        if projections_beside is not None:
+            self.beside = RidgeMemoryUnits(num_features, num_classes, 1, ridge=ridge, normalization=normalization,
+                                           num_projections=projections_beside, seed=self.given_seed)  # fmt: skip
+            self.beside._described = "projections_beside"
         self.register_buffer("gram", torch.zeros(key_mem_units, size, size, dtype=torch.float32))
         self.register_buffer("class_sums", torch.zeros(key_mem_units, size, num_classes, dtype=torch.float64))
         self.register_buffer("mass", torch.zeros(2, key_mem_units, dtype=torch.float64))
@@ -181,13 +170,8 @@ class RidgeMemoryUnits(ClosedFormHead):
         return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(MF.EPSILON)
 
     def project(self, z: Tensor) -> Tensor:
-        """Normalised features (b, n) to h (b, D), or u (b, r + 1) with `unit_projections`."""
-        if self.projection is None:
-            return F.pad(z, (0, 1), value=1.0)
-        projected = z @ self.projection
-        if not self.linear:
-            return projected.relu_()
-        return F.pad(projected / math.sqrt(projected.shape[1]), (0, 1), value=1.0)
+        """Normalised features (b, n) to h (b, D)."""
+        return F.pad(z, (0, 1), value=1.0) if self.projection is None else torch.relu(z @ self.projection)
 
     # --- learning
 
@@ -197,7 +181,7 @@ class RidgeMemoryUnits(ClosedFormHead):
             raise UserError("features hold NaN or infinite values, which no later sample would mend; leave them out.")
         z = self.normalise(features)
         hidden = self.project(z)
-        alphas, squares, handed_over = self.keys.learn(z)
+        alphas, squares, handed_over = self.keys.learn(z) if len(self.gram) > 1 else all_to_one(len(z), z.device)
         for unit, heir in handed_over:
             for sums in (self.class_sums, self.mass.T, self.gram):
                 sums[heir] += sums[unit]
@@ -209,19 +193,15 @@ class RidgeMemoryUnits(ClosedFormHead):
             weighted = attracted * alphas[rows, unit].unsqueeze(1)
             self.gram[unit].addmm_(weighted.T, attracted)
             self.class_sums[unit].T.index_add_(0, targets[rows], weighted.double())
-        for regression in self._alone():
-            regression.update(features, targets)
-            regression.settle()
-
-    def _alone(self) -> list["RidgeMemoryUnits"]:
-        """The regressions of all samples that have sums of their own."""
-        return [regression for regression in (self.whole, self.beside) if regression is not None]
+        if self.beside is not None:
+            self.beside.update(features, targets)
+            self.beside.settle()
 
     # --- solving
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights of all units, see `_solve_units`, and of the regressions that have sums of their own."""
-        return (self._solve_units(), *(regression.solve()[0] for regression in self._alone()))
+        """Weights of all units, see `_solve_units`, and of the regression beside them, if there is one."""
+        return (self._solve_units(), *(() if self.beside is None else self.beside.solve()))
 
     def _solve_units(self) -> Tensor:
         """Weights of all units, the shared one's added to each, side by side: (D, m C); (D, C) if there is one unit.
@@ -239,7 +219,7 @@ class RidgeMemoryUnits(ClosedFormHead):
             self.ridge[0] = ridges[cross_validation_score(fits.errors, fits.freedom, samples).argmin()]
         else:
             self.ridge.fill_(float(self.given_ridge))
-        shared = self._weights(total, class_sums, 0, "all units together")
+        shared = self._weights(total, class_sums, 0, self._described)
         if len(self.class_sums) == 1:
             return shared.float()
         if not self.shared_unit:
@@ -259,9 +239,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         units = torch.zeros_like(self.class_sums)
         for unit in used:
             units[unit] = self._weights(self.gram[unit].double(), residuals[unit], 1, f"memory unit {unit}")
-        if self.whole is None:
-            units = units + shared
-        weights = units.transpose(0, 1).flatten(1).float()
+        weights = (units + shared).transpose(0, 1).flatten(1).float()
         return weights if self.projection is not None else torch.cat([weights, self.keys.nearness_weights()], dim=1)
 
     def total_gram(self) -> Tensor:
@@ -288,9 +266,7 @@ class RidgeMemoryUnits(ClosedFormHead):
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
         answers = self._answers_of_units(features, solution[0])
-        if self.whole is not None:
-            answers = answers + self.whole.logits(features, solution[1])
-        return answers if self.beside is None else (answers + self.beside.logits(features, solution[-1])) / 2
+        return answers if self.beside is None else (answers + self.beside.logits(features, *solution[1:])) / 2
 
     def _answers_of_units(self, features: Tensor, weights: Tensor) -> Tensor:
         units = len(self.class_sums)
@@ -313,6 +289,17 @@ class RidgeMemoryUnits(ClosedFormHead):
         if self.projection is not None:
             self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def all_to_one(samples: int, device: torch.device) -> Attracted:
+    """One unit attracts all samples, wherever its key is.
+
+    Example:
+        >>> all_to_one(2, torch.device("cpu")).squares
+        tensor([2.], dtype=torch.float64)
+    """
+    squares = torch.full((1,), float(samples), dtype=torch.float64, device=device)
+    return Attracted(torch.ones(samples, 1, dtype=torch.float32, device=device), squares, [])
 
 
 def bytes_of_units(num_features: int, num_classes: int, units: int, size: int) -> int:

@@ -18,7 +18,6 @@ class RidgeMemoryHead(ClosedFormMethod):
         shared_unit: whether units answer what one regression of all samples leaves over.
         normalization: of the features: "none", "l2" or "sqrt".
         num_projections: number of random features, by default none.
-        unit_projections: number of random directions of the features that units see, by default all of them.
         projections_beside: number of random features of one more regression beside the units, by default none.
         seed: of the random features, by default that of the run.
         settle: samples that a key moves with.
@@ -39,7 +38,6 @@ class RidgeMemoryHead(ClosedFormMethod):
         shared_unit: bool = True,
         normalization: str = "sqrt",
         num_projections: int | None = None,
-        unit_projections: int | None = None,
         projections_beside: int | None = None,
         seed: int | None = None,
         settle: int = 10,
@@ -56,7 +54,6 @@ class RidgeMemoryHead(ClosedFormMethod):
             shared_unit=shared_unit,
             normalization=normalization,
             num_projections=num_projections,
-            unit_projections=unit_projections,
             projections_beside=projections_beside,
             seed=seed,
             settle=settle,

@@ -29,7 +29,7 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "ridge": lambda: RandomProjectionRidge(FEATURES, CLASSES, num_projections=20),
     "ridge memory": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4),
     "ridge memory, projected": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, num_projections=20),
-    "ridge memory, small units": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4, unit_projections=3),
+    "ridge memory, projections beside": lambda: RidgeMemoryUnits(FEATURES, CLASSES, projections_beside=20),
 }
 
 
@@ -74,6 +74,7 @@ def test_keys_and_counters_under_autocast(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_closed_form_head(name: str) -> None:
+    torch.manual_seed(0)
     on_cpu, on_gpu = HEADS[name](), HEADS[name]().cuda()
     x, targets = blobs(1500, 1)
     for rows, classes in zip(x.split(40), targets.split(40), strict=True):
@@ -83,6 +84,10 @@ def test_a_closed_form_head(name: str) -> None:
     logits = on_gpu(queries.cuda())
     assert logits.is_cuda
     torch.testing.assert_close(logits.cpu(), on_cpu(queries), rtol=1e-3, atol=1e-3)
+    torch.manual_seed(1)
+    again = HEADS[name]().cuda()
+    again.load_state_dict(on_cpu.state_dict())
+    torch.testing.assert_close(again(queries.cuda()).cpu(), on_cpu(queries), rtol=1e-3, atol=1e-3)
     states = on_cpu.state_dict(), on_gpu.cpu().state_dict()
     for entry, value in states[0].items():
         torch.testing.assert_close(states[1][entry], value, rtol=1e-4, atol=1e-3)

@@ -109,8 +109,9 @@ def test_the_projection_is_drawn_again_and_belongs_to_its_seed() -> None:
     head, _, _ = learnt(100)
     state = copy.deepcopy(head.state_dict())
     assert "projection" not in state
-    same = RandomProjectionRidge(FEATURES, CLASSES, PROJECTIONS)
     torch.manual_seed(5)
+    same = RandomProjectionRidge(FEATURES, CLASSES, PROJECTIONS)
+    assert int(same.seed) == 5
     other = RandomProjectionRidge(FEATURES, CLASSES, PROJECTIONS, seed=1)
     same.load_state_dict(state)
     x = blobs(50, 2)[0]
