@@ -273,12 +273,8 @@ def test_projections_follow_the_seed_of_the_run_and_that_of_a_state(options: dic
 @pytest.mark.parametrize("options", [{}, {"num_projections": 8}, {"projections_beside": 8}], ids=str)
 def test_bytes_are_counted(options: dict[str, Any]) -> None:
     head = RidgeMemoryUnits(FEATURES, CLASSES, **options)
-    kept = [
-        part
-        for units in (head, head.whole, head.beside)
-        if units
-        for part in (units.gram, units.class_sums, units.keys.K)
-    ]
+    parts = [units for units in (head, head.beside) if units is not None]
+    kept = [tensor for units in parts for tensor in (units.gram, units.class_sums, units.keys.K)]
     assert head.state_bytes == sum(tensor.numel() * tensor.element_size() for tensor in kept)
     RidgeMemoryUnits(FEATURES, CLASSES, max_bytes=head.state_bytes, **options)
     with pytest.raises(UserError, match=f"max_bytes={head.state_bytes - 1}: .* need {head.state_bytes} bytes"):

@@ -40,7 +40,7 @@ def fecam() -> ClosedFormMethod:
 
 
 def ridge_memory_head() -> ClosedFormMethod:
-    return RidgeMemoryHead(Identity(FEATURES), key_mem_units=5, tau_eta=20)
+    return RidgeMemoryHead(Identity(FEATURES), key_mem_units=5, tau_eta=20, projections_beside=12, seed=2)
 
 
 METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam, ridge_memory_head]
