@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 
 METHODS = {
     "ridge_memory_head": ("Ridge Memory Head", "tab:red", "o"),
-    "ranpac": ("RanPAC", "tab:blue", "s"),
+    "ridge_memory_head_projections": ("the same and 5,000 projections", "tab:pink", "p"),
+    "ranpac": ("RanPAC, 5,000", "tab:blue", "s"),
+    "ranpac_2875": ("RanPAC, 2,875", "tab:blue", "x"),
     "fecam": ("FeCAM", "tab:cyan", "D"),
     "slda": ("streaming LDA", "tab:green", "^"),
     "ncm": ("nearest class mean", "tab:olive", "v"),
@@ -37,13 +39,16 @@ STREAMS = {
 
 # of the ablations: label, colour, and how names of variants end
 SERIES = (
-    ("1, 5, 10, 20 units", "tab:red", " units"),
-    ("10 units, rank and diagonal", "tab:purple", " and diagonal"),
+    ("1, 2, 3, 5, 10, 20 units", "tab:red", " units"),
+    ("10 units, 3,000 and 5,000 projections beside", "tab:pink", " beside"),
+    ("10 units of some directions", "tab:olive", " directions"),
+    ("10 units of some principal directions", "tab:green", " principal directions"),
     ("10 units on projections", "tab:orange", " projections"),
     ("10 units, one Gram matrix", "tab:brown", "one Gram matrix"),
     ("RanPAC", "tab:blue", "RanPAC, 1000 projections"),
-    ("streaming LDA", "tab:green", "streaming LDA"),
+    ("streaming LDA", "black", "streaming LDA"),
 )
+LOW = "rank {} and a diagonal: {:.0f}%"  # far below all else
 
 
 def draw_variants(axes: Axes, path: Path) -> None:
@@ -55,6 +60,8 @@ def draw_variants(axes: Axes, path: Path) -> None:
     for label, colour, ending in reversed(SERIES):
         chosen = sorted((size, fmean(left.pop(key))) for key in [*left] if key[0].endswith(ending) for size in [key[1]])
         axes.plot([size / 1e6 for size, _ in chosen], [mean for _, mean in chosen], "o-", color=colour, label=label)
+    low = [LOW.format(name.split()[1], fmean(found)) for (name, _), found in left.items() if name.endswith("diagonal")]
+    axes.text(0.03, 0.97, "10 units of\n" + "\n".join(low), transform=axes.transAxes, fontsize=8, va="top")
     axes.set(xscale="log", xlabel="state, MB", ylabel="Fashion-MNIST, validation accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -68,7 +75,7 @@ def main(folder: Path, target: Path) -> None:
             stream = max((name for name in STREAMS if row["experiment"].startswith(f"{name}_")), key=len, default="")
             method = row["experiment"].removeprefix(f"{stream}_")
             if stream and (method := SAME.get(method, method)) in METHODS:
-                rows[stream, method] = row
+                rows.setdefault((stream, method), row)
     figure = Figure(figsize=(14, 9), layout="constrained")
     panels = figure.subplot_mosaic([["streams", "streams"], ["rivals", "variants"]])
     left, right = panels["streams"], panels["rivals"]
@@ -84,17 +91,15 @@ def main(folder: Path, target: Path) -> None:
         if method != "joint" and ("fashion_mnist", method) in rows:  # its samples are no part of its state
             row = rows["fashion_mnist", method]
             x, y = float(row["state_bytes"]) / 1e6, 100 * float(row["average_accuracy"])
-            right.plot(x, y, marker, color=colour, markersize=9)
-            # the labels of near points lie on different sides
-            below = method in ("fecam", "ranpac")
-            right.annotate(label, (x, y), xytext=(0, -14 if below else 8), textcoords="offset points", ha="center",
-                           fontsize=9)  # fmt: skip
+            right.plot(x, y, marker, color=colour, markersize=9, zorder=3 if marker == "x" else 2)
     left.set_xticks(range(len(STREAMS)), list(STREAMS.values()), fontsize=9)
     left.set(ylabel="average accuracy, test, %", ylim=(30, 102))
     for edge in range(1, len(STREAMS)):
         left.axvline(edge - 0.5, color="0.9", linewidth=1)
     left.grid(axis="y", alpha=0.3)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS), frameon=False)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper center", ncols=(len(METHODS) + 1) // 2, frameon=False
+    )
     right.set(xscale="log", xlabel="state, MB", ylabel="Fashion-MNIST, average accuracy, test, %", xlim=(0.02, 1000),
               ylim=(72, 91))  # fmt: skip
     right.grid(alpha=0.3)
