@@ -122,7 +122,8 @@ def test_images_pass_once(tmp_path: Path) -> None:
 def test_equal_images_pass_once(tmp_path: Path) -> None:
     backbone, rows = Watched(), np.array([0, 1, 0, 2, 1, 0] * 5)
     same = Labelled(images().inputs[rows], np.zeros(30, dtype=np.int64))
-    torch.testing.assert_close(all_of(cached(tmp_path, backbone, same)), expected(backbone)[rows], rtol=0, atol=1e-6)
+    # products of three images and of thirty may round otherwise
+    torch.testing.assert_close(all_of(cached(tmp_path, backbone, same)), expected(backbone)[rows], rtol=1e-5, atol=1e-6)
     assert backbone.seen == 3
 
 

@@ -72,7 +72,7 @@ def test_replay_adds_the_mean_loss_of_what_is_drawn(tmp_path: Path) -> None:
                 expected = expected + self.losses(self(drawn[0]), drawn[1]).mean()
             loss, logits = super().training_loss(batch)
             calls.append((0 if drawn is None else len(drawn[0]), float(expected.detach()), float(loss.detach())))
-            assert torch.equal(logits, self(batch[0]))
+            torch.testing.assert_close(logits, self(batch[0]))  # of a larger batch, where products may round otherwise
             return loss, logits
 
     method = Watched(Identity(FEATURES), linear, buffer_size=8, replay_batch_size=3, optimizer=sgd)
