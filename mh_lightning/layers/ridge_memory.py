@@ -27,7 +27,7 @@ from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
 
 AUTO = "auto"
 NORMALIZATIONS = ("none", "l2", "sqrt")
-SMALLEST_ROOTED = 1e-36  # zeros, of which features have many, would have no gradient, and take 20 times as long on CPUs
+SMALLEST_ROOTED = 1e-36  # roots of 0, of which features have many, have no gradient, and are slow on some processors
 
 
 class RidgeMemoryUnits(ClosedFormHead):
