@@ -296,8 +296,9 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[int, float]]:
             measured = {order: accuracy(VARIANTS[name], samples, order) for order in range(options.orders)}
             rows += [(name, order, size, value) for order, (value, size) in measured.items()]
             found[name] = {order: value for order, (value, _) in measured.items()}
-            difference = paired_difference(found[name], found[BASE]) if name != BASE else None
-            print(f"| {name} | {per_cent(mean_interval([*found[name].values()]))} | {per_cent(difference, '+')} | "
+            runs, base = [{(order, None): value for order, value in found[one].items()} for one in (name, BASE)]
+            difference = paired_difference(runs, base) if name != BASE else None
+            print(f"| {name} | {per_cent(mean_interval(runs))} | {per_cent(difference, '+')} | "
                   f"{rows[-1][2] / 1e6:.3g} |", flush=True)  # fmt: skip
             if options.output:
                 with (options.output / "ablations.csv").open("w", newline="") as file:

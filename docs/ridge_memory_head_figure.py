@@ -85,7 +85,7 @@ def main(folder: Path, target: Path) -> None:
         left.errorbar(
             [index + 0.08 * (place - len(METHODS) / 2) for index, _ in points],
             [100 * float(row["average_accuracy"]) for _, row in points],
-            [100 * float(row["average_accuracy_half_width"]) for _, row in points],
+            [100 * float(row["average_accuracy_half_width"] or 0) for _, row in points],  # one value has none
             fmt=marker, color=colour, label=label, markersize=9 if marker == "_" else 6, capsize=2,
         )  # fmt: skip
         if method != "joint" and ("fashion_mnist", method) in rows:  # its samples are no part of its state

@@ -14,7 +14,7 @@ OWN, BASELINE, PUBLISHED = "#1f5a96", "#b3541e", "#4d4d4d"
 
 
 def series_figure(streams: Sequence[Stream], summaries: Sequence[Sequence[Summary]], metric: str, title: str) -> Figure:
-    """Means with their 95% intervals, in per cent.
+    """Means with their 95% intervals, in per cent; a point without a bar is one value, with no interval.
 
     Args:
         streams: a panel each.
@@ -47,7 +47,7 @@ def _draw(axes: Axes, stream: Stream, summaries: Sequence[Summary], metric: str)
         is_baseline = summary.experiment == stream.baseline
         colour = BASELINE if is_baseline else OWN
         if metric in summary.numbers:
-            mean, half_width, _ = summary.numbers[metric]
+            mean, half_width = summary.numbers[metric][:2]
             label = "baseline" if is_baseline else None
             spread = None if half_width is None else 100 * half_width
             axes.errorbar(100 * mean, place, xerr=spread, fmt="o", color=colour, markersize=4.5, capsize=2.5,

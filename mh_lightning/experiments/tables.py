@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.runs import METRICS
-from mh_lightning.experiments.statistics import Interval, mean_interval, paired_difference
+from mh_lightning.experiments.statistics import Interval, Key, mean_interval, paired_difference
 from mh_lightning.experiments.streams import Stream
 
-Key = tuple[int, int | None]  # seed, and seed of the class order
 Results = Mapping[str, Mapping[Key, Mapping[str, Any]]]  # results.json of each experiment's runs
 SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy", "incremental_accuracy")
 COSTS = {"samples_per_second": ("samples/s", 1.0), "state_bytes": ("state (MB)", 1e-6),
          "peak_memory_bytes": ("peak memory (MB)", 1e-6)}  # column and unit  # fmt: skip
 NUMBERS = (*METRICS, "seconds", *COSTS)
+RUN_COLUMNS = ["experiment", "seed", "class_order_seed"]
+ONE_VALUE = "one value"  # of all runs, or of the only one: no interval
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Summary:
     @property
     def runs(self) -> int:
         """How many have a result."""
-        return self.numbers["seconds"].number if self.numbers else 0
+        return max((interval.runs for interval in self.numbers.values()), default=0)
 
 
 def summarise(stream: Stream, results: Results, metric: str, published: Mapping[str, Published]) -> list[Summary]:
@@ -66,8 +68,7 @@ def summarise(stream: Stream, results: Results, metric: str, published: Mapping[
 
     summaries = []
     for experiment in stream.experiments:
-        numbers = {name: mean_interval(list(values(experiment, name).values())) for name in NUMBERS
-                   if values(experiment, name)}  # fmt: skip
+        numbers = {name: mean_interval(found) for name in NUMBERS if (found := values(experiment, name))}
         difference = None
         if stream.baseline not in (None, experiment):
             difference = paired_difference(values(experiment, metric), values(str(stream.baseline), metric))
@@ -108,7 +109,7 @@ def read_published(path: Path) -> dict[str, Published]:
 
 
 def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | None) -> str:
-    """One stream's table, in per cent; differences whose interval excludes 0 are bold.
+    """One stream's table, in per cent; differences whose interval excludes 0 are bold, and without one none is.
 
     Args:
         summaries: its rows.
@@ -116,28 +117,28 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
         baseline: that the differences are to.
 
     Example:
-        >>> numbers = {name: Interval(0.5, 0.02, 3) for name in NUMBERS if name not in COSTS}
+        >>> numbers = {name: Interval(0.5, 0.02, 3, seeds=3) for name in NUMBERS if name not in COSTS}
         >>> for line in markdown_table([Summary("replay", numbers)], "last_accuracy", None).splitlines():
-        ...     print(line[:62])
-        | experiment | last accuracy | average accuracy | forgetting |
-        |---|---|---|---|---|---|---|---|
-        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 |
+        ...     print(line[:71])
+        | experiment | last accuracy | average accuracy | forgetting | backward
+        |---|---|---|---|---|---|---|---|---|
+        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 | 3 seeds |
     """
     others = [name for name in SHOWN if name != metric]
     header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds"]
     costs = {name: column for name, column in COSTS.items() if any(name in summary.numbers for summary in summaries)}
-    header += [*(title for title, _ in costs.values()), "runs"]
+    header += [*(title for title, _ in costs.values()), "runs", "counted as"]
     with_published = any(summary.published for summary in summaries)
     header += [f"difference to {baseline}"] * bool(baseline) + ["published"] * with_published
     lines = [header, ["---"] * len(header)]
     for summary in summaries:
         numbers = summary.numbers
         cells = [summary.experiment, _interval(numbers.get(metric))]
-        cells += [f"{100 * numbers[name].mean:.1f}" if numbers else "" for name in others]
+        cells += [f"{100 * numbers[name].mean:.1f}" if name in numbers else "" for name in others]
         cells.append(f"{numbers['seconds'].mean:.1f}" if numbers else "")
         cells += [_three_digits(numbers[name].mean * unit) if name in numbers else ""
                   for name, (_, unit) in costs.items()]  # fmt: skip
-        cells.append(str(summary.runs))
+        cells += [str(summary.runs), _counted_as(numbers.get(metric))]
         if baseline:
             difference = _interval(summary.difference, signed=True)
             cells.append(f"**{difference}**" if summary.difference and summary.difference.excludes_zero else difference)
@@ -153,32 +154,53 @@ def _three_digits(value: float) -> str:
 
 
 def _interval(interval: Interval | None, signed: bool = False) -> str:
+    """In per cent, with as many digits as it takes to show that a half-width is not 0."""
     if interval is None:
         return ""
-    mean = f"{100 * interval.mean:{'+' if signed else ''}.1f}"
-    return mean if interval.half_width is None else f"{mean} ± {100 * interval.half_width:.1f}"
+    sign, half_width = "+" if signed else "", 100 * (interval.half_width or 0)
+    if not half_width:
+        return f"{100 * interval.mean:{sign}.1f} ({ONE_VALUE})"
+    digits = max(1, math.ceil(-math.log10(half_width)))
+    return f"{100 * interval.mean:{sign}.{digits}f} ± {half_width:.{digits}f}"
+
+
+def _counted_as(interval: Interval | None) -> str:
+    """Which runs are not equal by construction.
+
+    Example:
+        >>> _counted_as(Interval(0.5, 0.1, 25, seeds=5, orders=5)), _counted_as(Interval(0.5, 0.1, 25, orders=5))
+        ('5 seeds × 5 orders', '5 orders')
+    """
+    if interval is None:
+        return ""
+    factors = {"seeds": interval.seeds, "orders": interval.orders}
+    return " × ".join(f"{number} {name}" for name, number in factors.items() if number > 1) or ONE_VALUE
 
 
 def experiments_csv(streams: Sequence[Stream], summaries: Sequence[Sequence[Summary]], metric: str) -> str:
-    """A line an experiment, unrounded; half-widths are those of the 95% intervals.
+    """A line an experiment, unrounded; half-widths are those of the 95% intervals, and empty where all runs are equal.
+
+    Seeds and orders are how many of them count in the interval of the metric, or of its difference (`pair_...`): 1 for
+    what makes no difference.
 
     Args:
         streams: the groups.
         summaries: of each of them.
         metric: that differences and published values are of.
     """
-    columns = ["stream", "experiment", "runs"]
+    columns = ["stream", "experiment", "runs", "seeds", "orders"]
     for name in NUMBERS:
         columns += [name, f"{name}_half_width"]
     columns += ["baseline", f"{metric}_difference", f"{metric}_difference_half_width", "pairs"]
-    columns += [f"{metric}_published", "source"]
+    columns += ["pair_seeds", "pair_orders", f"{metric}_published", "source"]
     lines: list[Sequence[object]] = [columns]
     for stream, rows in zip(streams, summaries, strict=True):
         for row in rows:
-            line: list[object] = [stream.title, row.experiment, row.runs]
+            counted = row.numbers[metric][3:] if metric in row.numbers else (None, None)
+            line: list[object] = [stream.title, row.experiment, row.runs, *counted]
             for name in NUMBERS:
                 line += list(row.numbers[name][:2]) if name in row.numbers else [None, None]
-            line += [stream.baseline, *(row.difference or (None, None, None))]
+            line += [stream.baseline, *(row.difference or [None] * 5)]
             line += [row.published.value, row.published.source] if row.published else [None, None]
             lines.append(line)
     return _csv(lines)
@@ -195,10 +217,36 @@ def runs_csv(results: Results) -> str:
         >>> print(runs_csv({"replay": {(0, None): result}}).splitlines()[1][:20])
         replay,0,,0.5,0.5,0.
     """
-    lines: list[Sequence[object]] = [["experiment", "seed", "class_order_seed", *NUMBERS]]
+    lines: list[Sequence[object]] = [[*RUN_COLUMNS, *NUMBERS]]
     for experiment, runs in results.items():
         lines += [[experiment, *key, *(_number(result, name) for name in NUMBERS)] for key, result in runs.items()]
     return _csv(lines)
+
+
+def read_runs(text: str) -> dict[str, dict[Key, dict[str, Any]]]:
+    r"""The results that a runs.csv holds.
+
+    Raises:
+        ValueError: if it has columns or values that `runs_csv` does not write, or a run twice.
+
+    Example:
+        >>> read_runs("experiment,seed,class_order_seed,last_accuracy\nreplay,0,7,0.5\n")
+        {'replay': {(0, 7): {'last_accuracy': 0.5, 'cost': {}}}}
+    """
+    rows = csv.DictReader(io.StringIO(text))
+    names = list(rows.fieldnames or [])
+    if names[:3] != RUN_COLUMNS or not set(names[3:]) <= set(NUMBERS):
+        raise ValueError(f"its columns should be {', '.join(RUN_COLUMNS)}, and then some of {', '.join(NUMBERS)}")
+    results: dict[str, dict[Key, dict[str, Any]]] = {}
+    for row in rows:
+        key = int(row["seed"]), int(row["class_order_seed"]) if row["class_order_seed"] else None
+        numbers = {name: float(row[name]) for name in names[3:] if row[name]}
+        runs = results.setdefault(row["experiment"], {})
+        if key in runs:
+            raise ValueError(f"{row['experiment']} has two runs with seed and class order {key}")
+        runs[key] = {name: value for name, value in numbers.items() if name not in COSTS}
+        runs[key]["cost"] = {name: value for name, value in numbers.items() if name in COSTS}
+    return results
 
 
 def _csv(lines: Sequence[Sequence[object]]) -> str:

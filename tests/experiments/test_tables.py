@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.figures import series_figure
+from mh_lightning.experiments.statistics import Key
 from mh_lightning.experiments.streams import Stream
 from mh_lightning.experiments.tables import (
     NUMBERS,
@@ -14,6 +16,7 @@ from mh_lightning.experiments.tables import (
     experiments_csv,
     markdown_table,
     read_published,
+    read_runs,
     runs_csv,
     summarise,
 )
@@ -39,13 +42,62 @@ def test_markdown_table_in_full() -> None:
     # mean 0.3 ± 4.3027 * 0.1 / sqrt(3) = 0.2484; differences 0.5, 0.5, 0.501: 0.5003 ± 4.3027 * 0.00057735 / sqrt(3)
     assert markdown_table(rows(), "average_accuracy", "blobs_tuning").splitlines() == [
         "| experiment | average accuracy | forgetting | backward transfer | last accuracy | incremental accuracy "
-        "| seconds | runs "
+        "| seconds | runs | counted as "
         "| difference to blobs_tuning | published |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        "| blobs_tuning | 30.0 ± 24.8 | 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 |  |  |",
-        "| blobs_heads | 80.0 ± 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 | **+50.0 ± 0.1** | 77.7 (Doe 2024) |",
-        "| blobs_new |  |  |  |  |  |  | 0 |  |  |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| blobs_tuning | 30.0 ± 24.8 | 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 | 3 seeds |  |  |",
+        "| blobs_heads | 80.0 ± 25.0 | 25.0 | 25.0 | 25.0 | 25.0 | 2.0 | 3 | 3 seeds | **+50.0 ± 0.1** "
+        "| 77.7 (Doe 2024) |",
+        "| blobs_new |  |  |  |  |  |  | 0 |  |  |  |",
     ]
+
+
+CROSSED: dict[str, dict[Key, dict[str, Any]]] = {  # of two seeds and three class orders
+    "blobs_mean": {(seed, order): result(0.5) for seed in (0, 1) for order in (0, 1, 2)},
+    "blobs_fixed": {(seed, order): result(0.75) for seed in (0, 1) for order in (0, 1, 2)},
+    "blobs_heads": {(seed, order): result(0.5 + seed / 10) for seed in (0, 1) for order in (0, 1, 2)},
+    "blobs_close": {(seed, order): result(0.6 + order / 10_000) for seed in (0, 1) for order in (0, 1, 2)},
+    "blobs_both": {(seed, order): result(0.5 + seed / 10 + order / 5) for seed in (0, 1) for order in (0, 1)},
+}
+CROSSED_STREAM = Stream("blobs (TensorFile)", tuple(CROSSED), "blobs_mean")
+
+
+def test_runs_that_are_equal_by_construction_count_once() -> None:
+    # .1 between two seeds: ± .05 * 12.7062 = .635; .0001 between orders: ± 4.30265 * .0001 / sqrt(3) = .000248
+    # both: ± 12.7062 * sqrt(.05² + .1²) = 1.4206
+    summaries = summarise(CROSSED_STREAM, CROSSED, "average_accuracy", {})
+    lines = markdown_table(summaries, "average_accuracy", "blobs_mean").splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [[row[1], *row[-3:]] for row in cells] == [
+        ["50.0 (one value)", "6", "one value", ""],
+        ["75.0 (one value)", "6", "one value", "+25.0 (one value)"],  # not bold: no interval excludes 0
+        ["55.0 ± 63.5", "6", "2 seeds", "+5.0 ± 63.5"],
+        ["60.01 ± 0.02", "6", "3 orders", "**+10.01 ± 0.02**"],
+        ["65.0 ± 142.1", "4", "2 seeds × 2 orders", "+15.0 ± 142.1"],
+    ]
+    table = list(csv.DictReader(io.StringIO(experiments_csv([CROSSED_STREAM], [summaries], "average_accuracy"))))
+    counts = [
+        [row[name] for name in ("runs", "seeds", "orders", "pairs", "pair_seeds", "pair_orders")] for row in table
+    ]
+    assert counts == [
+        ["6", "1", "1", "", "", ""],
+        ["6", "1", "1", "6", "1", "1"],
+        ["6", "2", "1", "6", "2", "1"],
+        ["6", "1", "3", "6", "1", "3"],
+        ["4", "2", "2", "4", "2", "2"],
+    ]
+    assert [row["average_accuracy_half_width"] == "" for row in table] == [True, True, False, False, False]
+    (panel,) = series_figure([CROSSED_STREAM], [summaries], "average_accuracy", "All").get_axes()
+    bars = [container.has_xerr for container in panel.containers if isinstance(container, ErrorbarContainer)]
+    assert bars == [False, False, True, True, True]
+
+
+def test_runs_csv_can_be_read_again() -> None:
+    assert markdown_table(summarise(CROSSED_STREAM, read_runs(runs_csv(CROSSED)), "average_accuracy", {}),
+                          "average_accuracy", None) == markdown_table(
+        summarise(CROSSED_STREAM, CROSSED, "average_accuracy", {}), "average_accuracy", None)  # fmt: skip
+    costs = {"a": {(0, None): result(0.5) | {"cost": {"state_bytes": 8.0}}}}
+    assert runs_csv(read_runs(runs_csv(costs))) == runs_csv(costs)
 
 
 def test_metric_that_one_experiment_does_not_have() -> None:
@@ -55,7 +107,9 @@ def test_metric_that_one_experiment_does_not_have() -> None:
     summaries = summarise(STREAM, results, metric, {})
     lines = markdown_table(summaries, metric, "blobs_tuning").splitlines()
     assert lines[0].startswith("| experiment | last accuracy top5 | average accuracy |")
-    assert lines[2].startswith("| blobs_tuning |  | 50.0 |") and lines[3].startswith("| blobs_heads | 25.0 | 50.0 |")
+    assert lines[2].startswith("| blobs_tuning |  | 50.0 |") and lines[3].startswith(
+        "| blobs_heads | 25.0 (one value) | 50.0 |"
+    )
     assert [row[metric] for row in csv.DictReader(io.StringIO(runs_csv(results)))] == ["", "0.25"]
     assert [row[metric] for row in csv.DictReader(io.StringIO(experiments_csv([STREAM], [summaries], metric)))] == [
         "",
@@ -68,7 +122,7 @@ def test_metric_that_one_experiment_does_not_have() -> None:
 
 def test_csv_tables_are_unrounded() -> None:
     lines = list(csv.DictReader(io.StringIO(experiments_csv([STREAM], [rows()], "average_accuracy"))))
-    assert [line["runs"] for line in lines] == ["3", "3", "0"]
+    assert [(line["runs"], line["seeds"], line["orders"]) for line in lines] == [("3", "3", "1")] * 2 + [("0", "", "")]
     heads = lines[1]
     assert float(heads["average_accuracy"]) == pytest.approx(2.401 / 3, abs=1e-15)
     assert float(heads["average_accuracy_difference"]) == pytest.approx(1.501 / 3, abs=1e-15)
