@@ -1,1 +1,1 @@
-"""Series of runs, and searches for hyper-parameters: ``python -m mh_lightning.experiments run|search``."""
+"""Series of runs, their tables, and searches: ``python -m mh_lightning.experiments run|search|tables``."""

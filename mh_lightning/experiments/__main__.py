@@ -1,4 +1,4 @@
-"""``python -m mh_lightning.experiments run|search``: many runs of the command line."""
+"""``python -m mh_lightning.experiments run|search|tables``: many runs of the command line."""
 
 import re
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from mh_lightning.errors import UserError
+from mh_lightning.experiments.report import rebuild_report
 from mh_lightning.experiments.runs import seeds_of
 from mh_lightning.experiments.search import run_search
 from mh_lightning.experiments.series import run_series
@@ -43,6 +44,13 @@ def _parser() -> ArgumentParser:
     search.add_argument("--output", type=str, required=True, help="YAML file for the best values.")
     search.add_argument("--run_dir", type=str, help="Keep the trials' run folders here.")
 
+    tables = ArgumentParser(
+        description="Write the tables and the figure again, from series.json and runs.csv; nothing is run.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    tables.add_argument("folders", nargs="+", help="Folders that run has written with --output.")
+
     parser = ArgumentParser(prog="python -m mh_lightning.experiments", exit_on_error=False, allow_abbrev=False)
     subcommands = parser.add_subcommands()
     for name, one in (("run", run), ("search", search)):
@@ -51,6 +59,7 @@ def _parser() -> ArgumentParser:
         one.add_argument("--metric", type=str, default="average_accuracy", help="Of results.json.")
         one.add_argument("--workers", type=int, default=1, help="Processes that run at the same time.")
         subcommands.add_subcommand(name, one)
+    subcommands.add_subcommand("tables", tables)
     return parser
 
 
@@ -96,6 +105,12 @@ def _search(given: Namespace) -> int:
     )
 
 
+def _tables(given: Namespace) -> int:
+    for folder in given.folders:
+        rebuild_report(Path(folder))
+    return 0
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -110,7 +125,13 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # argparse takes an override with its dashes for an option of its own
         given = _parser().parse_args([re.sub(r"^--(?=\w+\.[\w.]+\+?=)", "", word) for word in words])
-        code = _run(given.run, words) if given.subcommand == "run" else _search(given.search)
+        match given.subcommand:
+            case "run":
+                code = _run(given.run, words)
+            case "search":
+                code = _search(given.search)
+            case _:
+                code = _tables(given.tables)
     except (UserError, ArgumentError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

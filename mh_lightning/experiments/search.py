@@ -17,8 +17,9 @@ import yaml
 
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.progress import Progress
+from mh_lightning.experiments.report import write_file
 from mh_lightning.experiments.runs import Experiment, Run, essence_of, read_experiment, read_results
-from mh_lightning.experiments.series import check_metric, check_workers, make_folder, write_text
+from mh_lightning.experiments.series import check_metric, check_workers, make_folder
 from mh_lightning.experiments.space import as_text, nested, read_space
 from mh_lightning.experiments.storage import (
     counted_trials,
@@ -262,13 +263,13 @@ def _has_validation(data: dict[str, Any]) -> bool:
 def _write(study: "Study", output: Path, config: Path, metric: str, seeds: Sequence[int]) -> int:
     ended = [trial for trial in counted_trials(study) if trial.state.is_finished()]
     table = output.with_name(f"{output.stem}_trials.csv")
-    write_text(table, _trials_csv(ended, seeds))
+    write_file(table, _trials_csv(ended, seeds))
     failed = [trial for trial in ended if trial.value is None]
     if len(failed) == len(ended):
         print(f"None of {len(ended)} trials has a value; the first failed: {failed[0].user_attrs['error']}")
         return 1
     best = study.best_trial
-    write_text(
+    write_file(
         output,
         f"# Chosen by {metric.replace('_', ' ')} on validation data: {best.value:.4f}, the mean over "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.\n"

@@ -2,7 +2,7 @@
 
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,13 @@ from typing import Any
 import torch
 
 from mh_lightning.errors import UserError
-from mh_lightning.experiments.figures import series_figure
 from mh_lightning.experiments.progress import Progress
+from mh_lightning.experiments.report import Series, write_report
 from mh_lightning.experiments.runs import METRICS, Run, read_experiment
-from mh_lightning.experiments.streams import Stream, group_by_stream
-from mh_lightning.experiments.tables import (
-    Key,
-    Published,
-    experiments_csv,
-    markdown_table,
-    read_published,
-    runs_csv,
-    summarise,
-)
-from mh_lightning.experiments.workers import run_all
+from mh_lightning.experiments.sharing import run_shared
+from mh_lightning.experiments.statistics import Key
+from mh_lightning.experiments.streams import group_by_stream
+from mh_lightning.experiments.tables import read_published
 
 Found = dict[str, dict[Key, dict[str, Any]]]
 
@@ -42,7 +35,9 @@ def run_series(
     reference: Path | None = None,
     command: Sequence[str] = (),
 ) -> int:
-    """Run what has no result yet, then write table.md, experiments.csv, runs.csv and figure.png.
+    """Run what has no result yet, then write the tables and the figure.
+
+    Runners may share a run folder: each run takes place in one of them, and all of them have its result.
 
     Args:
         configs: a file for each experiment, which is named after it.
@@ -87,7 +82,8 @@ def run_series(
     for run in runs:  # in the order of the command line, not in that of their ends
         if run.name in found:
             results[run.experiment][run.seed, run.order] = found[run.name]
-    _write(output, streams, results, published, metric, title or "Results", command, failures)
+    series = Series(title or "Results", metric, _made_by(command), tuple(streams), published, failures)
+    write_report(output, series, results)
     print(f"{len(found)} of {len(runs)} runs have a result; tables and figure in {output}")
     for name, error in failures.items():
         print(f"failed: {name}: {error} (see {run_dir / name / 'log.txt'})")
@@ -103,7 +99,7 @@ def _run_missing(runs: Sequence[Run], workers: int) -> tuple[dict[str, dict[str,
     if not missing:
         return found, failures
     with Progress(len(missing), "runs") as progress:
-        for run, error in run_all(missing, workers, lambda run: progress.started(run.name)):
+        for run, error in run_shared(missing, workers, lambda run: progress.started(run.name)):
             result = run.result() if error is None else None
             if result is None:
                 failures[run.name] = error or "it ended before its last task, without a complete results.json"
@@ -113,47 +109,6 @@ def _run_missing(runs: Sequence[Run], workers: int) -> tuple[dict[str, dict[str,
             accuracy, seconds = result["average_accuracy"], result["seconds"]
             progress.finished(run.name, f"{run.name}: average accuracy {accuracy:.3f} ({seconds:.1f} s)")
     return found, failures
-
-
-def _write(
-    output: Path,
-    streams: Sequence[Stream],
-    results: Found,
-    published: Mapping[str, Published],
-    metric: str,
-    title: str,
-    command: Sequence[str],
-    failures: Mapping[str, str],
-) -> None:
-    summaries = [summarise(stream, results, metric, published) for stream in streams]
-    number = sum(len(runs) for runs in results.values())
-    parts = [f"# {title}", "![Means and 95% intervals](figure.png)"]
-    for stream, rows in zip(streams, summaries, strict=True):
-        parts += [f"## {stream.title}", markdown_table(rows, metric, stream.baseline)]
-    parts.append(
-        f"In per cent, means over {number} runs in all; ± is the half-width of the 95% interval (Student's t)."
-        + (" Differences are paired by seed and class order, **bold** where their interval excludes 0."
-           if any(stream.baseline for stream in streams) else "")
-    )  # fmt: skip
-    if failures:
-        parts.append("\n".join(["Without a result:", "", *(f"- {name}: {error}" for name, error in failures.items())]))
-    parts.append(
-        f"Made by `{_readable(command)}` with mh_lightning {_version()} and torch {torch.__version__} "
-        f"on {_processor()}."
-    )
-    write_text(output / "experiments.csv", experiments_csv(streams, summaries, metric))
-    write_text(output / "runs.csv", runs_csv(results))
-    partial = output / ".figure.png"
-    series_figure(streams, summaries, metric, title).savefig(partial, dpi=150)
-    partial.replace(output / "figure.png")
-    write_text(output / "table.md", "\n\n".join(parts) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -180,6 +135,13 @@ def check_workers(workers: int) -> None:
     """Refuse less than one."""
     if workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}.")
+
+
+def _made_by(command: Sequence[str]) -> str:
+    return (
+        f"Made by `{_readable(command)}` with mh_lightning {_version()} and torch {torch.__version__} "
+        f"on {_processor()}."
+    )
 
 
 def _readable(command: Sequence[str]) -> str:

@@ -2,20 +2,28 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from mh_lightning.cli import main as fit
+from mh_lightning.cli import resolved_configuration
+from mh_lightning.experiments import sharing, workers
 from mh_lightning.experiments.__main__ import main
+from mh_lightning.experiments.runs import METRICS
 from tests.conftest import results_of
+from tests.experiments.conftest import InProcess
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,11 +64,14 @@ def test_tables_of_two_experiments(tmp_path: Path, tiny_config: Path, capsys: py
                   "--overrides", "--trainer.enable_checkpointing=false") == 0  # fmt: skip
     assert "[4/4 runs] tiny_linear/seed_1_order_7: average accuracy" in capsys.readouterr().out
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {"table.md", "experiments.csv", "runs.csv", "figure.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "table.md", "experiments.csv", "runs.csv", "figure.png", "series.json",
+    }  # fmt: skip
     table = (out / "table.md").read_text()
     assert table.startswith("# Two heads\n")
     assert "50.0 (Doe 2024)" in table
-    assert "+0.0 ± 0.0" in table  # the same configuration under two names
+    assert "| +0.0 (one value) |" in table  # the same configuration under two names
+    assert "± 0.0" not in table
     assert "over 4 runs" in table
     assert str(tmp_path) not in table
     folder = tmp_path / "runs" / "tiny" / "seed_1_order_7"
@@ -132,6 +143,80 @@ def test_killed_series_goes_on_where_it_was(tmp_path: Path, slow_config: Path) -
     fit(["fit", "--config", str(slow_config), "--seed_everything", "1", "--run_dir", str(tmp_path / "alone")])
     resumed = results_of(tmp_path / "runs" / "slow" / "seed_1" / "version_1")
     assert resumed == results_of(tmp_path / "alone" / "slow" / "version_0")
+
+
+def made_up(log: Path, configuration: dict[str, Any], command: list[str], *_: object) -> str | None:
+    """A run that writes down its process and name, and has a result; the first one with seed 2 fails."""
+    place = Path(command[command.index("--run_dir") + 1]) / command[command.index("--experiment") + 1]
+    seed = int(place.name.removeprefix("seed_"))
+    with log.open("a") as file:
+        file.write(f"{os.getpid()} {place.name}\n")
+    if seed == 2 and not (place / "failed").exists():
+        (place / "failed").touch()
+        return "the loss became NaN"
+    (place / "version_0").mkdir(parents=True)  # one that is there already is another runner's
+    (place / "version_0" / "config.yaml").write_text(yaml.safe_dump(configuration | {"seed_everything": seed}))
+    numbers = dict.fromkeys(METRICS, seed / 10) | {"seconds": 1.0}
+    (place / "version_0" / "results.json").write_text(json.dumps(numbers))
+    return None
+
+
+def slowly(run: Callable[..., str | None], *arguments: object) -> str | None:
+    time.sleep(0.1)
+    return run(*arguments)
+
+
+def runner(execute: Callable[..., str | None], words: list[str]) -> None:
+    """A process of its own that runs a series."""
+    sys.argv = ["run"]
+    workers.ProcessPoolExecutor = InProcess  # type: ignore[assignment,misc]
+    workers.execute = partial(slowly, execute)
+    sharing.PAUSE = 0.05
+    raise SystemExit(main(words))
+
+
+def test_two_runners_on_one_output_share_the_runs(tmp_path: Path, tiny_config: Path) -> None:
+    words = ["run", "--configs", str(tiny_config), "--run_dir", str(tmp_path / "runs"), "--output",
+             str(tmp_path / "out"), "--seeds", "2", "10-15"]  # fmt: skip
+    execute = partial(made_up, tmp_path / "log.txt", resolved_configuration(["--config", str(tiny_config)]))
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    processes = [context.Process(target=runner, args=(execute, words)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    runs = [line.split() for line in (tmp_path / "log.txt").read_text().splitlines()]
+    # each once, but for the one that failed, which the other runner has tried
+    assert sorted(name for _, name in runs) == ["seed_10", "seed_11", "seed_12", "seed_13", "seed_14", "seed_15",
+                                                "seed_2", "seed_2"]  # fmt: skip
+    assert len({process for process, name in runs if name == "seed_2"}) == 2
+    assert sorted(process.exitcode or 0 for process in processes) == [0, 1]
+    accuracies = [line["average_accuracy"] for line in runs_csv(tmp_path)]
+    assert accuracies[-6:] == ["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]
+    assert not list((tmp_path / "out").glob(".*"))  # nothing half written
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_run_that_another_runner_is_at_is_waited_for(
+    tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute = partial(made_up, tmp_path / "log.txt", resolved_configuration(["--config", str(tiny_config)]))
+    monkeypatch.setattr(workers, "execute", execute)
+    folder = tmp_path / "runs" / "tiny" / "seed_0"
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / ".lock")
+    lock.acquire()
+
+    def other_ends(seconds: float) -> None:
+        assert (tmp_path / "log.txt").read_text().split()[1::2] == ["seed_1"]  # what is free goes first
+        execute(["fit", "--run_dir", str(folder.parent), "--experiment", folder.name])
+        lock.release()
+
+    monkeypatch.setattr(sharing.time, "sleep", other_ends)
+    assert series(tmp_path, "--configs", tiny_config, "--seeds", 0, 1) == 0
+    assert (tmp_path / "log.txt").read_text().split()[1::2] == ["seed_1", "seed_0"]
+    assert [line["seed"] for line in runs_csv(tmp_path)] == ["0", "1"]
+    assert "[2/2 runs] tiny/seed_0: average accuracy 0.000" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("in_process")
