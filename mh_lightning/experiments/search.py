@@ -241,7 +241,14 @@ def run_search(
         "seeds": list(seeds),
         "metric": metric,
     }
+    kept = [] if run_dir is None else [path.name for path in run_dir.glob("trial_*")]  # before the trials are known
     study = open_study(storage, config.stem, "minimize" if metric == "forgetting" else "maximize", settings)
+    known = {f"trial_{trial.number}" for trial in study.get_trials(deepcopy=False)}
+    strangers = sorted(set(kept) - known)
+    if strangers:
+        raise UserError(
+            f"--run_dir: {str(run_dir)!r} holds {strangers[0]} of another search than {storage!r}; give another folder."
+        )
     dismiss_dead_trials(study)
     search = Search(experiment, distributions, seeds, metric, study, trials)
     if run_dir is None:

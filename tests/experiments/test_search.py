@@ -219,6 +219,19 @@ def test_another_search_is_not_mixed_in(
     assert len(trials_csv(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("in_process")
+def test_run_folders_of_another_search_are_not_mixed_in(
+    tmp_path: Path, search: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "execute", made_up)
+    space, kept = f"{RATE}: {{low: 0.001, high: 0.4}}", ["--run_dir", str(tmp_path / "kept")]
+    assert search(space, 1, *kept) == 0
+    assert search(space, 2, *kept) == 0  # goes on in its own
+    assert search(space, 2, *kept, "--storage", str(tmp_path / "other.log")) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert all(word in told for word in ("--run_dir", "kept", "trial_0", "another search"))
+
+
 def test_optuna_that_is_missing_is_told(
     search: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
