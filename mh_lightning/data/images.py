@@ -83,7 +83,8 @@ def as_rgb(image: Image.Image, reading: ImageReading) -> Image.Image:
 
 def _scale_transparent_colour(image: Image.Image) -> None:
     """Pillow scales the pixels of a PNG file to 8 bits, but not the colour that its header calls transparent."""
-    colour, stored_as = image.info["transparency"], image.tile[0][3] if image.tile else None
+    colour, tiles = image.info["transparency"], getattr(image, "tile", [])
+    stored_as = tiles[0][3] if tiles else None
     if stored_as in SCALES_OF_GREY:
         image.info["transparency"] = colour * SCALES_OF_GREY[stored_as]
     elif stored_as == "RGB;16B":

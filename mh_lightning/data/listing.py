@@ -17,11 +17,11 @@ LAYOUT = "root/train/<class>/ and root/test/<class>/"
 
 # paths that are no samples, by why
 LeftOut = defaultdict[str, list[str]]
-HIDDEN = "hidden, since their names begin with a dot"
+HIDDEN = "hidden"
 NO_IMAGE = "without the suffix of an image"
-LOOP = "links to a folder that they are in"
-LOOSE = "images in no class folder"
-BESIDE = f"folders beside {' and '.join(SPLITS)}"
+LOOP = "linking back to a folder above"
+LOOSE = "in no class folder"
+BESIDE = f"beside {' and '.join(SPLITS)}"
 
 
 def class_names_of_splits(root: Path, layout: str = LAYOUT) -> list[str]:

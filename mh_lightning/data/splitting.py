@@ -127,7 +127,7 @@ def stratified_sizes(counts: NDArray[np.int64], size: int, leave: int, seed: int
         [5, 10, 14, 1]
     """
     wanted, most = counts * (size / counts.sum()), counts - leave
-    sizes = np.clip(np.floor(wanted + 1e-9).astype(np.int64), 1, most)
+    sizes: NDArray[np.int64] = np.clip(np.floor(wanted + 1e-9).astype(np.int64), 1, most)
     ties = np.random.default_rng(seed).permutation(len(counts))
     while missing := size - int(sizes.sum()):
         step = 1 if missing > 0 else -1
