@@ -144,7 +144,7 @@ class UnsplitImages(PublishedImages):
         folder = self.needed(self.images)
         names = self.choose_classes(class_names_in(folder, self.layout))
         (samples,) = list_images([folder], names)
-        train, test = draw_stratified(samples, self.test_fraction, 0, "test_fraction", names, leave=1)
+        train, test = draw_stratified(samples, self.test_fraction, 0, "test_fraction", names)
         return samples.take(train), samples.take(test), names
 
 

@@ -63,7 +63,7 @@ def split_as_asked(
     splits = {"train": train, "test": at_most(data.test, max_test_samples, "max_test_samples")}
     if validation_fraction:
         kept, held_out = draw_stratified(
-            train, validation_fraction, split_seed, "validation_fraction", data.class_names, leave=1
+            train, validation_fraction, split_seed, "validation_fraction", data.class_names
         )
         splits |= {"train": train.take(kept), "validation": train.take(held_out)}
     elif data.validation is not None:
@@ -79,54 +79,45 @@ def split_as_asked(
 
 
 def draw_stratified(
-    samples: Labelled, size: int | float, seed: int, option: str, class_names: Sequence[str], leave: int = 0
+    samples: Labelled, size: int | float, seed: int, option: str, class_names: Sequence[str]
 ) -> list[NDArray[np.int64]]:
-    """The indices of two random parts, sorted, the second with `size` samples (or that fraction): of each class of each
-    domain in proportion, and at least one.
-
-    Args:
-        samples: what is divided.
-        size: of the second part.
-        seed: of the draw.
-        option: that asked for it.
-        class_names: name of each class.
-        leave: samples of each class of each domain that the first part needs.
+    """The indices of two random parts, sorted, the second with `size` samples (or that fraction): each class of each
+    domain in proportion, and at least one of it on both sides.
 
     Raises:
-        UserError: names the option, and a class that would be missing.
+        UserError: names the option, and a class that would be missing on a side.
     """
     places = _places_of_kinds(samples)
     counts = np.array([len(part) for part in places])
-    total, least, most = int(counts.sum()), len(counts), int((counts - leave).clip(0).sum())
+    kinds, total = len(counts), int(counts.sum())
     drawn = size if isinstance(size, int) else math.ceil(size * total)
-    if counts.min() <= leave or not least <= drawn <= most:
+    if counts.min() < 2 or not kinds <= drawn <= total - kinds:
         rarest = places[counts.argmin()]
-        mend = f"draw {least} to {most}" if counts.min() > leave else "add samples of it"
+        mend = "add samples of it" if counts.min() < 2 else f"draw {kinds} to {total - kinds}"
         raise UserError(
             f"data.{option}={size} draws {drawn} of {total} samples, and "
             f"{_name_of(samples, rarest[0], class_names)}, which has {len(rarest)}, would be missing on one side; "
-            f"{mend}, or leave the option out."
+            f"{mend}, so that each class is on both, or leave the option out."
         )
     generator = np.random.RandomState(seed)
     parts: list[list[NDArray[np.int64]]] = [[], []]
-    for of_kind, count in zip(places, stratified_sizes(counts, drawn, leave, seed).tolist(), strict=True):
+    for of_kind, count in zip(places, stratified_sizes(counts, drawn, seed).tolist(), strict=True):
         for part, piece in zip(parts, np.split(generator.permutation(of_kind), [-count]), strict=True):
             part.append(piece)
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def stratified_sizes(counts: NDArray[np.int64], size: int, leave: int, seed: int) -> NDArray[np.int64]:
-    """How many of each kind there are in a sample of `size`: in proportion to `counts`, but at least 1, and at least
-    `leave` are left.
+def stratified_sizes(counts: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """How many of each kind to draw, `size` in all: in proportion to `counts`, but at least 1, and at least 1 is left.
 
     What rounding down leaves goes to the largest remainders, and what rare kinds get is taken where there is most
     above the proportion; ties are broken by the seed.
 
     Example:
-        >>> stratified_sizes(np.array([100, 200, 300, 2]), 30, leave=0, seed=0).tolist()
+        >>> stratified_sizes(np.array([100, 200, 300, 2]), 30, seed=0).tolist()
         [5, 10, 14, 1]
     """
-    wanted, most = counts * (size / counts.sum()), counts - leave
+    wanted, most = counts * (size / counts.sum()), counts - 1
     sizes: NDArray[np.int64] = np.clip(np.floor(wanted + 1e-9).astype(np.int64), 1, most)
     ties = np.random.default_rng(seed).permutation(len(counts))
     while missing := size - int(sizes.sum()):
@@ -140,14 +131,12 @@ def stratified_sizes(counts: NDArray[np.int64], size: int, leave: int, seed: int
 def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
     """Pool all samples, and cut each class of each domain, in the data's order, into training, validation and test.
 
-    Each part gets at least one of each.
-
     Args:
         splits: as read.
         fractions: of training, validation and test; they sum to 1.
 
     Raises:
-        UserError: on other fractions, or names a class with fewer samples than parts.
+        UserError: on other fractions, or names a class that would be missing in a part.
 
     Example:
         >>> ten = Labelled(torch.zeros(10, 1), np.zeros(10, dtype=np.int64))
@@ -167,20 +156,19 @@ def split_anew(splits: Splits, fractions: Sequence[float]) -> Splits:
         )
     pool = concatenate([part for part in (splits.train, splits.validation, splits.test) if part is not None])
     parts: list[list[NDArray[np.int64]]] = [[], [], []]
-    wanted = np.array(fractions) > 0
-    for places in _places_of_kinds(pool):
+    kinds = _places_of_kinds(pool)
+    for places in kinds:
         ends = [round(len(places) * fractions[0]), round(len(places) * (fractions[0] + fractions[1]))]
-        sizes = np.diff([0, *ends, len(places)])
-        if len(places) < sum(wanted):
-            raise UserError(
-                f"data.split_fractions={list(fractions)} cannot give each split a sample of "
-                f"{_name_of(pool, places[0], splits.class_names)}, which has {len(places)}; add some, or leave the "
-                "option out."
-            )
-        for empty in np.flatnonzero(wanted & (sizes == 0)):
-            sizes[[sizes.argmax(), empty]] += [-1, 1]
-        for part, piece in zip(parts, np.split(places, np.cumsum(sizes)[:-1]), strict=True):
+        for part, piece in zip(parts, np.split(places, ends), strict=True):
             part.append(piece)
+    for number, split in ((0, "training"), (2, "test"), (1, "validation")):
+        missing = [places for places, piece in zip(kinds, parts[number], strict=True) if not len(piece)]
+        if fractions[number] and missing:
+            raise UserError(
+                f"data.split_fractions={list(fractions)} gives no {split} sample of "
+                f"{_name_of(pool, missing[0][0], splits.class_names)}, which has {len(missing[0])}; give other "
+                "fractions, or add samples of it."
+            )
     train, validation, test = (pool.take(np.sort(np.concatenate(part))) for part in parts)
     return Splits(train, test, splits.class_names, validation if fractions[1] else None)
 
