@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mh_lightning.data.archives import unpack, unpack_each
-from mh_lightning.data.image_folder import list_images
 from mh_lightning.data.labelled import Labelled
+from mh_lightning.data.listing import is_hidden, list_images
 from mh_lightning.data.mat_files import rows_of
 from mh_lightning.data.published import PublishedImages, listed_images, reading
 from mh_lightning.data.transforms import ImageTransforms
@@ -61,7 +61,7 @@ class ImageNet1000(PublishedImages):
         truth = self.needed(f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt")
         with reading(truth):
             numbers = [int(line) for line in truth.read_text().split()]
-        images = sum(path.suffix == ".JPEG" for path in validation.iterdir())
+        images = sum(path.suffix == ".JPEG" and not is_hidden(path.name) for path in validation.iterdir())
         if images != len(numbers) or not set(numbers) <= class_of.keys():
             raise UserError(
                 f"data.root: {str(truth)!r} must hold the number of a class for each of the {images} images in "
@@ -74,7 +74,7 @@ class ImageNet1000(PublishedImages):
             for place, number in enumerate(numbers, start=1)
             if class_of[number] in label_of
         ]
-        return list_images(train, names), listed_images(validation, listed, names, truth), names
+        return list_images([train], names)[0], listed_images(validation, listed, names, truth), names
 
     def _class_of_number(self) -> dict[int, str]:
         """The WordNet number of each number in the list of validation images; parents of classes have none there."""

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from mh_lightning.data.images import ImageReading, read_image
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.stored_features import StoredFeatures
-from mh_lightning.errors import UserError
 from mh_lightning.random_numbers import drawing_from
 
 
@@ -47,12 +47,14 @@ class Labelled(NamedTuple):
     """Samples with their classes and, where there are several, domains.
 
     Inputs are paths of images, a uint8 tensor of images (samples, height, width) or (samples, height, width, 3), a
-    floating-point tensor (samples, ...) that goes to the backbone as it is, or features from a cache.
+    floating-point tensor (samples, ...) that goes to the backbone as it is, or features from a cache. `reading` tells
+    how files at paths become RGB.
     """
 
     inputs: Sequence[str] | Tensor | Rows | StoredFeatures
     labels: NDArray[np.int64]
     domains: NDArray[np.int64] | None = None
+    reading: ImageReading = ImageReading()
 
     def take(self, indices: NDArray[np.int64]) -> "Labelled":
         """The samples at `indices`."""
@@ -63,7 +65,8 @@ class Labelled(NamedTuple):
             inputs = self.inputs.take(indices)
         else:
             inputs = [self.inputs[index] for index in indices]
-        return Labelled(inputs, self.labels[indices], None if self.domains is None else self.domains[indices])
+        domains = None if self.domains is None else self.domains[indices]
+        return self._replace(inputs=inputs, labels=self.labels[indices], domains=domains)
 
     @property
     def domain_of_sample(self) -> NDArray[np.int64]:
@@ -131,7 +134,10 @@ class StreamDataset(Dataset[Item]):
         if self.samples.features is not None:
             return self.samples.features[index]
         entry = self.samples.inputs[index]
-        image = Image.fromarray(entry.numpy()).convert("RGB") if isinstance(entry, Tensor) else read_image(entry)
+        if isinstance(entry, Tensor):
+            image = Image.fromarray(entry.numpy()).convert("RGB")
+        else:
+            image = read_image(entry, self.samples.reading)
         if self.perturbations:
             image = self._perturb(image, index)
         if self.transform is not None:
@@ -149,16 +155,3 @@ class StreamDataset(Dataset[Item]):
 def already_collated(batch: Any) -> Any:
     """What a loader does with a batch of `StreamDataset`: nothing."""
     return batch
-
-
-def read_image(path: str) -> Image.Image:
-    """Read an image file as RGB.
-
-    Raises:
-        UserError: names the file if it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"data: image {path!r} cannot be read ({error}); mend or remove it.") from error

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from mh_lightning.data.array_pickle import as_array, read_array_pickle
-from mh_lightning.data.image_folder import check_images_of, class_names_in, list_images
+from mh_lightning.data.image_folder import check_images_of
 from mh_lightning.data.labelled import Labelled
+from mh_lightning.data.listing import class_names_in, list_images
 from mh_lightning.data.splitting import Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
@@ -67,7 +68,7 @@ class MiniImageNet(StreamDataModule):
                 f"data.root={self.root!r} holds the folders train and test; put the folders of all classes next to "
                 "each other, since data.split_fractions divides each class."
             )
-        samples = list_images(root, names)
+        (samples,) = list_images([root], names)
         if self.check_images:
             check_images_of(samples)
         return Splits(samples, None, names)

@@ -10,15 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from mh_lightning.data.archives import unpack
-from mh_lightning.data.image_folder import (
-    LAYOUT,
-    SPLITS,
-    check_images_of,
-    class_names_in,
-    class_names_of_splits,
-    list_images,
-)
+from mh_lightning.data.image_folder import check_images_of
 from mh_lightning.data.labelled import Labelled
+from mh_lightning.data.listing import LAYOUT, SPLITS, class_names_in, class_names_of_splits, list_images
 from mh_lightning.data.splitting import Splits, draw_stratified
 from mh_lightning.data.stream import SPLIT_OPTIONS, StreamDataModule
 from mh_lightning.data.transforms import IMAGENET, Normalization
@@ -27,7 +21,8 @@ from mh_lightning.errors import UNREADABLE, UserError, reason_of
 
 class PublishedImages(StreamDataModule):
     """Base of image data sets that are read as they are published, or from ``root/train/<class>/...`` and
-    ``root/test/<class>/...``, which comes first. Subclasses define `official`, and `read`.
+    ``root/test/<class>/...``, which comes first. Photographs are not turned, as published; transparent pixels lie on
+    white. Subclasses define `official`, and `read`.
 
     Args:
         root: folder of the archives or of what they hold, or the one above ``train`` and ``test``.
@@ -77,7 +72,7 @@ class PublishedImages(StreamDataModule):
         """
         if self.has_class_folders():
             names = self.choose_classes(class_names_of_splits(self.folder, self.layout))
-            train, test = (list_images(self.folder / split, names) for split in SPLITS)
+            train, test = list_images([self.folder / split for split in SPLITS], names)
         else:
             train, test, names = self.read()
         for split, part in zip(SPLITS, (train, test), strict=True):
@@ -148,8 +143,8 @@ class UnsplitImages(PublishedImages):
         """List the images, and draw the test set."""
         folder = self.needed(self.images)
         names = self.choose_classes(class_names_in(folder, self.layout))
-        samples = list_images(folder, names)
-        train, test = draw_stratified(samples, self.test_fraction, 0, "test_fraction")
+        (samples,) = list_images([folder], names)
+        train, test = draw_stratified(samples, self.test_fraction, 0, "test_fraction", names)
         return samples.take(train), samples.take(test), names
 
 

@@ -68,14 +68,15 @@ class StreamDataModule(LightningDataModule):
             samples of all T tasks, and so each one after each task takes T² in time; `max_test_samples` makes it
             smaller.
         num_workers: processes that load data; 0 loads in the main process.
-        validation_fraction: part of the training samples, the same of each class, that is held out. Metrics are then
-            computed on it too, to choose hyper-parameters without touching test data.
+        validation_fraction: part of the training samples, the same of each class and at least one, that is held out.
+            Metrics are then computed on it too, to choose hyper-parameters without touching test data.
         split_fractions: instead of the data's own split, fractions of training, validation and test samples, cut from
             all samples of each class in the data's order; published online streams have [0.7, 0.1, 0.2].
         validation_tasks: "all", or "first_half": hold validation samples of the first half of the tasks only, as
             published for online streams, so that later tasks choose no hyper-parameter.
         split_seed: seed of the held-out part, of `max_train_samples` and `max_test_samples`, and of perturbations.
-        max_train_samples: use a random subset of this many training samples, stratified by class.
+        max_train_samples: use a random subset of this many training samples, of each class in proportion and at least
+            one.
         max_test_samples: the same for test samples.
         augment: train on random transforms of the images instead of the transform of evaluation.
         image_transforms: "backbone" for its own, or published ones, by what training does: "random_resized_crop",

@@ -24,7 +24,8 @@ class Tensors(StreamDataModule):
 
     Args:
         x_train: (samples, ...): floating point goes to the backbone as it is; uint8 (samples, height, width) or
-            (samples, height, width, 3) are images and get the backbone's transform.
+            (samples, height, width, 3) are images and get the backbone's transform. Other integers are features, and
+            refused in the shape of images, whose range they do not tell.
         y_train: integer classes from 0 to C-1, (samples,).
         x_test: as `x_train`.
         y_test: as `y_train`.
@@ -171,6 +172,11 @@ def _inputs(x: Tensor, entry: str) -> Tensor:
     if x.dim() == 0 or x.is_complex():
         raise UserError(f"{entry} must hold real samples in its rows, got shape {tuple(x.shape)} of {x.dtype}.")
     if x.dtype != torch.uint8:
+        if x.dim() >= 3 and not x.is_floating_point():
+            raise UserError(
+                f"{entry} must hold images as uint8, or as floating point that goes to the backbone as it is, got "
+                f"shape {tuple(x.shape)} of {x.dtype}; scale and convert it."
+            )
         return x.float()
     if x.dim() != 3 and not (x.dim() == 4 and x.shape[3] == 3):
         raise UserError(

@@ -1,14 +1,16 @@
 """Image folders, on tiny files written here."""
 
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from mh_lightning.data import ImageFolder
+from mh_lightning.data import ImageFolder, ImageNetR
 from tests.data.refusal import refused, refused_stream
 
 
@@ -122,3 +124,130 @@ def test_what_passes_the_check_can_be_read(root: Path) -> None:
         except ValueError:
             continue
         assert len(next(iter(stream.train_dataloader()))[0]) == 3
+
+
+def listed(root: Path, caplog: pytest.LogCaptureFixture) -> tuple[dict[str, list[str]], str]:
+    """The training images of each class, by their paths in its folder, and the only sentence on what was left out."""
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        splits = ImageFolder(str(root), check_images=False).load()
+    found: dict[str, list[str]] = {name: [] for name in splits.class_names}
+    for path, label in zip(splits.train.inputs, splits.train.labels, strict=True):
+        name = splits.class_names[label]
+        found[name].append(str(Path(path).relative_to(root / "train" / name)))
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 1
+    return found, told[0]
+
+
+def test_hidden_names_are_left_out_at_every_level(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All that is added holds images; a notes.txt is in each of four class folders, and train/.hidden is there."""
+    expected, told = listed(root, caplog)
+    assert expected == {"ant": ["a.png", "more/b.JPG"], "cat": ["a.png", "more/b.JPG"]}
+    assert "1 hidden" in told and "4 without the suffix of an image" in told and "linking" not in told
+    for place in ("", "train", "train/cat", "train/cat/more", "test/ant"):
+        (root / place / ".ipynb_checkpoints" / "deep").mkdir(parents=True)
+        (root / place / ".ipynb_checkpoints" / "deep" / "a.png").write_bytes(PNG)
+        (root / place / "._x.png").write_bytes(PNG)
+    (root / "train" / "loose.png").write_bytes(PNG)
+    (root / "val" / "cat").mkdir(parents=True)
+    found, told = listed(root, caplog)
+    assert found == expected
+    for part in ("9 hidden", "._x.png'", "1 in no class folder", "loose.png'", "1 beside train and test", "val'"):
+        assert part in told
+    stream = ImageFolder(str(root), increment=2)
+    stream.setup("fit")
+    assert stream.num_samples("train", 0) == stream.num_samples("test", 0) == 4
+
+
+def test_links_are_followed_and_loops_noticed(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = tmp_path / "elsewhere" / "of" / "cats"
+    elsewhere.mkdir(parents=True)
+    for number in range(6):
+        (elsewhere / f"{number}.png").write_bytes(PNG)
+    (elsewhere / "back").symlink_to(elsewhere.parent)  # above what the link leads to
+    cat = root / "train" / "cat"
+    (cat / "linked").symlink_to(elsewhere)
+    (cat / "again").symlink_to("more")  # a neighbour
+    (cat / "self").symlink_to("self")
+    (cat / "more" / "up").symlink_to(cat)
+    (cat / "more" / "all").symlink_to(root)
+    (root / "train" / "ant" / "one.png").symlink_to(elsewhere / "1.png")
+    found, told = listed(root, caplog)
+    assert found["ant"] == ["a.png", "more/b.JPG", "one.png"]
+    assert found["cat"] == ["a.png", "again/b.JPG", *(f"linked/{number}.png" for number in range(6)), "more/b.JPG"]
+    assert "5 linking back to a folder above" in told  # two of them by each of two ways
+
+
+def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def scandir(folder: Path) -> Any:
+        if Path(folder).name == "more":
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused_stream(ImageFolder(str(root)), "data.root", f"'{root / 'train' / 'ant' / 'more'}'", "Permission denied")
+
+
+def test_reading_options(root: Path) -> None:
+    """The first test image of each class is transparent, the second lies on its side."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("ant", "cat"):
+        Image.new("RGBA", (24, 32)).save(root / "test" / name / "a.png")
+        Image.new("RGB", (32, 24)).save(root / "test" / name / "more" / "b.JPG", exif=exif)
+    stream = ImageFolder(str(root))
+    stream.setup("fit")
+    x, *_ = next(iter(stream.test_dataloader()[0]))
+    assert x.shape == (4, 3, 32, 24) and (x[[0, 2]] == 1).all() and (x[[1, 3]] == 0).all()
+    stream = ImageFolder(str(root), ground="#000000", upright=False)
+    stream.setup("fit")
+    dataset = stream.test_dataloader()[0].dataset
+    assert (dataset[0][0] == 0).all() and dataset[1][0].shape == (3, 24, 32)
+    refused(lambda: ImageFolder(str(root), ground="whitish"), "data.ground", "'whitish'")
+
+
+def test_published_data_sets_are_read_as_published(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("ant", "cat"):
+        for number in range(10):
+            (tmp_path / "imagenet-r" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40)).save(tmp_path / "imagenet-r" / name / f"{number}.jpg", exif=exif)
+    stream = ImageNetR(root=str(tmp_path), increment=1)
+    stream.setup("fit")
+    assert stream.test_dataloader()[0].dataset[0][0].shape == (3, 40, 60)
+
+
+@pytest.mark.parametrize("option", [{"ground": "black"}, {"upright": False}])
+def test_reading_options_are_those_of_the_checkpoint(option: dict[str, Any], root: Path) -> None:
+    stream, other = ImageFolder(str(root)), ImageFolder(str(root), **option)
+    stream.setup("fit")
+    other.setup("fit")
+    stream.load_state_dict(stream.state_dict())
+    refused(lambda: other.load_state_dict(stream.state_dict()), "ckpt_path", f"with {next(iter(option))} ")
+
+
+def test_numbers_without_a_range_are_named_before_training(root: Path) -> None:
+    path = root / "train" / "cat" / "float.tif"
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(path)
+    refused_stream(ImageFolder(str(root)), "data.root", f"'{path}'", "range", "mode F")
+
+
+def test_further_frames_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (4, 4), (shade, 0, 0)) for shade in (10, 90, 200)]
+    for name in ("pages.tif", "moving.png", "moving.webp"):
+        frames[0].save(root / "train" / "cat" / name, save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(root / "train" / "cat" / "preview.jpg", "MPO", save_all=True, append_images=frames[1:])
+    stream = ImageFolder(str(root))
+    with caplog.at_level("INFO"):
+        stream.setup("fit")
+    told = [record.getMessage() for record in caplog.records if "frames or pages" in record.getMessage()]
+    assert len(told) == 1 and "of 3 image files with several frames" in told[0] and "moving.png'" in told[0]
+    read = stream.unaugmented_train_dataloader(1).dataset
+    of_path = dict(zip(read.samples.inputs, read, strict=True))
+    for name in ("pages.tif", "moving.png", "moving.webp"):
+        x = of_path[str(root / "train" / "cat" / name)][0]
+        assert ((x[0] * 255).round() == 10).all()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from mh_lightning.data.labelled import Labelled, Rows
 from mh_lightning.data.splitting import (
@@ -14,6 +15,7 @@ from mh_lightning.data.splitting import (
     first_half,
     one_domain_a_perturbation,
     split_anew,
+    split_as_asked,
 )
 from tests.data.refusal import refused
 
@@ -55,13 +57,28 @@ def test_each_sample_is_in_one_split(labels: list[int], validation: int, train: 
     if train + validation >= 10:
         validation, train = 0, 5
     fractions = [train / 10, validation / 10, 1 - train / 10 - validation / 10]
-    splits = split_anew(Splits(numbered(labels), None, list("abcd")), fractions)
+    data = Splits(numbered(labels), None, list("abcd"))
+    counts = [labels.count(label) for label in sorted(set(labels))]
+    rounded = [np.diff([0, round(n * fractions[0]), round(n * sum(fractions[:2])), n]) for n in counts]
+    if any(fraction and 0 in sizes for fraction, sizes in zip(fractions, np.transpose(rounded), strict=True)):
+        refused(lambda: split_anew(data, fractions), "data.split_fractions", "sample of class")
+        return
+    splits = split_anew(data, fractions)
     parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
     assert sorted(number for part in parts for number in numbers(part)) == list(range(len(labels)))
     for part in parts:
         assert part.labels.tolist() == [labels[number] for number in numbers(part)]
+    assert len(parts) == 2 + (validation > 0)
     for label in set(labels):
+        assert all(label in part.labels for part in parts)
         assert abs((splits.train.labels == label).sum() - labels.count(label) * fractions[0]) <= 0.5
+
+
+def test_a_class_that_would_be_missing_in_a_split_is_named() -> None:
+    """Its two samples would be one of training and one of validation."""
+    samples = numbered([0] * 10 + [1] * 2)
+    refused(lambda: split_anew(Splits(samples, None, ["a", "rare"]), [0.7, 0.1, 0.2]),
+            "data.split_fractions=[0.7, 0.1, 0.2]", "no test sample of class 'rare', which has 2")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -107,13 +124,83 @@ def test_half_of_a_single_task() -> None:
 
 def test_stratified_draw() -> None:
     samples = numbered([0] * 20 + [1] * 10, domains=[0, 1] * 15)
-    kept, drawn = draw_stratified(samples, 6, 0, "max_train_samples")
+    kept, drawn = draw_stratified(samples, 6, 0, "max_train_samples", "ab")
     assert sorted([*kept, *drawn]) == list(range(30)) and drawn.tolist() == sorted(drawn)
     for seed in range(10):
-        drawn = draw_stratified(samples, 6, seed, "max_train_samples")[1]
+        drawn = draw_stratified(samples, 6, seed, "max_train_samples", "ab")[1]
         assert np.bincount(samples.labels[drawn] * 2 + samples.domains[drawn]).tolist() == [2, 2, 1, 1]
-    assert draw_stratified(samples, 6, 0, "max_train_samples")[1].tolist() != drawn.tolist()
-    refused(lambda: draw_stratified(samples, 1, 0, "max_test_samples"), "data.max_test_samples=1", "30 samples")
+    assert draw_stratified(samples, 6, 0, "max_train_samples", "ab")[1].tolist() != drawn.tolist()
+    refused(
+        lambda: draw_stratified(samples, 1, 0, "max_test_samples", "ab"),
+        "data.max_test_samples=1", "30 samples", "class 'b' of domain 1", "draw 4 to 26",
+    )  # fmt: skip
+
+
+def drawn_of(counts: list[int], size: int | float, seed: int = 0) -> list[list[int]]:
+    """How many of each class are left, and drawn."""
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
+    parts = draw_stratified(numbered(labels.tolist()), size, seed, "max_train_samples", "abcdefghij")
+    assert sorted(np.concatenate(parts)) == list(range(sum(counts)))
+    return [np.bincount(labels[part], minlength=len(counts)).tolist() for part in parts]
+
+
+def test_rare_classes_are_drawn() -> None:
+    for seed in range(5):
+        assert drawn_of([100, 100, 100, 2], 20, seed)[1] in ([7, 6, 6, 1], [6, 7, 6, 1], [6, 6, 7, 1])
+    assert drawn_of([100, 2, 2, 2, 2], 5) == [[99, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert drawn_of([100, 2, 2, 2, 2], 103) == [[1, 1, 1, 1, 1], [99, 1, 1, 1, 1]]
+    assert drawn_of([100, 2], 0.02) == [[98, 1], [2, 1]]
+    assert drawn_of([100, 2], 0.98) == [[1, 1], [99, 1]]
+    assert drawn_of([2] * 4, 0.5) == [[1] * 4, [1] * 4]
+    ties = {tuple(drawn_of([3] * 10, 15, seed)[1]) for seed in range(5)}
+    assert len(ties) > 1 and all(set(sizes) == {1, 2} for sizes in ties)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=8), st.data())
+def test_draws_are_in_proportion(counts: list[int], data: st.DataObject) -> None:
+    size = data.draw(st.integers(len(counts), sum(counts) - len(counts)))
+    left, drawn = drawn_of(counts, size)
+    assert sum(drawn) == size and min(drawn) >= 1 and min(left) >= 1
+    wanted = [count * size / sum(counts) for count in counts]
+    if all(1 <= part <= count - 1 for count, part in zip(counts, wanted, strict=True)):
+        assert all(abs(got - part) < 1 for got, part in zip(drawn, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("counts", "size"), [([60] * 10, 200), ([70, 140, 35], 0.2)])
+def test_draws_without_rounding_are_those_of_scikit_learn(counts: list[int], size: int | float) -> None:
+    labels = np.random.default_rng(2).permutation(np.repeat(np.arange(len(counts)), counts))
+    expected = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=7)
+    parts = draw_stratified(numbered(labels.tolist()), size, 7, "validation_fraction", "abcdefghij")
+    assert [part.tolist() for part in parts] == [sorted(part) for part in expected]
+
+
+def test_draws_without_a_class_are_refused() -> None:
+    for counts, size, mend in (
+        ([9, 9, 3], 2, "draw 3 to 18"),
+        ([9, 9, 3], 0.05, "draw 3 to 18"),
+        ([9, 9, 3], 19, "draw 3 to 18"),
+        ([9, 9, 1], 5, "add samples of it"),
+    ):
+        message = refused(lambda c=counts, s=size: drawn_of(c, s), f"data.max_train_samples={size} draws", mend)
+        assert f"class 'c', which has {counts[2]}, would be missing" in message
+
+
+def test_options_that_draw_keep_rare_classes() -> None:
+    train = numbered([0] * 100 + [1] * 100 + [2] * 100 + [3] * 2)
+    test = numbered([0] * 50 + [1] * 50 + [2] * 50 + [3] * 2)
+    options = {"split_fractions": None, "validation_tasks": "all", "split_seed": 3, "validation_fraction": 0.01}
+    splits = split_as_asked(
+        Splits(train, test, ["a", "b", "c", "rare"]), (), max_train_samples=None, max_test_samples=7, **options
+    )
+    assert np.bincount(splits["test"].labels).tolist() == [2, 2, 2, 1]
+    assert np.bincount(splits["validation"].labels).tolist() == [1, 1, 1, 1]
+    assert np.bincount(splits["train"].labels).tolist() == [99, 99, 99, 1]
+    asked = {"max_train_samples": 20, "max_test_samples": None, **options}
+    refused(
+        lambda: split_as_asked(Splits(train, test, ["a", "b", "c", "rare"]), (), **asked),
+        "data.validation_fraction=0.01", "class 'rare', which has 1, would be missing",
+    )  # fmt: skip
 
 
 def test_split_anew_cuts_each_domain_alike() -> None:

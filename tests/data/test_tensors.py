@@ -247,6 +247,8 @@ IMAGES = torch.zeros(20, 2, 2, dtype=torch.uint8)
         ({"x_test": torch.zeros(8, 4)}, ("x_train and x_test", "same shape", "(3,)", "(4,)")),
         ({"x_train": IMAGES.flatten(1), "x_test": IMAGES[:8].flatten(1)}, ("uint8", "(20, 4)")),
         ({"x_train": IMAGES.unsqueeze(1), "x_test": IMAGES[:8].unsqueeze(1)}, ("uint8", "(20, 1, 2, 2)")),
+        ({"x_train": IMAGES.int(), "x_test": IMAGES[:8].int()}, ("images as uint8", "(20, 2, 2)", "int32", "scale")),
+        ({"x_train": IMAGES[..., None].to(torch.uint16)}, ("images as uint8", "(20, 2, 2, 1)", "uint16")),
         ({"x_train": torch.tensor(1.0)}, ("x_train",)),
         ({"x_test": torch.zeros(8, 3, dtype=torch.complex64)}, ("x_test", "complex64")),
         ({"x_train": IMAGES, "x_test": torch.zeros(8, 2, 2)}, ("same shape", "images", "uint8", "float32")),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.data.images import ImageReading
 from mh_lightning.data.labelled import Labelled, Rows
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.errors import UserError
@@ -33,8 +34,8 @@ def _digest(*parts: Any) -> bytes:
 def image_digests(
     samples: Labelled, perturbations: Sequence[Perturbation] = (), perturbation_seed: Sequence[int] = (0,)
 ) -> list[bytes]:
-    """Digests of images by their content, not their names: files by their bytes, tensors by shape and values.
-    Perturbed images are told apart by what perturbs them.
+    """Digests of images by their content, not their names: files by their bytes and how they are read, tensors by shape
+    and values. Perturbed images are told apart by what perturbs them.
 
     Example:
         >>> image = torch.zeros(1, 4, 4, dtype=torch.uint8)
@@ -43,9 +44,9 @@ def image_digests(
         (True, False)
     """
     if not isinstance(samples.inputs, Rows):
-        return [_image_digest(entry) for entry in samples.inputs]
+        return [_image_digest(entry, samples.reading) for entry in samples.inputs]
     rows = samples.inputs.rows
-    sources = {row: _image_digest(samples.inputs.source[row]) for row in np.unique(rows).tolist()}
+    sources = {row: _image_digest(samples.inputs.source[row], samples.reading) for row in np.unique(rows).tolist()}
     if not perturbations:
         return [sources[row] for row in rows.tolist()]
     kinds = [json.dumps(told(perturbation, "data.perturbations")).encode() for perturbation in perturbations]
@@ -55,13 +56,13 @@ def image_digests(
     ]
 
 
-def _image_digest(image: str | Tensor) -> bytes:
+def _image_digest(image: str | Tensor, reading: ImageReading) -> bytes:
     if isinstance(image, Tensor):
         pixels = image.contiguous().numpy()
         return _digest(repr(pixels.shape).encode(), pixels)
     try:
         with open(image, "rb") as file:
-            return _digest(file.read())
+            return _digest(repr(reading).encode(), file.read())
     except OSError as error:
         raise UserError(f"data: image {image!r} cannot be read ({error}); mend or remove it.") from error
 
