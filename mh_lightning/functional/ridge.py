@@ -51,9 +51,9 @@ def fits_of(spectrum: Spectrum, products: Tensor, squares: Tensor, ridges: Tenso
 
     With :math:`A = Q S Q^\top` and :math:`q_i = \|(Q^\top C)_i\|^2`, the errors are
     :math:`\sum \|y\|^2 - 2 \sum_i \frac{q_i}{s_i + \lambda} + \sum_i \frac{q_i s_i}{(s_i + \lambda)^2}`, and
-    the freedom is :math:`\sum_i \frac{s_i}{s_i + \lambda}`. An infinite ridge gives :math:`W = 0`. Errors that rounding has
-    made less than it can tell, 1e-6 of the first sum, are set to that, and those that it has made negative by more, which
-    no weights have, to infinity.
+    the freedom is :math:`\sum_i \frac{s_i}{s_i + \lambda}`. An infinite ridge gives :math:`W = 0`. Errors that rounding
+    has made less than it can tell, 1e-6 of the first sum, are set to that, and those that it has made negative by more,
+    which no weights have, to infinity.
 
     Args:
         spectrum: of A, (d, d).
@@ -160,8 +160,8 @@ class BlendBound:
 def groups_of_units(keys: Tensor, overlap: Tensor, least: float) -> list[list[int]]:
     r"""Units, those of few samples together with others: a regression with fewer samples than features says little.
 
-    While a group has the statistics of fewer samples than `least`, :math:`(\sum \alpha)^2 / \sum \alpha^2`, the smallest
-    one joins the one whose mean key, by samples, is nearest to its own.
+    While a group has the sums of fewer samples than `least`, which :math:`(\sum \alpha)^2 / \sum \alpha^2` counts, the
+    smallest one joins the one whose mean key, by samples, is nearest to its own.
 
     Args:
         keys: (m, d).
