@@ -75,7 +75,8 @@ class FixedKeys(SettlingKeys):
         self.gap += ((squared[:, 1] - squared[:, 0]).mean() - self.gap) * len(z) / self.seen
         attention = self.attend(z)
         alphas = spread(attention.alphas, attention.units, len(self.K)).squeeze(1)
-        return Attracted(alphas, alphas.double().square().sum(dim=0), [])
+        self.weight += alphas.sum(dim=0)
+        return Attracted(alphas, [])
 
 
 class OneGramUnits(RidgeMemoryUnits):
@@ -100,7 +101,7 @@ class OneGramUnits(RidgeMemoryUnits):
 
     def solve(self) -> tuple[Tensor, ...]:
         sums = self.class_sums.sum(dim=2)  # of h, as the classes of a sample sum to 1
-        weights = self.mass[0].clamp_min(torch.finfo(torch.float64).tiny)
+        weights = self.overlap.sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
         means = sums / weights.unsqueeze(1)
         inside = (self.total_gram() - sums.T @ means) / weights.sum()
         for unit, weight in enumerate(weights):

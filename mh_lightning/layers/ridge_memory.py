@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from mh_lightning import functional as MF
 from mh_lightning.errors import UserError
 from mh_lightning.functional.ridge import (
-    BlendedFits,
+    BlendBound,
     Spectrum,
     candidate_ridges,
     cross_validation_score,
     fits_of,
+    groups_of_units,
 )
 from mh_lightning.layers.closed_form import ClosedFormHead
 from mh_lightning.layers.random_projection import (
@@ -27,6 +28,7 @@ from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
 
 AUTO = "auto"
 NORMALIZATIONS = ("none", "l2", "sqrt")
+NO_SPREAD = 1e-7  # of the largest mean: what varies by less was lost when features were float32
 SMALLEST_ROOTED = 1e-36  # roots of 0, of which features have many, have no gradient, and are slow on some processors
 
 
@@ -44,7 +46,9 @@ class RidgeMemoryUnits(ClosedFormHead):
         o = \Bigl(W_0 + \sum_j \alpha_j W_j\Bigr)^\top h
 
     With one unit, the shared one is all there is. The ridges are chosen by generalised cross-validation, which needs
-    no samples: first :math:`\lambda_0` for the shared unit alone, then :math:`\lambda`, of 29 candidates each, see
+    no samples: first :math:`\lambda_0` of 29 candidates for the shared unit alone, then :math:`\lambda` of the same and
+    infinity, by a bound on the error of the blend: where it promises little, :math:`W_j = 0`, and one regression
+    answers. Units that hold the sums of fewer samples than D answer together with their neighbours. See
     `mh_lightning.functional.ridge`.
 
     Units that are re-used hand their sums over to their nearest neighbour, so that nothing is lost.
@@ -61,7 +65,9 @@ class RidgeMemoryUnits(ClosedFormHead):
         ridge: :math:`\lambda = \lambda_0`, or "auto".
         shared_unit: False leaves the answer to the units alone, :math:`W_0 = 0`.
         normalization: of features x, before all else: "none"; "l2", x / ||x||; "sqrt", the same of sign(x) sqrt(|x|),
-            which is better for the non-negative features of most backbones. Of points in a plane, take "none".
+            which is better for the non-negative features of most backbones. Of points in a plane, take "none": x minus
+            the mean of all samples, over the root of their mean variance, which are known when predictions are asked
+            for, so that neither an offset nor a unit of measure matters.
         num_projections: D for :math:`h = \mathrm{relu}(P^\top x)` with P drawn from N(0, 1); by default, h is x with a
             constant 1 at its end, D = n + 1.
         projections_beside: D of one more regression, of :math:`\mathrm{relu}(P^\top x)` for all samples, beside the
@@ -74,20 +80,21 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     Attributes:
         keys: the keys, a `SettlingKeys`.
-        gram: all A_j, (m, D, D), float32.
+        gram: all A_j, (m, D, D), float32, or float64 with the normalization "none", of x as it came.
         class_sums: all C_j, (m, D, C), float64.
-        mass: sums of the alphas and of their squares, (2, m).
+        overlap: :math:`\sum_i \alpha_i \alpha_i^\top`, (m, m), float64: its rows sum to the sums of the alphas, and the
+            sums of their squares are on its diagonal.
         ridge: :math:`\lambda_0, \lambda` of the last solution, (2,).
         beside: the regression of `projections_beside`, `RidgeMemoryUnits` with one unit, or None.
         state_bytes: bytes of the state.
 
     Raises:
-        UserError: if options are out of range, the state would be larger than `max_bytes`, features are not finite, or
-            the sums cannot be solved with the ridge that was given.
+        UserError: if options are out of range, the state would be larger than `max_bytes`, or the sums cannot be solved
+            with the ridge that was given.
 
     Example:
         >>> head = RidgeMemoryUnits(1, 2, key_mem_units=3, normalization="none")
-        >>> x = torch.linspace(0, 3, 31).unsqueeze(1)
+        >>> x = torch.linspace(0, 3, 301).unsqueeze(1)
         >>> head.update(x, x.squeeze(1).long() % 2)  # which no linear map can tell
         >>> head(torch.tensor([[0.5], [1.5], [2.5]])).argmax(dim=1)
         tensor([0, 1, 0])
@@ -95,7 +102,7 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     gram: Tensor
     class_sums: Tensor
-    mass: Tensor
+    overlap: Tensor
     ridge: Tensor
     seed: Tensor
     projection: Tensor | None
@@ -126,7 +133,6 @@ class RidgeMemoryUnits(ClosedFormHead):
         if projections_beside is not None and projections_beside < 1:
             raise UserError(f"projections_beside must be at least 1, got {projections_beside}.")
         self.given_ridge, self.shared_unit, self.normalization = ridge, shared_unit, normalization
-        self.keys = SettlingKeys(key_mem_units, num_features, delta, settle, tau_mu, tau_eta)
         self.given_seed = seed
         seed = seed_of_projections(seed)
         projection = None if num_projections is None else draw_projection(num_features, num_projections, seed)
@@ -135,9 +141,11 @@ class RidgeMemoryUnits(ClosedFormHead):
         )
         self.register_buffer("seed", torch.tensor(seed))
         size = num_features + 1 if projection is None else projection.shape[1]
-        self.state_bytes = bytes_of_units(num_features, num_classes, key_mem_units, size)
+        self.keys = SettlingKeys(key_mem_units, num_features, delta, settle, tau_mu, tau_eta, inherited=size)
+        number = torch.float64 if normalization == "none" else torch.float32  # which may not hold squares of any x
+        self.state_bytes = bytes_of_units(num_features, num_classes, key_mem_units, size, number)
         if projections_beside is not None:
-            self.state_bytes += bytes_of_units(num_features, num_classes, 1, projections_beside)
+            self.state_bytes += bytes_of_units(num_features, num_classes, 1, projections_beside, number)
         if max_bytes is not None and self.state_bytes > max_bytes:
             beside = "" if projections_beside is None else f" and of {projections_beside} projections_beside"
             raise UserError(
@@ -150,9 +158,9 @@ class RidgeMemoryUnits(ClosedFormHead):
             self.beside = RidgeMemoryUnits(num_features, num_classes, 1, ridge=ridge, normalization=normalization,
                                            num_projections=projections_beside, seed=self.given_seed)  # fmt: skip
             self.beside._described = "projections_beside"
-        self.register_buffer("gram", torch.zeros(key_mem_units, size, size, dtype=torch.float32))
+        self.register_buffer("gram", torch.zeros(key_mem_units, size, size, dtype=number))
         self.register_buffer("class_sums", torch.zeros(key_mem_units, size, num_classes, dtype=torch.float64))
-        self.register_buffer("mass", torch.zeros(2, key_mem_units, dtype=torch.float64))
+        self.register_buffer("overlap", torch.zeros(key_mem_units, key_mem_units, dtype=torch.float64))
         self.register_buffer("ridge", torch.zeros(2, dtype=torch.float64))
 
     def normalise(self, features: Tensor) -> Tensor:
@@ -167,7 +175,9 @@ class RidgeMemoryUnits(ClosedFormHead):
             return x, None
         if self.normalization == "sqrt":
             x = x.sign() * x.abs().clamp_min(SMALLEST_ROOTED).sqrt()
-        return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(MF.EPSILON)
+            return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(MF.EPSILON)
+        largest = x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # squares may leave float32
+        return x, largest * torch.linalg.vector_norm(x / largest, dim=1, keepdim=True).clamp_min(1.0)
 
     def project(self, z: Tensor) -> Tensor:
         """Normalised features (b, n) to h (b, D)."""
@@ -177,16 +187,15 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,), one after the other."""
-        if not bool(features.isfinite().all()):
-            raise UserError("features hold NaN or infinite values, which no later sample would mend; leave them out.")
         z = self.normalise(features)
-        hidden = self.project(z)
-        alphas, squares, handed_over = self.keys.learn(z) if len(self.gram) > 1 else all_to_one(len(z), z.device)
-        for unit, heir in handed_over:
-            for sums in (self.class_sums, self.mass.T, self.gram):
-                sums[heir] += sums[unit]
-                sums[unit] = 0
-        self.mass += torch.stack([alphas.sum(dim=0, dtype=torch.float64), squares])
+        hidden = self.project(z).to(self.gram.dtype)
+        alphas, moves = self.keys.learn(z) if len(self.gram) > 1 else all_to_one(len(z), z.device)
+        for source, target, share in moves:
+            for sums in (self.class_sums, self.gram, self.overlap, self.overlap.T):
+                sums[target] += share * sums[source]
+                sums[source] *= 1 - share
+        exact = alphas.double()
+        self.overlap.addmm_(exact.T, exact)
         for unit in alphas.any(dim=0).nonzero().flatten().tolist():
             rows = alphas[:, unit].nonzero().flatten()
             attracted = hidden[rows]
@@ -200,47 +209,74 @@ class RidgeMemoryUnits(ClosedFormHead):
     # --- solving
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights of all units, see `_solve_units`, and of the regression beside them, if there is one."""
-        return (self._solve_units(), *(() if self.beside is None else self.beside.solve()))
+        """What `_solve_units` finds, and the regression beside the units, if there is one."""
+        return (*self._solve_units(), *(() if self.beside is None else self.beside.solve()))
 
-    def _solve_units(self) -> Tensor:
+    def _solve_units(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of all units, the shared one's added to each, side by side: (D, m C); (D, C) if there is one unit.
 
         As the alphas of a sample sum to 1, this answers as the shared unit and the blend of the others together do.
-        Without projections, those that tell how near the k keys are stand beside them: (D, m C + k).
+        Without projections, those that tell how near the k keys are stand beside them: (D, m C + k). The weights are of
+        (x - origin) / length; origin (n,) and length () are the other two.
         """
         total, class_sums = self.total_gram(), self.class_sums.sum(dim=0)
-        samples = float(self.counts.sum())
+        to_standard, origin, length = self._standardisation(total)
+        total, class_sums = to_standard @ total @ to_standard.T, to_standard @ class_sums
+        samples = self.counts.sum().double()
         spectrum, ridges = None, self.ridge.new_tensor([])
         if self.given_ridge == AUTO:
             spectrum = Spectrum.of(total)
             ridges = candidate_ridges(spectrum.values[-1])
-            fits = fits_of(spectrum, class_sums, samples, ridges)
-            self.ridge[0] = ridges[cross_validation_score(fits.errors, fits.freedom, samples).argmin()]
+            errors, freedom = fits_of(spectrum, class_sums, samples, ridges)
+            self.ridge[0] = ridges[cross_validation_score(errors, freedom, samples).argmin()]
         else:
             self.ridge.fill_(float(self.given_ridge))
         shared = self._weights(total, class_sums, 0, self._described)
         if len(self.class_sums) == 1:
-            return shared.float()
+            return shared.float(), origin, length
         if not self.shared_unit:
             shared, spectrum = torch.zeros_like(shared), None
-        used = self.mass[0].nonzero().flatten().tolist()
-        residuals = torch.zeros_like(self.class_sums)
-        blend = BlendedFits(ridges, spectrum, self.ridge[0])
-        for unit in used:
-            gram = self.gram[unit].double()
-            residuals[unit] = self.class_sums[unit] - gram @ shared
-            if self.given_ridge == AUTO:
-                weight, squared = self.mass[:, unit]
-                squares = weight - (shared * (self.class_sums[unit] + residuals[unit])).sum()
-                blend.add(gram, residuals[unit], squares, squared / weight)
+        groups = groups_of_units(self.keys.K, self.overlap, len(total))
+
+        def sums_of(group: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+            gram = to_standard @ self.gram[group].sum(dim=0, dtype=torch.float64) @ to_standard.T
+            sums = to_standard @ self.class_sums[group].sum(dim=0)
+            return gram, sums, sums - gram @ shared
+
         if self.given_ridge == AUTO:
-            self.ridge[1] = blend.best(samples)
+            bound = BlendBound(ridges, spectrum, self.ridge[0])
+            for group in groups:
+                gram, sums, residual = sums_of(group)
+                weight, squares = self.overlap[group].sum(), self.overlap[group][:, group].sum()
+                left_over = weight - (shared * (sums + residual)).sum()
+                bound.add(gram, residual, left_over, weight, squares / weight)
+            self.ridge[1] = bound.best()
         units = torch.zeros_like(self.class_sums)
-        for unit in used:
-            units[unit] = self._weights(self.gram[unit].double(), residuals[unit], 1, f"memory unit {unit}")
+        for group in groups if self.ridge[1] < math.inf else ():
+            gram, _, residual = sums_of(group)
+            units[group] = self._weights(gram, residual, 1, f"memory units {group}")
         weights = (units + shared).transpose(0, 1).flatten(1).float()
-        return weights if self.projection is not None else torch.cat([weights, self.keys.nearness_weights()], dim=1)
+        if self.projection is None:
+            weights = torch.cat([weights, self.keys.nearness_weights(origin, length)], dim=1)
+        return weights, origin, length
+
+    def _standardisation(self, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """T (D, D) that makes [(x - origin) / length, 1] of h = [x, 1]; origin (n,) and length ().
+
+        They are the mean and the root of the mean variance of all samples where x is not normalised, else 0 and 1.
+        """
+        origin, length = total.new_zeros(self.num_features), total.new_ones(())
+        transform = torch.eye(len(total), dtype=total.dtype, device=total.device)
+        if self.normalization == "none" and self.projection is None:
+            samples = total[-1, -1]
+            origin = total[-1, :-1] / samples
+            variance = (total.diagonal()[:-1] / samples - origin.square()).mean()
+            scale = origin.abs().amax()
+            length = variance.clamp_min(0).sqrt()
+            length = torch.where(length > NO_SPREAD * scale, length, torch.where(scale > 0, scale, 1.0))
+            transform[:-1] /= length
+            transform[:-1, -1] = -origin / length
+        return transform, origin, length
 
     def total_gram(self) -> Tensor:
         """Gram matrix of all samples, (D, D), in float64."""
@@ -265,12 +301,14 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        answers = self._answers_of_units(features, solution[0])
-        return answers if self.beside is None else (answers + self.beside.logits(features, *solution[1:])) / 2
+        answers = self._answers_of_units(features, *solution[:3])
+        return answers if self.beside is None else (answers + self.beside.logits(features, *solution[3:])) / 2
 
-    def _answers_of_units(self, features: Tensor, weights: Tensor) -> Tensor:
+    def _answers_of_units(self, features: Tensor, weights: Tensor, origin: Tensor, length: Tensor) -> Tensor:
         units = len(self.class_sums)
         if self.projection is None:  # one product for answers and keys; the last of h is 1
+            if self.normalization == "none":
+                features = (features.double() - origin) / length
             x, lengths = self._not_divided_yet(features)
             products = x @ weights[:-1]
             products = weights[-1] + products if lengths is None else torch.addcdiv(weights[-1], products, lengths)
@@ -295,18 +333,20 @@ def all_to_one(samples: int, device: torch.device) -> Attracted:
     """One unit attracts all samples, wherever its key is.
 
     Example:
-        >>> all_to_one(2, torch.device("cpu")).squares
-        tensor([2.], dtype=torch.float64)
+        >>> all_to_one(2, torch.device("cpu")).alphas
+        tensor([[1.],
+                [1.]])
     """
-    squares = torch.full((1,), float(samples), dtype=torch.float64, device=device)
-    return Attracted(torch.ones(samples, 1, dtype=torch.float32, device=device), squares, [])
+    return Attracted(torch.ones(samples, 1, dtype=torch.float32, device=device), [])
 
 
-def bytes_of_units(num_features: int, num_classes: int, units: int, size: int) -> int:
+def bytes_of_units(
+    num_features: int, num_classes: int, units: int, size: int, number: torch.dtype = torch.float32
+) -> int:
     """Bytes of the Gram matrices (size, size), class sums (size, C) and keys (n,) of units.
 
     Example:
         >>> bytes_of_units(1280, 10, 1, 5000)  # RanPAC in one Gram matrix
         100405120
     """
-    return units * (4 * size**2 + 8 * size * num_classes + 4 * num_features)
+    return units * (number.itemsize * size**2 + 8 * size * num_classes + 4 * num_features)

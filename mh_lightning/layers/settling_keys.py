@@ -15,12 +15,19 @@ SHARPNESS = 2.0  # of the softmax, for a difference of two squared distances tha
 DUPLICATES = 16.0  # how many times closer, squared, two keys are than a sample is to its own
 
 
+class Move(NamedTuple):
+    """A share of what one unit has goes to another."""
+
+    source: int
+    target: int
+    share: float
+
+
 class Attracted(NamedTuple):
     """What `SettlingKeys.learn` says of b samples, in their order."""
 
-    alphas: Tensor  # (b, m)
-    squares: Tensor  # (m,), sums of their squares
-    handed_over: list[tuple[int, int]]  # units that were re-used, and to which unit all that they had goes
+    alphas: Tensor  # (b, m), after all moves
+    moves: list[Move]  # of what was learnt before these samples
 
 
 class SettlingKeys(nn.Module):
@@ -41,7 +48,10 @@ class SettlingKeys(nn.Module):
       the last `tau_eta`; the oldest), if the sample is farther from its key than the average one; else one of the two
       keys nearest to each other, near-duplicates, if they are less than a quarter as far apart as the sample is from
       its key. What the unit had goes to the nearest other unit, so nothing is lost, and that unit's key becomes the
-      mean of both, by samples won.
+      mean of both, by samples won;
+    - samples of the past will attend to a new key, too, so its unit takes over a share of what the nearest one has: as
+      many samples as `inherited`, and at most half. Else it would know only what came after it, and when a sample came
+      would tell its class: good answers while learning, bad ones later.
 
     Args:
         key_mem_units: m.
@@ -50,6 +60,7 @@ class SettlingKeys(nn.Module):
         settle: n at which a key stays, 1 or more.
         tau_mu: wins below which a unit can be dead.
         tau_eta: age from which it is, in samples since it last won.
+        inherited: samples whose statistics a new key's unit takes over from its neighbour.
 
     Attributes:
         K: keys, (m, d), float32.
@@ -58,6 +69,7 @@ class SettlingKeys(nn.Module):
         key_counter: samples won in all, (m,).
         scrambling_count: units re-used.
         seen: samples.
+        weight: sums of the alphas, (m,), float64.
         gap: mean difference of the squared distances to the second and the first key.
         nearest: mean squared distance to the first key.
 
@@ -66,8 +78,8 @@ class SettlingKeys(nn.Module):
 
     Example:
         >>> keys = SettlingKeys(2, 1)
-        >>> keys.learn(torch.tensor([[0.0], [1.0], [9.0], [0.0]])).handed_over  # 1 and 0 are near-duplicates
-        [(1, 0)]
+        >>> keys.learn(torch.tensor([[0.0], [1.0], [9.0], [0.0]])).moves  # 1 and 0 are near-duplicates
+        [Move(source=1, target=0, share=1.0)]
         >>> keys.K.flatten()
         tensor([0.3333, 9.0000])
     """
@@ -78,6 +90,7 @@ class SettlingKeys(nn.Module):
     key_counter: Tensor
     scrambling_count: Tensor
     seen: Tensor
+    weight: Tensor
     gap: Tensor
     nearest: Tensor
 
@@ -89,6 +102,7 @@ class SettlingKeys(nn.Module):
         settle: int = 10,
         tau_mu: int = 10,
         tau_eta: int = 1000,
+        inherited: float = 0.0,
     ) -> None:
         super().__init__()
         lowest = {"key_mem_units": 1, "delta": 1, "settle": 1, "tau_mu": 0, "tau_eta": 0}
@@ -96,12 +110,13 @@ class SettlingKeys(nn.Module):
             if value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}.")
         self.delta = min(delta, key_mem_units)
-        self.settle, self.tau_mu, self.tau_eta = settle, tau_mu, tau_eta
+        self.settle, self.tau_mu, self.tau_eta, self.inherited = settle, tau_mu, tau_eta, inherited
         self.register_buffer("K", torch.zeros(key_mem_units, key_size, dtype=torch.float32))
         for name in ("mu", "eta", "key_counter"):
             self.register_buffer(name, torch.zeros(key_mem_units, dtype=torch.long))
         for name in ("scrambling_count", "seen"):
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
+        self.register_buffer("weight", torch.zeros(key_mem_units, dtype=torch.float64))
         for name in ("gap", "nearest"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
@@ -112,30 +127,38 @@ class SettlingKeys(nn.Module):
         for row, sample in enumerate(z.detach().to("cpu", torch.float32).numpy()):
             walk.take(sample, alphas, row)
         walk.write_back(self)
-        squares = torch.from_numpy(walk.squares).to(z.device)
-        return Attracted(torch.from_numpy(alphas).to(z.device), squares, walk.handed_over)
+        return Attracted(torch.from_numpy(alphas).to(z.device), walk.moves)
 
     def attend(self, z: Tensor) -> MF.Attention:
         """The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt."""
-        weights = self.nearness_weights()
-        return self.attend_to_nearest(torch.addmm(weights[-1], z, weights[:-1]))
+        origin = self.K[0]
+        weights = self.nearness_weights(origin)
+        return self.attend_to_nearest(torch.addmm(weights[-1], z - origin, weights[:-1]))
 
-    def nearness_weights(self) -> Tensor:
-        r"""Weights (d + 1, k) of a linear map that tells from z, with a 1 at its end, how near each of the k keys is.
+    def nearness_weights(self, origin: Tensor | None = None, length: Tensor | float = 1.0) -> Tensor:
+        r"""Weights (d + 1, k) of a linear map that tells how near each of the k keys is.
 
-        Instead of squared distances, :math:`2 (z - c)^\top (K_j - c) - \|K_j - c\|^2`, with c the mean key: they differ
-        by a number that is the same for all keys, which neither the order nor the softmax sees.
+        It maps (z - origin) / length, with a 1 at its end, to :math:`\gamma (2 (z - c)^\top (K_j - c) - \|K_j - c\|^2)`
+        with c the mean key and :math:`\gamma = 2 / \bar g`, instead of :math:`-\gamma \|z - K_j\|^2`: they differ by a
+        number that is the same for all keys, which neither the order nor the softmax sees. With a gap of 0, all keys
+        within reach are alike, and :math:`\gamma = 1`.
+
+        Args:
+            origin: (d,), by default 0.
+            length: above 0.
         """
-        keys = self.K[: int((self.mu > 0).sum())]  # units get their keys in their order
+        keys = self.K[: int((self.mu > 0).sum())].double()  # units get their keys in their order
+        keys = (keys if origin is None else keys - origin) / length
         centre = keys.mean(dim=0)
         from_centre = keys - centre
         constants = -2 * from_centre @ centre - from_centre.square().sum(dim=1)
-        return torch.cat([2 * from_centre.T, constants.unsqueeze(0)])
+        gamma = self._gamma(float(self.gap / length**2)) or 1.0
+        return (gamma * torch.cat([2 * from_centre.T, constants.unsqueeze(0)])).float()
 
     def attend_to_nearest(self, nearness: Tensor) -> MF.Attention:
         """The units, and their weights, of samples by what `nearness_weights` says of them, (b, k)."""
         count = min(self.delta, nearness.shape[1])
-        return MF.attend(nearness.unsqueeze(1), count, self._gamma(float(self.gap)))
+        return MF.attend(nearness.unsqueeze(1), count, 1.0 if self.gap > 0 else 0.0)
 
     @staticmethod
     def _gamma(gap: float) -> float:
@@ -149,19 +172,20 @@ class _Walk:
 
     def __init__(self, keys: SettlingKeys) -> None:
         self.delta, self.settle, self.tau_mu, self.tau_eta = keys.delta, keys.settle, keys.tau_mu, keys.tau_eta
+        self.inherited = keys.inherited
         self.K: NDArray[np.float32] = keys.K.cpu().numpy().copy()
         counters = (keys.mu, keys.eta, keys.key_counter)
         self.mu, self.eta, self.wins = (counter.cpu().numpy().copy() for counter in counters)
         self.seen, self.recycled = int(keys.seen), int(keys.scrambling_count)
         self.gap, self.nearest = float(keys.gap), float(keys.nearest)
         self.used = int((self.mu > 0).sum())
-        self.handed_over: list[tuple[int, int]] = []
-        self.squares = np.zeros(len(self.K))
+        self.weight: NDArray[np.float64] = keys.weight.cpu().numpy().copy()
+        self.moves: list[Move] = []
         self._between_keys()
 
     def write_back(self, keys: SettlingKeys) -> None:
         """Store the keys and counters."""
-        counters = {"K": self.K, "mu": self.mu, "eta": self.eta, "key_counter": self.wins}
+        counters = {"K": self.K, "mu": self.mu, "eta": self.eta, "key_counter": self.wins, "weight": self.weight}
         for name, values in counters.items():
             getattr(keys, name).copy_(torch.from_numpy(values))
         numbers = {"seen": self.seen, "scrambling_count": self.recycled, "gap": self.gap, "nearest": self.nearest}
@@ -174,16 +198,15 @@ class _Walk:
         winner = int(squared.argmin()) if self.used else 0
         if self.used < len(self.K):
             if self.used == 0 or squared[winner] > 0:
-                winner = self.used
-                self.used += 1
-                squared = self._place(winner, z, squared)
+                unit, self.used = self.used, self.used + 1
+                squared = self._place(unit, z, squared, alphas[:row])
+                winner = unit
         else:
             unit = self._unit_to_reuse(float(squared[winner]))
             if unit is not None:
                 self._hand_over(unit, alphas[:row])
-                squared = self._squared_distances(z)
+                squared = self._place(unit, z, self._squared_distances(z), alphas[:row])
                 winner = unit
-                squared = self._place(unit, z, squared)
         self.seen += 1
         self._weigh(squared, alphas[row])
         self.mu[winner] += 1
@@ -195,8 +218,8 @@ class _Walk:
             self._refresh(winner)
 
     def _squared_distances(self, z: NDArray[np.float32]) -> NDArray[np.float64]:
-        difference = self.K[: self.used] - z
-        squared: NDArray[np.float64] = np.einsum("md,md->m", difference, difference).astype(np.float64)
+        difference = (self.K[: self.used] - z).astype(np.float64)  # whose squares float32 may not hold
+        squared: NDArray[np.float64] = np.einsum("md,md->m", difference, difference)
         return squared
 
     def _weigh(self, squared: NDArray[np.float64], alphas: NDArray[np.float32]) -> None:
@@ -209,16 +232,29 @@ class _Walk:
         weights = np.exp(SettlingKeys._gamma(self.gap) * (first - squared[units[:count]]))
         weights /= weights.sum()
         alphas[units[:count]] = weights
-        self.squares[units[:count]] += weights**2
+        self.weight[units[:count]] += weights
 
-    def _place(self, unit: int, z: NDArray[np.float32], squared: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _place(
+        self, unit: int, z: NDArray[np.float32], squared: NDArray[np.float64], alphas: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Give a unit the sample as its key; the squared distances to all keys, (used,), with it."""
+        squared = np.append(squared, 0.0) if unit == len(squared) else squared
+        if len(squared) > 1 and self.inherited:
+            squared[unit] = np.inf
+            parent = int(squared.argmin())
+            has = float(self.weight[parent])
+            self._move(Move(parent, unit, min(0.5, self.inherited / has)), alphas)
+        squared[unit] = 0.0
         self.K[unit] = z
         self.mu[unit] = self.eta[unit] = 0
         self._refresh(unit)
-        if unit == len(squared):
-            return np.append(squared, 0.0)
-        squared[unit] = 0.0
         return squared
+
+    def _move(self, move: Move, alphas: NDArray[np.float32]) -> None:
+        for had in (alphas.T, self.weight):
+            had[move.target] += move.share * had[move.source]
+            had[move.source] *= 1 - move.share
+        self.moves.append(move)
 
     # --- re-use
 
@@ -240,10 +276,7 @@ class _Walk:
         self.K[heir] += share * (self.K[unit] - self.K[heir])
         self.mu[heir] += self.mu[unit]
         self._refresh(heir)
-        for had in (alphas.T, self.squares):
-            had[heir] += had[unit]
-            had[unit] = 0
-        self.handed_over.append((unit, heir))
+        self._move(Move(unit, heir, 1.0), alphas)
         self.recycled += 1
 
     def _between_keys(self) -> None:

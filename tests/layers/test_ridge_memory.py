@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
-from mh_lightning.functional.ridge import BlendedFits, Spectrum, cross_validation_score, fits_of
+from mh_lightning.functional.ridge import (
+    PROMISE,
+    BlendBound,
+    Spectrum,
+    candidate_ridges,
+    fits_of,
+    groups_of_units,
+)
 from mh_lightning.layers import RandomProjectionRidge, RidgeMemoryUnits
 from mh_lightning.layers.ridge_memory import NORMALIZATIONS
 from mh_lightning.layers.settling_keys import SettlingKeys
@@ -31,26 +38,30 @@ def learnt(samples: int = SAMPLES, batch: int = 16, **options: Any) -> tuple[Rid
 def oracle(x: Tensor, targets: Tensor, queries: Tensor, head: RidgeMemoryUnits) -> Tensor:
     """The same from all samples at once, in float64, with the ridges that were chosen."""
     first, second = head.ridge.tolist()
+    origin, length = x.double().mean(dim=0), x.double().var(dim=0, correction=0).mean().sqrt()
 
     def hidden(points: Tensor) -> tuple[Tensor, Tensor]:
         z = points.double()
         z = z.sign() * z.abs().sqrt() if head.normalization == "sqrt" else z
         z = z if head.normalization == "none" else z / z.norm(dim=1, keepdim=True)
         constant = torch.ones(len(z), 1, dtype=torch.float64)
-        return z, torch.cat([z, constant], dim=1) if head.projection is None else (
-            z @ head.projection.double()
-        ).clamp_min(0)
+        if head.projection is not None:
+            return z, (z @ head.projection.double()).clamp_min(0)
+        standard = (z - origin) / length if head.normalization == "none" else z
+        return z, torch.cat([standard, constant], dim=1)
 
     z, h = hidden(x)
-    keys = SettlingKeys(len(head.keys.K), x.shape[1], delta=head.keys.delta)
+    keys = SettlingKeys(len(head.keys.K), x.shape[1], delta=head.keys.delta, inherited=h.shape[1])
     alphas = keys.learn(z.float()).alphas.double()
     one_hot = F.one_hot(targets, head.num_classes).double()
     identity = torch.eye(h.shape[1], dtype=torch.float64)
     shared = torch.linalg.solve(h.T @ h + first * identity, h.T @ one_hot) * head.shared_unit
-    units = []
-    for weights in alphas.T:
+    units: list[Tensor] = [torch.zeros_like(shared)] * len(alphas.T)
+    for group in groups_of_units(keys.K, alphas.T @ alphas, h.shape[1]):
+        weights = alphas[:, group].sum(dim=1)
         left = (h.T * weights) @ (one_hot - h @ shared)
-        units.append(torch.linalg.solve((h.T * weights) @ h + second * identity, left))
+        solved = torch.linalg.solve((h.T * weights) @ h + min(second, 1e12) * identity, left)
+        units = [solved if unit in group else former for unit, former in enumerate(units)]
     queried, q = hidden(queries)
     squared = torch.cdist(queried, keys.K.double()).square()
     logits = q @ shared
@@ -94,7 +105,7 @@ def test_neither_batches_nor_predictions_in_between_matter(batch: int, seed: int
     whole.settle()
     parts.settle()
     assert torch.equal(parts.keys.K, whole.keys.K)
-    for name in ("gram", "class_sums", "mass"):
+    for name in ("gram", "class_sums", "overlap"):
         ours, theirs = (getattr(head, name).double() for head in (parts, whole))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3 * float(theirs.abs().max()))
     hidden = whole.project(whole.normalise(x)).double()
@@ -102,7 +113,7 @@ def test_neither_batches_nor_predictions_in_between_matter(batch: int, seed: int
     torch.testing.assert_close(whole.gram.sum(dim=0).double(), hidden.T @ hidden, rtol=1e-4, atol=1e-2)
     one_hot = F.one_hot(targets, 3).double()
     torch.testing.assert_close(whole.class_sums.sum(dim=0), hidden.T @ one_hot, rtol=1e-4, atol=1e-3)
-    assert float(whole.mass[0].sum()) == pytest.approx(200, rel=1e-5)
+    assert float(whole.overlap.sum()) == pytest.approx(200, rel=1e-5)
 
 
 def test_one_unit_with_projections_is_ranpac() -> None:
@@ -177,32 +188,182 @@ def test_scores_of_candidates_are_those_of_the_hat_matrix() -> None:
     for place, ridge in enumerate(ridges):
         hat = h @ torch.linalg.solve(h.T @ h + ridge * torch.eye(6), h.T)
         assert float(fits.errors[place]) == pytest.approx(float((y - hat @ y).square().sum()))
-        assert float(fits.squares[place]) == pytest.approx(float((hat @ y).square().sum()))
         assert float(fits.freedom[place]) == pytest.approx(float(hat.trace()))
 
 
+class Blend:
+    """Noisy samples whose classes hang on where they are, and what attends to them, in float64."""
+
+    def __init__(self, seed: int, samples: int = 40, size: int = 5, units: int = 3, sharp: float = 2.0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.h = torch.randn(samples, size, dtype=torch.float64, generator=generator)
+        self.alphas = torch.softmax(
+            sharp * torch.randn(samples, units, dtype=torch.float64, generator=generator), dim=1
+        )
+        local = torch.randn(units, size, 2, dtype=torch.float64, generator=generator)
+        self.y = torch.einsum("iu,id,udc->ic", self.alphas, self.h, local)
+        self.y += 2 * torch.randn(samples, 2, dtype=torch.float64, generator=generator)
+
+    def weights(self, shared_ridge: float, ridge: float, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """W_0 (D, C), and all W_j (m, D, C), from the samples to keep."""
+        h, y, identity = self.h[keep], self.y[keep], torch.eye(self.h.shape[1], dtype=torch.float64)
+        shared = torch.linalg.solve(h.T @ h + shared_ridge * identity, h.T @ y)
+        weighted = [h.T * weights for weights in self.alphas[keep].T]
+        penalty = min(ridge, 1e12) * identity
+        local = [torch.linalg.solve(left @ h + penalty, left @ (y - h @ shared)) for left in weighted]
+        return shared, torch.stack(local)
+
+    def answers(self, shared: Tensor, local: Tensor) -> Tensor:
+        return self.h @ shared + torch.einsum("iu,id,udc->ic", self.alphas, self.h, local)
+
+    def bound(self, shared_ridge: float) -> BlendBound:
+        gram = self.h.T @ self.h
+        spectrum, first = Spectrum.of(gram), torch.tensor(shared_ridge, dtype=torch.float64)
+        bound = BlendBound(candidate_ridges(spectrum.values[-1]), spectrum, first)
+        shared, _ = self.weights(shared_ridge, 1.0, torch.ones(len(self.h), dtype=torch.bool))
+        for weights in self.alphas.T:
+            left, rest = self.h.T * weights, self.y - self.h @ shared
+            squares = (weights * rest.square().sum(dim=1)).sum()
+            bound.add(left @ self.h, left @ rest, squares, weights.sum(), weights.square().sum() / weights.sum())
+        return bound
+
+    def left_out(self, shared_ridge: float, ridge: float) -> float:
+        """The exact sum of leave-one-out errors."""
+        error, everything = 0.0, torch.arange(len(self.h))
+        for sample in everything:
+            answers = self.answers(*self.weights(shared_ridge, ridge, everything != sample))
+            error += float((self.y[sample] - answers[sample]).square().sum())
+        return error
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_blend_s_error_is_never_above_what_the_ridge_is_chosen_by(seed: int) -> None:
+    blend, everything = Blend(seed), torch.ones(40, dtype=torch.bool)
+    bound = blend.bound(3.0)
+    assert float(bound.ridges[0]) == float("inf")
+    for ridge, score in zip(bound.ridges.tolist(), bound.scores.tolist(), strict=True):
+        shared, local = blend.weights(3.0, ridge, everything)
+        parts = [blend.y - blend.h @ (shared + unit) for unit in local]
+        of_parts = sum((weights * part.square().sum(dim=1)).sum()
+                       for weights, part in zip(blend.alphas.T, parts, strict=True))  # fmt: skip
+        of_blend = (blend.y - blend.answers(shared, local)).square().sum()
+        assert 0 < float(of_blend) <= float(of_parts) * (1 + 1e-9) <= score * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_ridge_is_as_good_as_the_best_by_exact_leave_one_out(seed: int) -> None:
+    blend = Blend(seed)
+    bound = blend.bound(3.0)
+    exact = torch.tensor([blend.left_out(3.0, ridge) for ridge in bound.ridges[::4].tolist()])
+    chosen = blend.left_out(3.0, float(bound.best()))
+    assert chosen < 1.15 * float(exact.min()) and chosen < 1.01 * float(exact[0])  # the first is one regression's
+    assert bool((bound.scores[::4] > 0.9 * exact).all())
+
+
 @pytest.mark.parametrize("with_shared", [True, False])
-def test_freedom_and_error_of_units_that_do_not_overlap_are_exact(with_shared: bool) -> None:
+def test_error_and_freedom_of_units_that_do_not_overlap_are_exact(with_shared: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(60, 4, dtype=torch.float64, generator=generator)
     y = torch.randn(60, 2, dtype=torch.float64, generator=generator)
     unit_of = torch.randint(3, (60,), generator=generator)
-    first, ridges = torch.tensor(2.0, dtype=torch.float64), torch.tensor([0.1, 5.0], dtype=torch.float64)
+    first, ridges = torch.tensor(2.0, dtype=torch.float64), torch.tensor([5.0, 0.1], dtype=torch.float64)
     gram, identity = h.T @ h, torch.eye(4, dtype=torch.float64)
-    blend = BlendedFits(ridges, Spectrum.of(gram) if with_shared else None, first)
-    hats = [h @ torch.linalg.solve(gram + first * identity, h.T) * with_shared for _ in ridges]
-    shared = torch.linalg.solve(gram + first * identity, h.T @ y) * with_shared
+    bound = BlendBound(ridges, Spectrum.of(gram) if with_shared else None, first)
+    hat = h @ torch.linalg.solve(gram + first * identity, h.T) * with_shared
+    expected = torch.zeros(3, dtype=torch.float64)
     for unit in range(3):
         rows = unit_of == unit
-        mine, left = h[rows], y[rows] - h[rows] @ shared
-        blend.add(mine.T @ mine, mine.T @ left, left.square().sum(), torch.tensor(1.0))
-        for place, ridge in enumerate(ridges):
-            local = mine @ torch.linalg.solve(mine.T @ mine + ridge * identity, mine.T)
-            hats[place][rows] += local @ (torch.eye(60, dtype=torch.float64)[rows] - hats[place][rows])
-    for place, hat in enumerate(hats):
-        assert float(blend.freedom[place]) == pytest.approx(float(hat.trace()))
-        assert float(blend.errors[place]) == pytest.approx(float((y - hat @ y).square().sum()))
-    assert blend.best(60.0) == ridges[cross_validation_score(blend.errors, blend.freedom, 60.0).argmin()]
+        mine, left = h[rows], y[rows] - hat[rows] @ y
+        ones = rows.sum().double()
+        bound.add(mine.T @ mine, mine.T @ left, left.square().sum(), ones, torch.ones_like(ones))
+        for place, ridge in enumerate([float("inf"), *ridges.tolist()]):
+            local = mine @ torch.linalg.solve(mine.T @ mine + min(ridge, 1e12) * identity, mine.T)
+            own = hat[rows] + local @ (torch.eye(60, dtype=torch.float64)[rows] - hat[rows])
+            freedom = own[:, rows].trace() / ones
+            expected[place] += (y[rows] - own @ y).square().sum() / (1 - freedom) ** 2
+    torch.testing.assert_close(bound.scores, expected)
+    promises = float(expected.min()) < (1 - PROMISE) * float(expected[0])
+    assert bound.best() == bound.ridges[int(expected.argmin()) if promises else 0]
+
+
+def test_units_of_few_samples_answer_with_their_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alphas = torch.softmax(3 * torch.randn(90, 8, dtype=torch.float64, generator=generator), dim=1)
+    alphas[:, 5] = 0  # a unit without samples
+    keys = torch.randn(8, 2, generator=generator)
+    groups = groups_of_units(keys, alphas.T @ alphas, 20)
+    assert sorted(unit for group in groups for unit in group) == [0, 1, 2, 3, 4, 6, 7] and 1 < len(groups) < 7
+    for group in groups:
+        weights = alphas[:, group].sum(dim=1)
+        assert float(weights.sum() ** 2 / weights.square().sum()) >= 20
+    assert groups_of_units(keys, alphas.T @ alphas, 1e9) == [[0, 1, 2, 3, 4, 6, 7]]
+    assert groups_of_units(keys, alphas.T @ alphas, 0) == [[0], [1], [2], [3], [4], [6], [7]]
+
+
+def test_units_of_few_noisy_samples_cost_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(5, 200, generator=generator)
+    targets = torch.randint(5, (1250,), generator=generator)
+    x = means[targets] + 4 * torch.randn(1250, 200, generator=generator)
+    accuracies = []
+    for units in (1, 10):
+        head = RidgeMemoryUnits(200, 5, units, normalization="none")
+        head.update(x[:250], targets[:250])
+        accuracies.append(float((head(x[250:]).argmax(dim=1) == targets[250:]).float().mean()))
+    assert accuracies[1] >= accuracies[0] - 0.003 and accuracies[0] > 0.6
+
+
+def test_the_overlap_of_units_that_were_handed_over_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 2, generator=generator).cumsum(dim=0)  # which drifts, so that units are re-used
+    head = RidgeMemoryUnits(2, 3, 5, normalization="none", tau_eta=20)
+    seen, learn = torch.zeros(0, 5, dtype=torch.float64), head.keys.learn
+
+    def watched(z: Tensor) -> Any:
+        nonlocal seen
+        attracted = learn(z)
+        for source, target, share in attracted.moves:
+            seen[:, target] += share * seen[:, source]
+            seen[:, source] *= 1 - share
+        seen = torch.cat([seen, attracted.alphas.double()])
+        return attracted
+
+    monkeypatch.setattr(head.keys, "learn", watched)
+    for part in x.split(7):
+        head.update(part, torch.zeros(len(part), dtype=torch.long))
+        head.settle()
+    assert int(head.keys.scrambling_count) > 3
+    torch.testing.assert_close(head.overlap, seen.T @ seen)
+
+
+# --- offsets and units of measure
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e4, 1.0), (0.0, 1e-20), (0.0, 1e25)])
+@pytest.mark.parametrize("units", [1, 40])
+def test_neither_an_offset_nor_a_unit_of_measure_matters(offset: float, scale: float, units: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (64 * 4 * torch.rand(600, 2, generator=generator)).round() / 64  # which an offset does not round
+    targets = x.long().sum(dim=1) % 2 if units > 1 else (x[:, 0] > 2).long()
+    plain, moved = (RidgeMemoryUnits(2, 2, units, normalization="none") for _ in range(2))
+    plain.update(x[:500], targets[:500])
+    moved.update((x[:500] + offset) * scale, targets[:500])
+    expected = plain(x[500:])
+    assert float((expected.argmax(dim=1) == targets[500:]).float().mean()) > 0.7
+    rounded = 0.03 if offset else 1e-3  # keys are means, in float32, of points that far away
+    torch.testing.assert_close(moved((x[500:] + offset) * scale), expected, rtol=0, atol=rounded)
+    torch.testing.assert_close(moved.ridge, plain.ridge, rtol=1e-3, atol=0)
+
+
+def test_lengths_of_small_features_are_not_lost() -> None:
+    x, targets = blobs(200, 1)
+    plain, small = (RidgeMemoryUnits(FEATURES, CLASSES, 4, normalization="l2") for _ in range(2))
+    plain.update(x, targets)
+    small.update(x * 1e-25, targets)
+    torch.testing.assert_close(small(x * 1e-25), plain(x), rtol=1e-3, atol=1e-4)
+
+
+# --- what follows
 
 
 def test_the_chosen_ridge_is_near_the_best_on_other_samples() -> None:
@@ -300,14 +461,6 @@ def test_bytes_are_counted(options: dict[str, Any]) -> None:
 def test_options_out_of_range(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError, match=part):
         RidgeMemoryUnits(2, 3, **options)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_features_that_are_not_finite(bad: float) -> None:
-    head, *_ = learnt(samples=20)
-    head.update(torch.tensor([[bad] * FEATURES]), torch.tensor([0]))
-    with pytest.raises(UserError, match="features hold NaN or infinite values"):
-        head.settle()
 
 
 def test_sums_that_the_ridge_does_not_make_solvable() -> None:

@@ -49,12 +49,12 @@ def test_the_temperature_is_that_of_the_mean_gap() -> None:
 def test_near_duplicates_are_merged_where_nothing_attracts_a_sample() -> None:
     keys = SettlingKeys(3, 1, settle=1)
     learnt = keys.learn(points(0.0, 1.0, 10.0, 0.0, 10.0 + 1.01 * DUPLICATES**0.5))
-    assert learnt.handed_over == [(1, 0)]
+    assert learnt.moves == [(1, 0, 1.0)]
     assert keys.K.flatten().tolist() == pytest.approx([1 / 3, 10 + 1.01 * DUPLICATES**0.5, 10])
     assert keys.mu.tolist() == [3, 1, 1] and int(keys.scrambling_count) == 1
     assert learnt.alphas[:4, 1].sum() == 0 and torch.allclose(learnt.alphas.sum(dim=1), torch.ones(5))
     again = SettlingKeys(3, 1, settle=1)
-    assert not again.learn(points(0.0, 1.0, 10.0, 0.0, 10.0 + 0.99 * DUPLICATES**0.5)).handed_over
+    assert not again.learn(points(0.0, 1.0, 10.0, 0.0, 10.0 + 0.99 * DUPLICATES**0.5)).moves
 
 
 def test_dead_units_are_used_again() -> None:
@@ -62,10 +62,23 @@ def test_dead_units_are_used_again() -> None:
     options: dict[str, Any] = {"units": 3, "settle": 1, "tau_mu": 2}
     for age, unit in ((12, 2), (13, None)):
         keys = keys_of(*stream, tau_eta=age, **options)
-        handed_over = keys.learn(points(70.0)).handed_over
-        assert [one for one, _ in handed_over] == ([] if unit is None else [unit])
+        moves = keys.learn(points(70.0)).moves
+        assert [move.source for move in moves] == ([] if unit is None else [unit])
     keys = keys_of(*stream, tau_eta=12, **options)
-    assert not keys.learn(points(0.0)).handed_over  # which is near to its key
+    assert not keys.learn(points(0.0)).moves  # which is near to its key
+
+
+def test_a_new_unit_takes_over_a_share_of_its_neighbour() -> None:
+    stream = [0.0] * 30
+    for inherited, share in ((12, 0.4), (20, 0.5)):  # at most half
+        keys = SettlingKeys(2, 1, settle=1, inherited=inherited)
+        keys.learn(points(*stream))
+        learnt = keys.learn(points(9.0))
+        assert learnt.moves == [(0, 1, pytest.approx(share))]
+        assert keys.weight.tolist() == pytest.approx([30 * (1 - share), 30 * share + 1], abs=1e-3)
+    keys = SettlingKeys(3, 1, settle=1, inherited=1)  # of the nearest, when a unit is used again as well
+    moves = keys.learn(points(0.0, 1.0, 10.0, 0.0, 30.0)).moves
+    assert [(move.source, move.target) for move in moves] == [(0, 1), (1, 2), (1, 0), (2, 1)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -73,21 +86,22 @@ def test_dead_units_are_used_again() -> None:
 def test_batches_do_not_matter(seed: int, units: int, cuts: list[int]) -> None:
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(60, 3, generator=generator).cumsum(dim=0)  # which drifts, so that units are re-used
-    options: dict[str, Any] = {"delta": 2, "settle": 3, "tau_mu": 3, "tau_eta": 10}
+    options: dict[str, Any] = {"delta": 2, "settle": 3, "tau_mu": 3, "tau_eta": 10, "inherited": 4}
     whole, parts = SettlingKeys(units, 3, **options), SettlingKeys(units, 3, **options)
     learnt = whole.learn(z)
     edges = [0, *sorted(cuts), 60]
     alphas = torch.zeros(0, units)
     for start, end in pairwise(edges):
         part = parts.learn(z[start:end])
-        for unit, heir in part.handed_over:  # what the unit had before goes with it
-            alphas[:, heir] += alphas[:, unit]
-            alphas[:, unit] = 0
+        for source, target, share in part.moves:
+            alphas[:, target] += share * alphas[:, source]
+            alphas[:, source] *= 1 - share
         alphas = torch.cat([alphas, part.alphas])
     for name, value in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], value), name
     assert torch.allclose(alphas, learnt.alphas, atol=1e-6)
     assert torch.allclose(learnt.alphas.sum(dim=1), torch.ones(60), atol=1e-5)
+    assert torch.allclose(learnt.alphas.sum(dim=0).double(), whole.weight, atol=1e-4)
     assert int(whole.key_counter.sum()) == int(whole.mu.sum()) == int(whole.seen) == 60
 
 
@@ -97,7 +111,7 @@ def test_options_out_of_range(name: str) -> None:
         SettlingKeys(**{"key_mem_units": 2, "key_size": 1, name: 0})
 
 
-@pytest.mark.parametrize("place", [0.0, 100.0])
+@pytest.mark.parametrize("place", [0.0, 100.0, 1e4])
 def test_attends_by_squared_distances_also_far_from_the_origin(place: float) -> None:
     z = place + torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     keys = SettlingKeys(6, 5, delta=3)
