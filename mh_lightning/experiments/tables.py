@@ -14,7 +14,8 @@ from mh_lightning.experiments.streams import Stream
 
 Key = tuple[int, int | None]  # seed, and seed of the class order
 Results = Mapping[str, Mapping[Key, Mapping[str, Any]]]  # results.json of each experiment's runs
-SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy", "incremental_accuracy")
+SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "all_pairs_backward_transfer", "last_accuracy",
+         "incremental_accuracy")  # fmt: skip
 COSTS = {"samples_per_second": ("samples/s", 1.0), "state_bytes": ("state (MB)", 1e-6),
          "peak_memory_bytes": ("peak memory (MB)", 1e-6)}  # column and unit  # fmt: skip
 NUMBERS = (*METRICS, "seconds", *COSTS)
@@ -120,10 +121,10 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
         >>> for line in markdown_table([Summary("replay", numbers)], "last_accuracy", None).splitlines():
         ...     print(line[:62])
         | experiment | last accuracy | average accuracy | forgetting |
-        |---|---|---|---|---|---|---|---|
-        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 |
+        |---|---|---|---|---|---|---|---|---|
+        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5
     """
-    others = [name for name in SHOWN if name != metric]
+    others = [name for name in SHOWN if name != metric and any(name in summary.numbers for summary in summaries)]
     header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds"]
     costs = {name: column for name, column in COSTS.items() if any(name in summary.numbers for summary in summaries)}
     header += [*(title for title, _ in costs.values()), "runs"]
@@ -133,7 +134,7 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
     for summary in summaries:
         numbers = summary.numbers
         cells = [summary.experiment, _interval(numbers.get(metric))]
-        cells += [f"{100 * numbers[name].mean:.1f}" if numbers else "" for name in others]
+        cells += [f"{100 * numbers[name].mean:.1f}" if name in numbers else "" for name in others]
         cells.append(f"{numbers['seconds'].mean:.1f}" if numbers else "")
         cells += [_three_digits(numbers[name].mean * unit) if name in numbers else ""
                   for name, (_, unit) in costs.items()]  # fmt: skip
