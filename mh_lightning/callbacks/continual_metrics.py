@@ -37,8 +37,8 @@ class ContinualMetrics(Callback):
     Writes each metric to the loggers, the matrix as a heat map to TensorBoard, and at the end of the fit
     ``results.json`` and ``accuracy_matrix.png`` into the run folder. A metric of nothing is left out: accuracy on
     earlier tasks after the first one, top-5 accuracy on a stream of five classes or fewer, forward transfer where the
-    untrained model was not evaluated. Its state is part of every checkpoint. Of a stream of more than `MOST_CURVES` tasks, so many, evenly spaced, have curves of their own in
-    the loggers; results.json has all.
+    untrained model was not evaluated. Its state is part of every checkpoint. Of a stream of more than `MOST_CURVES`
+    tasks, so many, evenly spaced, have curves of their own in the loggers; results.json has all.
 
     Args:
         figures: draw heat maps, in TensorBoard after the first and the last task and every ten seconds.
@@ -58,8 +58,8 @@ class ContinualMetrics(Callback):
     # --- evaluation
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the counts, or take them up again; and let the trainer's check before a fit that begins be
-        an evaluation of all samples, if the stream wants one.
+        """Start the clock and the counts, or take them up again; and let the trainer's check before a fit be an
+        evaluation of all samples, if the stream wants one.
         """
         self._begins_untrained = (
             stream_of(trainer).evaluate_untrained and trainer.ckpt_path is None and not is_trial(trainer)
