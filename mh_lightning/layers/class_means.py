@@ -9,8 +9,9 @@ from mh_lightning.layers.closed_form import ClosedFormHead
 
 
 class ClassMeans(ClosedFormHead):
-    r"""Running mean :math:`\mu_c` of each class's features; logits are :math:`-\|x - \mu_c\|^2`, in squares of the unit.
+    r"""Running mean :math:`\mu_c` of each class's features; logits are :math:`-\|x - \mu_c\|^2`.
 
+    Features are in units (`ClosedFormHead.unit`), and so are the logits, in their squares.
     Neither the order of the samples nor how they are cut into batches matters, up to rounding.
 
     Args:

@@ -205,7 +205,8 @@ def check_classes(name: str, targets: Any, samples: int, num_classes: int) -> No
     wrong = targets[(targets < 0) | (targets >= num_classes)]
     if len(wrong):
         raise UserError(
-            f"{name}: classes must lie in 0 to {num_classes - 1} (C-1, with {num_classes} classes), got {int(wrong[0])}."
+            f"{name}: classes must lie in 0 to {num_classes - 1} (C-1, with {num_classes} classes), got "
+            f"{int(wrong[0])}."
         )
 
 

@@ -221,9 +221,9 @@ def exact(head: ClosedFormHead, x: Tensor, targets: Tensor, queries: Tensor) -> 
             means = torch.stack([x[targets == label].mean(dim=0) for label in range(CLASSES)])
             return -(queries.unsqueeze(1) - means).square().sum(dim=2)
         case StreamingLinearDiscriminant():
-            classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=head.shrinkage, tol=0.0,
-                                                    priors=np.full(CLASSES, 1 / CLASSES))  # fmt: skip
-            return torch.from_numpy(classifier.fit(x.numpy(), targets.numpy()).decision_function(queries.numpy()))
+            classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=head.shrinkage)
+            classifier.fit(x.numpy(), targets.numpy())
+            return torch.from_numpy(classifier.decision_function(queries.numpy()) - np.log(classifier.priors_))
         case ShrunkClassCovariances():
             arrays = (x.numpy(), targets.numpy(), queries.numpy())
             return torch.from_numpy(-direct(*arrays, head.tukey, (1.0, 1.0), False))
@@ -269,7 +269,7 @@ def test_the_first_sample_that_is_not_zero_gives_the_unit(make: Make) -> None:
     assert head.unit == 0
     head.update(x[2:], targets[2:])
     assert head.unit == 2.0 ** math.floor(math.log2(x[3].abs().max()))
-    with pytest.raises(UserError, match="a feature of 1e\\+00 is too large to be summed beside the first ones, .* e-20"):
+    with pytest.raises(UserError, match=r"a feature of 1e\+00 is too large .* beside the first ones, .* [0-9]e-2[01]"):
         head.update(torch.ones(1, FEATURES), targets[:1])
     assert head.state_dict()["counts"].sum() == 20
 

@@ -26,7 +26,7 @@ def test_is_scikit_learns_discriminant_without_priors(offset: float, shrinkage: 
     intercepts = torch.from_numpy(reference.intercept_)
     log_priors = torch.from_numpy(np.log(reference.priors_))
     biases = biases - weights @ centre
-    # the mean of all samples gives all classes the same more, and of two classes scikit-learn keeps the difference alone
+    # the mean of all samples gives all classes the same more; of two classes scikit-learn keeps the difference alone
     weights, biases, log_priors = (part[1:] - part[:1] for part in (weights, biases, log_priors))
     if classes > 2:
         coefficients, intercepts = (part[1:] - part[:1] for part in (coefficients, intercepts))
@@ -35,8 +35,12 @@ def test_is_scikit_learns_discriminant_without_priors(offset: float, shrinkage: 
     torch.testing.assert_close(biases, intercepts - log_priors, rtol=1e-4, atol=1e-4)
     decisions = torch.from_numpy(reference.decision_function(x.double().numpy())).view(len(x), -1)
     logits = head(x.double())
-    torch.testing.assert_close(logits[:, 1:] - logits[:, :1], (
-        decisions if classes == 2 else decisions[:, 1:] - decisions[:, :1]) - log_priors, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        logits[:, 1:] - logits[:, :1],
+        (decisions if classes == 2 else decisions[:, 1:] - decisions[:, :1]) - log_priors,
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_without_any_spread_the_nearest_mean_wins() -> None:
