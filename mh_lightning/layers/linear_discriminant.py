@@ -62,12 +62,13 @@ class StreamingLinearDiscriminant(ClosedFormHead):
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,)."""
         rows = features.double()
-        present, place, added = targets.unique(return_inverse=True, return_counts=True)
-        means = torch.zeros_like(self.means[present]).index_add_(0, place, rows) / added.unsqueeze(1)
-        before, shifts = self.counts[present], means - self.means[present]
+        numbers = torch.bincount(targets, minlength=self.num_classes)
+        means = torch.zeros_like(self.means).index_add_(0, targets, rows) / numbers.clamp_min(1).unsqueeze(1)
+        present = numbers.nonzero().flatten()
+        before, added, shifts = self.counts[present], numbers[present], (means - self.means)[present]
         # squares about the common mean are those about both means, and that of the shift between them
         weights = (before * added).double() / (before + added)
-        for centred in (rows - means[place], shifts * weights.sqrt().unsqueeze(1)):
+        for centred in (rows - means[targets], shifts * weights.sqrt().unsqueeze(1)):
             self.scatter.addmm_(centred.T, centred)
         self.means[present] += shifts * (added.double() / (before + added)).unsqueeze(1)
 
