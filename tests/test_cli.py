@@ -46,10 +46,13 @@ def test_run_folder_holds_everything(run: Run, tiny_config: Path, capsys: pytest
         "checkpoints/task_3.ckpt",
     } <= files
     results = json.loads((folder / "results.json").read_text())
-    fractions = ("average_accuracy", "forward_transfer", "last_accuracy", "incremental_accuracy", "last_accuracy_old",
-                 "last_accuracy_new", "last_accuracy_top5", "incremental_accuracy_top5")  # fmt: skip
+    fractions = ("average_accuracy", "all_pairs_forward_transfer", "last_accuracy", "incremental_accuracy",
+                 "last_accuracy_old", "last_accuracy_new", "last_accuracy_top5",
+                 "incremental_accuracy_top5")  # fmt: skip
     assert all(0 <= results[name] <= 1 for name in fractions)
-    assert -1 <= results["backward_transfer"] <= results["backward_transfer_clipped"] <= 1
+    pairs, clipped = results["all_pairs_backward_transfer"], results["all_pairs_backward_transfer_clipped"]
+    assert -1 <= pairs <= clipped <= 1 and -1 <= results["backward_transfer"] <= 1
+    assert "forward_transfer" not in results  # the untrained model was not evaluated
     matrix = torch.tensor(results["accuracy_matrix"])
     assert matrix.shape == (3, 3)
     assert results["average_accuracy"] == pytest.approx(matrix[-1].mean().item())

@@ -23,7 +23,7 @@ from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, write_at_once
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
-from mh_lightning.metrics.functional import most_likely
+from mh_lightning.metrics.functional import average_accuracy, most_likely
 
 SECONDS_BETWEEN_FIGURES = 10.0
 MOST_CURVES = 100  # of single tasks
@@ -32,13 +32,13 @@ LARGEST_LOSS = 1e30  # more is the loss of classes whose logits are masked
 
 class ContinualMetrics(Callback):
     """Evaluates the whole stream after each task, or after every so many, as `StreamDataModule.evaluate_every_n_tasks`
-    says, in one pass over the evaluation data.
+    says, in one pass over the evaluation data; and before the first task, if `StreamDataModule.evaluate_untrained`.
 
     Writes each metric to the loggers, the matrix as a heat map to TensorBoard, and at the end of the fit
     ``results.json`` and ``accuracy_matrix.png`` into the run folder. A metric of nothing is left out: accuracy on
-    earlier tasks after the first one, and top-5 accuracy on a stream of five classes or fewer. Its state is part of
-    every checkpoint. Of a stream of more than `MOST_CURVES` tasks, so many, evenly spaced, have curves of their own in
-    the loggers; results.json has all.
+    earlier tasks after the first one, top-5 accuracy on a stream of five classes or fewer, forward transfer where the
+    untrained model was not evaluated. Its state is part of every checkpoint. Of a stream of more than `MOST_CURVES`
+    tasks, so many, evenly spaced, have curves of their own in the loggers; results.json has all.
 
     Args:
         figures: draw heat maps, in TensorBoard after the first and the last task and every ten seconds.
@@ -49,6 +49,8 @@ class ContinualMetrics(Callback):
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
         self._counts: dict[str, dict[str, Tensor]] = {}  # (evaluations, T) for each split; see _sum_counts
+        self._untrained: dict[str, dict[str, Tensor]] | None = {}  # (T,) for each split
+        self._begins_untrained = False
         self._seconds_before = 0.0
         self._started = 0.0
         self._drawn: dict[str, float] = {}
@@ -56,11 +58,25 @@ class ContinualMetrics(Callback):
     # --- evaluation
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and the counts, or take them up again."""
+        """Start the clock and the counts, or take them up again; and let the trainer's check before a fit be an
+        evaluation of all samples, if the stream wants one.
+        """
+        self._begins_untrained = (
+            stream_of(trainer).evaluate_untrained and trainer.ckpt_path is None and not is_trial(trainer)
+        )
+        if self._begins_untrained:
+            trainer.num_sanity_val_steps = math.inf
         self._started = time.monotonic()
+        if self._untrained is None:
+            raise UserError(
+                "ckpt_path: the checkpoint was saved when backward_transfer and forward_transfer were means over all "
+                "pairs of tasks, and the run's logs would mix both; begin anew without --ckpt_path."
+            )
         self._prepare(trainer, pl_module)
         if not trainer.is_global_zero:
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
+        for split in self._untrained.keys() & self._metrics.keys():
+            self._accuracy_matrix(split).go_on_from_untrained(**self._untrained[split])
         for split in self._counts.keys() & self._metrics.keys():
             counts = self._counts[split]
             matrix = self._accuracy_matrix(split)
@@ -111,7 +127,7 @@ class ContinualMetrics(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count a batch."""
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking or self._begins_untrained:
             self._count(trainer, outputs, list(self._metrics)[dataloader_idx])
 
     def on_test_batch_end(
@@ -137,10 +153,12 @@ class ContinualMetrics(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the evaluation found."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking and not self._begins_untrained:
             return
         for split in self._metrics:
-            if is_fitting(trainer):
+            if trainer.sanity_checking:
+                self._note_untrained(pl_module, split)
+            elif is_fitting(trainer):
                 self._log_task(trainer, pl_module, split)
             else:
                 self._report_evaluation(trainer, pl_module, split)
@@ -148,6 +166,18 @@ class ContinualMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the accuracy of each task."""
         self._report_evaluation(trainer, pl_module, "test")
+
+    def _note_untrained(self, pl_module: LightningModule, split: str) -> None:
+        counts = self._accuracy_matrix(split)
+        assert self._untrained is not None
+        summed = {
+            name: sum_over_ranks(getattr(counts, f"untrained_{name}")).to("cpu", torch.int32)
+            for name in ("correct", "total")
+        }
+        self._untrained[split] = summed
+        self._losses[split].zero_()
+        accuracy = average_accuracy((summed["correct"] / summed["total"])[None, : counts.num_evaluated_tasks])
+        pl_module.print(f"Before task 1: {split} average accuracy {accuracy:.3f}")
 
     def _log_task(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         task = _last_task(trainer)
@@ -182,9 +212,9 @@ class ContinualMetrics(Callback):
                     figure.clear()  # else its arrays wait for the garbage collector
             else:
                 logger.log_metrics({"task": task + 1, **scalars}, trainer.global_step)
+        forgetting = "" if results["forgetting"].isnan() else f", forgetting {results['forgetting']:.3f}"
         pl_module.print(
-            f"After task {task + 1}: {split} average accuracy {results['average_accuracy']:.3f}, "
-            f"forgetting {results['forgetting']:.3f}"
+            f"After task {task + 1}: {split} average accuracy {results['average_accuracy']:.3f}{forgetting}"
         )
 
     def _report_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
@@ -253,7 +283,12 @@ class ContinualMetrics(Callback):
             self._counts[split], counts.num_evaluated_tasks, stream_of(trainer).class_groups, counts.evaluated_after
         )
         matrix = values.pop("accuracy_matrix")[: len(by_task), : counts.num_evaluated_tasks]
-        return {"accuracy_matrix": matrix.tolist(), **defined(values), "by_task": by_task}
+        summary: dict[str, Any] = {"accuracy_matrix": matrix.tolist(), **defined(values), "by_task": by_task}
+        if self._untrained and split in self._untrained:
+            untrained = self._untrained[split]
+            accuracies = untrained["correct"].double() / untrained["total"]
+            summary["untrained_accuracy"] = accuracies[: counts.num_evaluated_tasks].tolist()
+        return summary
 
     def _accuracy_matrix(self, split: str, name: str = "accuracy_matrix") -> AccuracyMatrix:
         metric = getattr(self._metrics[split], name)  # the first of those that share its state; an index copies it
@@ -278,16 +313,21 @@ class ContinualMetrics(Callback):
         return self._seconds_before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts of the evaluations so far, summed over ranks, a row for each; and the seconds spent."""
-        return {"counts": self._counts, "seconds": self._seconds()}
+        """Counts of the evaluations so far, summed over ranks, a row for each, and of that before the first task; and
+        the seconds spent.
+        """
+        return {"counts": self._counts, "untrained": self._untrained, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the counts until the fit starts."""
         self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
+        self._untrained = state_dict.get("untrained")
 
 
 def _last_task(trainer: Trainer) -> int:
-    """The task trained last; outside a fit the one evaluation counts as the stream's last."""
+    """The task trained last, -1 before the first; outside a fit the one evaluation counts as the stream's last."""
+    if trainer.sanity_checking:
+        return -1
     return current_task(trainer) if is_fitting(trainer) else int(stream_of(trainer).num_tasks) - 1
 
 

@@ -14,6 +14,8 @@ LISTED = (
     "forgetting",
     "backward_transfer",
     "forward_transfer",
+    "all_pairs_backward_transfer",
+    "all_pairs_forward_transfer",
     "last_accuracy",
     "incremental_accuracy",
     "last_accuracy_top5",
@@ -115,7 +117,7 @@ def results_table(results: dict[str, Any]) -> str:
         after task 1   100.0    0.0
         after task 2    50.0   90.0
         <BLANKLINE>
-        average accuracy           0.700
+        average accuracy              0.700
 
     With `by_task`, a second table follows: accuracy on the tasks seen, the earlier ones, and the last one. Of long
     tables only the first and the last lines are shown.
@@ -131,7 +133,7 @@ def results_table(results: dict[str, Any]) -> str:
     ])  # fmt: skip
     lines.append("")
     labels = {name: name.replace("_", " ") for name in LISTED if name in results}
-    lines += [f"{label}{results[name]:{32 - len(label)}.3f}" for name, label in labels.items()]
+    lines += [f"{label}{results[name]:{35 - len(label)}.3f}" for name, label in labels.items()]
     by_task = results.get("by_task", [])
     columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in by_task)}
     if by_task:

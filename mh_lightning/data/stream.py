@@ -39,7 +39,7 @@ SPLIT_OPTIONS = (
     "max_train_samples",
     "max_test_samples",
 )
-ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size", "evaluate_every_n_tasks")
+ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size", "evaluate_every_n_tasks", "evaluate_untrained")
 SPLIT_NAMES = ("train", "test", "validation")
 
 
@@ -67,6 +67,7 @@ class StreamDataModule(LightningDataModule):
         evaluate_every_n_tasks: evaluate after every so many tasks, and after the last. An evaluation covers the test
             samples of all T tasks, and so each one after each task takes T² in time; `max_test_samples` makes it
             smaller.
+        evaluate_untrained: evaluate before the first task, too, which forward transfer is measured against.
         num_workers: processes that load data; 0 loads in the main process.
         validation_fraction: part of the training samples, the same of each class and at least one, that is held out.
             Metrics are then computed on it too, to choose hyper-parameters without touching test data.
@@ -109,6 +110,7 @@ class StreamDataModule(LightningDataModule):
         chunk_size: int | None = None,
         eval_batch_size: int = 128,
         evaluate_every_n_tasks: int = 1,
+        evaluate_untrained: bool = False,
         num_workers: int = 0,
         validation_fraction: float = 0.0,
         split_fractions: list[float] | None = None,
@@ -128,7 +130,7 @@ class StreamDataModule(LightningDataModule):
         self.increment, self.first_task_size, self.last_task_size = increment, first_task_size, last_task_size
         self.class_order, self.class_order_seed = class_order, class_order_seed
         self.epochs_per_task, self.batch_size, self.eval_batch_size = epochs_per_task, batch_size, eval_batch_size
-        self.evaluate_every_n_tasks = evaluate_every_n_tasks
+        self.evaluate_every_n_tasks, self.evaluate_untrained = evaluate_every_n_tasks, evaluate_untrained
         self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples

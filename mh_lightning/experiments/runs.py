@@ -14,6 +14,7 @@ from mh_lightning.metrics import continual_metrics
 from mh_lightning.resuming import version_folders
 
 METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
+OTHER_TRANSFERS = "backward_transfer_clipped"  # in results whose transfers are those over all pairs of tasks
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
 OWN_OPTIONS = ("config", SEED, "run_dir", "experiment", "ckpt_path", "help", "print_config")
 # a run that differs in these only is the same one
@@ -68,7 +69,7 @@ class Run:
         """The newest complete results.json of this very configuration, or None."""
         for version in self._versions("results.json"):
             results = read_results(version / "results.json")
-            if "tasks_trained" not in results:
+            if "tasks_trained" not in results and OTHER_TRANSFERS not in results:
                 return results
         return None
 

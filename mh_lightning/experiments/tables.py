@@ -14,7 +14,8 @@ from mh_lightning.experiments.statistics import Interval, Key, mean_interval, pa
 from mh_lightning.experiments.streams import Stream
 
 Results = Mapping[str, Mapping[Key, Mapping[str, Any]]]  # results.json of each experiment's runs
-SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "last_accuracy", "incremental_accuracy")
+SHOWN = ("average_accuracy", "forgetting", "backward_transfer", "all_pairs_backward_transfer", "last_accuracy",
+         "incremental_accuracy")  # fmt: skip
 COSTS = {"samples_per_second": ("samples/s", 1.0), "state_bytes": ("state (MB)", 1e-6),
          "peak_memory_bytes": ("peak memory (MB)", 1e-6)}  # column and unit  # fmt: skip
 NUMBERS = (*METRICS, "seconds", *COSTS)
@@ -121,10 +122,10 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
         >>> for line in markdown_table([Summary("replay", numbers)], "last_accuracy", None).splitlines():
         ...     print(line[:71])
         | experiment | last accuracy | average accuracy | forgetting | backward
-        |---|---|---|---|---|---|---|---|---|
-        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 | 3 seeds |
+        |---|---|---|---|---|---|---|---|---|---|
+        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3 | 3
     """
-    others = [name for name in SHOWN if name != metric]
+    others = [name for name in SHOWN if name != metric and any(name in summary.numbers for summary in summaries)]
     header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds"]
     costs = {name: column for name, column in COSTS.items() if any(name in summary.numbers for summary in summaries)}
     header += [*(title for title, _ in costs.values()), "runs", "counted as"]

@@ -1,13 +1,14 @@
 """Mahalanobis distances by a covariance of each class."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers.closed_form import ClosedFormHead
+from mh_lightning.layers.closed_form import NO_SPREAD, ClosedFormHead
 
 
 class ShrunkClassCovariances(ClosedFormHead):
@@ -21,7 +22,8 @@ class ShrunkClassCovariances(ClosedFormHead):
 
     with the mean :math:`\mu_c` and the covariance :math:`S_c` of the class's z, the mean :math:`V_1` of the
     diagonal and :math:`V_2` of the other entries of :math:`S_c`, and the diagonal D of :math:`\hat S_c`. A class whose
-    samples do not differ, as long as it has but one, has R = I.
+    samples do not differ, as long as it has but one, has R = I. Features x are in units (`ClosedFormHead.unit`).
+    Neither the order of the samples nor how they are cut into batches matters, up to rounding.
 
     The authors' code differs: for networks trained on the first task it transforms the mean, in place of taking the
     mean of transformed features, shrinks twice, and scales z and the mean to length 1 (`normalize` does that last
@@ -54,6 +56,7 @@ class ShrunkClassCovariances(ClosedFormHead):
                 [-4., -1.]])
     """
 
+    in_units: ClassVar[bool] = True
     means: Tensor
     scatters: Tensor
 
@@ -103,14 +106,14 @@ class ShrunkClassCovariances(ClosedFormHead):
         """The means (C, n), and for each class A (n, n) with the inverse of R equal to AᵀA, or no rows."""
         means = F.normalize(self.means, dim=1) if self.normalize else self.means
         whitenings = [
-            self._whitening(scatter, count) if count else scatter[:0]
-            for scatter, count in zip(self.scatters, self.counts.tolist(), strict=True)
+            self._whitening(mean, scatter, count) if count else scatter[:0]
+            for mean, scatter, count in zip(self.means, self.scatters, self.counts.tolist(), strict=True)
         ]
         return means, *whitenings
 
-    def _whitening(self, scatter: Tensor, count: int) -> Tensor:
+    def _whitening(self, mean: Tensor, scatter: Tensor, count: int) -> Tensor:
         identity = torch.eye(self.num_features, dtype=torch.float64, device=scatter.device)
-        if not bool(scatter.diagonal().any()):
+        if bool(scatter.diagonal().sum() <= NO_SPREAD * count * mean.square().sum()):
             return identity.to(scatter.dtype)
         covariance = scatter.double() / (count - 1)
         variances = covariance.diagonal()

@@ -11,12 +11,15 @@ from mh_lightning.layers.closed_form import ClosedFormHead
 class ClassMeans(ClosedFormHead):
     r"""Running mean :math:`\mu_c` of each class's features; logits are :math:`-\|x - \mu_c\|^2`.
 
+    Features are in units (`ClosedFormHead.unit`), and so are the logits, in their squares.
+    Neither the order of the samples nor how they are cut into batches matters, up to rounding.
+
     Args:
         num_features: n.
         num_classes: C.
 
     Attributes:
-        sums: of each class's features, (C, n), in float64, so that no order of the samples is better than another.
+        sums: of each class's features in units, (C, n), in float64.
 
     Example:
         >>> means = ClassMeans(1, 2)
@@ -26,6 +29,7 @@ class ClassMeans(ClosedFormHead):
     """
 
     waits: ClassVar[bool] = False  # it predicts each batch before it learns it
+    in_units: ClassVar[bool] = True
     sums: Tensor
 
     def __init__(self, num_features: int, num_classes: int) -> None:
@@ -37,10 +41,11 @@ class ClassMeans(ClosedFormHead):
         self.sums.index_add_(0, targets, features.double())
 
     def solve(self) -> tuple[Tensor, ...]:
-        """The means, (C, n)."""
-        return (self.sums / self.counts.clamp_min(1).unsqueeze(1),)
+        """The mean of all samples (n,), and how far those of the classes are from it (C, n)."""
+        centre = self.sums.sum(dim=0) / self.counts.sum()
+        return centre, self.sums / self.counts.clamp_min(1).unsqueeze(1) - centre
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Negative squared distances (b, C)."""
-        (means,) = solution
-        return -torch.cdist(features.double(), means).square()
+        centre, means = solution  # cdist squares what it is given, and an offset would cost its digits
+        return -torch.cdist(features.double() - centre, means).square()

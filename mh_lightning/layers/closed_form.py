@@ -1,5 +1,6 @@
 """What closed-form classifiers share: sums over a stream's samples, solved when predictions are asked for."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -7,15 +8,23 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from mh_lightning.errors import UserError
+
 ROWS = 1024  # that are added at once
+NO_SPREAD = 1e-28  # mean squares about a mean, beside its own square, that rounding explains
+ORDINARY = 2.0**20  # features up to it, and down to its inverse, are not counted in units
+LARGEST = 2.0**50  # in units: the squares of many more would leave float32
 
 
 class ClosedFormHead(nn.Module, ABC):
     """A classifier that is solved from sums over the samples, in one pass and without a gradient.
 
-    Neither the order nor the size of batches matters, up to rounding. Small batches wait until `ROWS` samples can be
-    added at once, which costs little more than to add one. The solution is kept until the next update. `double()`,
-    `half()` and the like leave a head as it is, since sums must not be rounded.
+    How the samples are cut into batches does not matter, up to rounding; whether their order does, each head says.
+    Small batches wait until `ROWS` samples can be added at once, which costs little more than to add one. The solution
+    is kept until the next update. `double()`, `half()` and the like leave a head as it is, since sums must not be
+    rounded.
+
+    What cannot be learnt is refused as it comes, by `update`, which leaves the head as it was and keeps what waits.
 
     Args:
         num_features: n.
@@ -23,16 +32,23 @@ class ClosedFormHead(nn.Module, ABC):
 
     Attributes:
         counts: samples of each class, (C,), without those that wait.
+        unit: of heads that say `in_units`: features are divided by it before all else, so that their squares stay in
+            the range of float32. It is 1, unless the largest value of the first sample that is not all zeros is below
+            2⁻²⁰ or above 2²⁰: then the power of 2 below that, which divides without rounding. 0 before any.
     """
 
     waits: ClassVar[bool] = True
+    in_units: ClassVar[bool] = False
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
+    unit: Tensor
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
         self.num_features, self.num_classes = num_features, num_classes
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
+        if self.in_units:
+            self.register_buffer("unit", torch.zeros((), dtype=torch.float64))
         # DistributedDataParallel wants something to train
         self.nothing = nn.Parameter(torch.empty(0, dtype=torch.float32))
         self._waiting: list[tuple[Tensor, Tensor]] = []
@@ -56,13 +72,41 @@ class ClosedFormHead(nn.Module, ABC):
     # --- the frame
 
     def update(self, features: Tensor, targets: Tensor) -> None:
-        """Count features (b, n) of classes (b,)."""
+        """Count features (b, n) of classes (b,).
+
+        Raises:
+            UserError: if these are no tensors of such shapes, features are not finite, or classes are not in [0, C);
+                nothing is counted then.
+        """
+        name = type(self).__name__
+        check_features(name, features, self.num_features)
+        check_classes(name, targets, len(features), self.num_classes)
+        features, unit = features.detach(), self._unit_with(features)
+        if unit is not None:
+            features = in_units(features, unit)
+        if not bool(features.isfinite().all()):
+            raise UserError(f"{name}: the features hold NaN or infinite values; leave these samples out, or mend them.")
+        if unit is not None and not bool((features.abs() <= LARGEST).all()):
+            raise UserError(
+                f"{name}: a feature of {float(features.abs().max()) * unit:.0e} is too large to be summed beside the "
+                f"first ones, which are about {unit:.0e}; scale the features, or leave this sample out."
+            )
+        if len(targets) == 0:
+            return
+        if unit is not None:
+            self.unit.fill_(unit if bool(self.unit) or bool(features.any()) else 0.0)
         self._solution = None
         self._rows_waiting += len(targets)
         full = not self.waits or self._rows_waiting >= ROWS
-        self._waiting.append((features, targets) if full else (features.detach().clone(), targets.clone()))
+        self._waiting.append((features, targets.long()) if full else (features.clone(), targets.long().clone()))
         if full:
             self.settle()
+
+    def _unit_with(self, features: Tensor) -> float | None:
+        """The unit, with these features (b, n) the first if there were none but zeros."""
+        if not self.in_units:
+            return None
+        return float(self.unit) or unit_of(features)
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -70,14 +114,16 @@ class ClosedFormHead(nn.Module, ABC):
         """Add the samples that wait."""
         if not self._waiting:
             return
-        waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
         device = self.counts.device
+        waiting = [(features.to(device), targets.to(device)) for features, targets in self._waiting]
         features, targets = waiting[0] if len(waiting) == 1 else map(torch.cat, zip(*waiting, strict=True))
-        features, targets = features.to(device), targets.to(device)
         with torch.autocast(device.type, enabled=False):
-            for rows, classes in zip(*(torch.split(part, ROWS) for part in (features, targets)), strict=True):
-                self.accumulate(rows, classes)
-                self.counts += torch.bincount(classes, minlength=self.num_classes)
+            while len(targets):
+                self.accumulate(features[:ROWS], targets[:ROWS])
+                self.counts += torch.bincount(targets[:ROWS], minlength=self.num_classes)
+                features, targets = features[ROWS:], targets[ROWS:]
+                self._waiting, self._rows_waiting = [(features, targets)], len(targets)  # an error loses none of them
+        self._waiting = []
 
     def ensure_solved(self) -> None:
         """Solve, if there are samples that the solution does not know; `forward` does it otherwise."""
@@ -86,14 +132,20 @@ class ClosedFormHead(nn.Module, ABC):
             self._solution = self._solved()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (b, C); classes not seen yet get half the lowest finite value."""
+        """Logits (b, C) of features (b, n); classes not seen yet get half the lowest finite value.
+
+        Raises:
+            UserError: if there are no features of this shape.
+        """
+        check_features(type(self).__name__, features, self.num_features)
         self.ensure_solved()
         dtype = torch.promote_types(features.dtype, torch.float32)
         lowest = torch.finfo(dtype).min / 2
         if self._solution is None:
             return torch.full((len(features), self.num_classes), lowest, dtype=dtype, device=features.device)
         with torch.autocast(features.device.type, enabled=False):
-            logits = self.logits(features, *self._solution)
+            unit = float(self.unit) if self.in_units else 0.0
+            logits = self.logits(in_units(features, unit) if unit else features, *self._solution)
         return logits.to(dtype).masked_fill(self.counts == 0, lowest)
 
     @torch.inference_mode(mode=False)  # a solution that evaluation has found serves a gradient, too
@@ -114,3 +166,71 @@ class ClosedFormHead(nn.Module, ABC):
         """Move to a device; the sums keep their precision, whatever that of the model becomes."""
         self._solution = None
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def check_features(name: str, features: Any, num_features: int) -> None:
+    """Refuse what is no floating-point tensor (b, n).
+
+    Raises:
+        UserError: with the name in front.
+
+    Example:
+        >>> check_features("ClassMeans", [[1.0]], 1)
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: ClassMeans: features must be a floating-point tensor (b, 1), got list.
+    """
+    fits = isinstance(features, Tensor) and features.is_floating_point()
+    if not fits or features.ndim != 2 or features.shape[1] != num_features:
+        raise UserError(f"{name}: features must be a floating-point tensor (b, {num_features}), got {_kind(features)}.")
+
+
+def check_classes(name: str, targets: Any, samples: int, num_classes: int) -> None:
+    """Refuse what is no integer tensor (samples,) of numbers from 0 to C-1.
+
+    Raises:
+        UserError: with the name in front.
+
+    Example:
+        >>> check_classes("ClassMeans", torch.tensor([0, 11]), 2, 10)
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: ClassMeans: classes must lie in 0 to 9 (C-1, with 10 classes), got 11.
+    """
+    fits = isinstance(targets, Tensor) and not (targets.is_floating_point() or targets.is_complex())
+    if not fits or targets.dtype == torch.bool or targets.shape != (samples,):
+        raise UserError(
+            f"{name}: classes must be an integer tensor ({samples},), one for each sample, got {_kind(targets)}."
+        )
+    wrong = targets[(targets < 0) | (targets >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"{name}: classes must lie in 0 to {num_classes - 1} (C-1, with {num_classes} classes), got "
+            f"{int(wrong[0])}."
+        )
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+
+
+def unit_of(features: Tensor) -> float:
+    """What features (b, n) are counted in: 1, or the power of 2 below the largest of the first that are not all zeros,
+    where that is far from 1; see `ClosedFormHead`.
+
+    Example:
+        >>> unit_of(torch.tensor([[3.0, 4.0]])), unit_of(torch.tensor([[0.0, 0.0], [3.0, 4e-20]]) * 1e-20) * 2**65
+        (1.0, 1.0)
+    """
+    largest = features.abs().amax(dim=1).double()
+    first = float(largest[largest > 0][:1].sum())
+    if not math.isfinite(first) or first == 0 or 1 / ORDINARY <= first <= ORDINARY:
+        return 1.0
+    return 2.0 ** math.floor(math.log2(first))
+
+
+def in_units(features: Tensor, unit: float) -> Tensor:
+    """Features (b, n) divided by a power of 2, in float32 at least where that is not 1."""
+    return features if unit == 1 else features.to(torch.promote_types(features.dtype, torch.float32)) / unit

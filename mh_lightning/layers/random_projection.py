@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.errors import UserError
 from mh_lightning.layers.closed_form import ClosedFormHead
 
 EXPONENTS = range(-8, 9)  # of 10, the published ridges
-HELD_OUT = 5  # every fifth sample chooses the ridge
+HELD_OUT = 5  # one of so many samples chooses the ridge
+DRAWS = 4  # of a step of Philox
 
 
 class RandomProjectionRidge(ClosedFormHead):
@@ -21,15 +24,20 @@ class RandomProjectionRidge(ClosedFormHead):
         G = \sum_i h_i h_i^\top, \qquad C = \sum_i h_i y_i^\top, \qquad W = (G + \lambda I)^{-1} C, \qquad o = W^\top h
 
     P is drawn once from N(0, 1). The ridge :math:`\lambda`, a power of 10 from -8 to 8, is the one whose weights from
-    four fifths of the samples have the least squared error on the other fifth: every fifth sample. Of both, only the
-    sums :math:`G, C` are kept, which tell the error too, with :math:`N'` samples held out:
+    four fifths of the samples have the least squared error on the other fifth: one of the first five samples, one of
+    the next five and so on, which the seed draws, see `draw_held_out`. Of both, only the sums :math:`G, C` are kept,
+    which tell the error too, with :math:`N'` samples held out:
 
     .. math::
         \sum_i \|y_i - W^\top h_i\|^2 = N' - 2\,\mathrm{tr}(W^\top C') + \mathrm{tr}(W^\top G' W)
 
     The weights then come from all samples. The published code has 10,000 projections and chooses the ridge on the last
-    fifth of the current task alone; here, it is chosen on a fifth of all samples so far, from a single pass. Before the
-    fifth sample it is 1.
+    fifth of the current task alone; here, it is chosen on a fifth of all samples so far, from a single pass. Before
+    any is held out it is 1. So the order of the samples decides which of them choose the ridge.
+
+    The sums are of :math:`d = h - s`, with :math:`s = \mathrm{relu}(P^\top c)` of the first sample c, as an offset of
+    the features would cost float32 all digits; G and C follow from them in float64. Features are in units
+    (`ClosedFormHead.unit`), and so is :math:`\lambda`.
 
     Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS 2023.
 
@@ -37,13 +45,16 @@ class RandomProjectionRidge(ClosedFormHead):
         num_features: n.
         num_classes: C.
         num_projections: M. The sums need 8 M² bytes, and to solve about 32 M² bytes more.
-        seed: of P; by default torch's initial seed, which that of a run sets, and that of a state which is loaded.
+        seed: of P and of what is held out; by default torch's initial seed, which that of a run sets, and that of a
+            state which is loaded.
 
     Attributes:
         projection: P, (n, M). It is drawn again, not saved.
-        gram: G of what is fit and what is held out, (2, M, M). In float32: half the memory and twice the speed, and an
-            error of about 1e-7 of G is less than a ridge that would be chosen.
-        class_sums: C of both, transposed: (2, C, M), in float64.
+        centre: c, (n,).
+        held_out: samples of each class that are held out, (C,).
+        gram: the sum of :math:`d d^\top` over what is fit and over what is held out, (2, M, M). In float32: half the
+            memory and twice the speed, and an error of about 1e-7 is less than a ridge that would be chosen.
+        class_sums: the sums of d over the classes of both, (2, C, M), in float64.
         ridge: the last choice of :math:`\lambda`, from which the next search starts; 0 before any.
 
     Raises:
@@ -53,11 +64,14 @@ class RandomProjectionRidge(ClosedFormHead):
         >>> head = RandomProjectionRidge(2, 2, num_projections=50, seed=0)
         >>> x, targets = torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20)
         >>> head.update(x, targets)
-        >>> head(x[:2]).argmax(dim=1), float(head.ridge)
-        (tensor([0, 1]), 0.001)
+        >>> head(x[:2]).argmax(dim=1)
+        tensor([0, 1])
     """
 
+    in_units: ClassVar[bool] = True
     projection: Tensor
+    centre: Tensor
+    held_out: Tensor
     gram: Tensor
     class_sums: Tensor
     seed: Tensor
@@ -72,56 +86,80 @@ class RandomProjectionRidge(ClosedFormHead):
         projection = draw_projection(num_features, num_projections, seed)
         self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
         self.register_buffer("seed", torch.tensor(seed))
+        self.register_buffer("centre", torch.zeros(num_features, dtype=torch.float64))
+        self.register_buffer("held_out", torch.zeros(num_classes, dtype=torch.long))
         self.register_buffer("gram", torch.zeros(2, num_projections, num_projections, dtype=torch.float32))
         self.register_buffer("class_sums", torch.zeros(2, num_classes, num_projections, dtype=torch.float64))
         self.register_buffer("ridge", torch.tensor(0.0, dtype=torch.float64))
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (b, n) to h (b, M)."""
-        return torch.relu(features.to(self.projection.dtype) @ self.projection)
+    def _projected_centre(self) -> Tensor:
+        """Pᵀc, (M,), in float64."""
+        return self.centre @ self.projection.double()
+
+    def _differences(self, features: Tensor, projected_centre: Tensor) -> Tensor:
+        """Features (b, n) to d (b, M), in float32, without any number that is as large as an offset."""
+        projected = (features - self.centre).to(self.projection.dtype) @ self.projection
+        below, above = (part.to(projected) for part in (projected_centre.clamp_max(0), projected_centre.clamp_min(0)))
+        return torch.maximum(projected + below, -above)
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,)."""
-        places = self.counts.sum() + torch.arange(len(targets), device=targets.device)
-        held_out = places % HELD_OUT == HELD_OUT - 1
+        first = int(self.counts.sum())
+        if first == 0:
+            self.centre.copy_(features[0])
+        held_out = torch.from_numpy(draw_held_out(int(self.seed), first, len(targets))).to(targets.device)
+        projected_centre = self._projected_centre()
         for part, rows in enumerate((~held_out, held_out)):
-            hidden = self.project(features[rows])
-            self.gram[part].addmm_(hidden.T, hidden)
-            self.class_sums[part].index_add_(0, targets[rows], hidden.double())
+            differences = self._differences(features[rows], projected_centre)
+            self.gram[part].addmm_(differences.T, differences)
+            self.class_sums[part].index_add_(0, targets[rows], differences.double())
+        self.held_out += torch.bincount(targets[held_out], minlength=self.num_classes)
+
+    def sums_of_parts(self) -> tuple[Tensor, Tensor]:
+        """G (2, M, M) and the transposed C (2, C, M) of what is fit and what is held out, in float64."""
+        start = self._projected_centre().clamp_min(0)
+        counts = torch.stack([self.counts - self.held_out, self.held_out]).double()
+        gram = self.gram.double()
+        for part in range(2):
+            # of h = d + s: the sum of d, and half that of s, on either side
+            sums = self.class_sums[part].sum(dim=0) + counts[part].sum() / 2 * start
+            gram[part].addr_(start, sums).addr_(sums, start)
+        return gram, self.class_sums + counts.unsqueeze(2) * start
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (C, M), with the best ridge."""
-        best = self._best_exponent()
-        gram, class_sums = self.gram.sum(dim=0, dtype=torch.float64), self.class_sums.sum(dim=0)
+        """Weights (C, M), with the best ridge, what they give s (C,), and Pᵀc (M,)."""
+        grams, class_sums_of_parts = self.sums_of_parts()
+        best = self._best_exponent(grams, class_sums_of_parts)
+        gram, class_sums = grams[0].add_(grams[1]), class_sums_of_parts.sum(dim=0)
         # rounding can make too little for all samples what was enough for four fifths of them
         for exponent in range(best, EXPONENTS.stop):
             weights = ridge_weights(gram, class_sums, 10.0**exponent)
             if weights is not None:
                 self.ridge.fill_(10.0**exponent)
-                return (weights.to(self.gram.dtype),)
+                projected_centre = self._projected_centre()
+                return weights.to(self.gram.dtype), weights @ projected_centre.clamp_min(0), projected_centre
         raise UserError(
             f"num_projections={self.gram.shape[1]}: no ridge up to 1e8 lets the sums be solved; the features are too "
             "large, or hold NaN or infinite values, and must be scaled or mended."
         )
 
-    def _best_exponent(self) -> int:
-        samples = int(self.counts.sum()) // HELD_OUT
+    def _best_exponent(self, grams: Tensor, class_sums: Tensor) -> int:
+        samples = int(self.held_out.sum())
         if samples == 0:
             return 0
-        fit, held_out = self.gram.double()
 
         def error(exponent: int) -> float:
-            weights = ridge_weights(fit, self.class_sums[0], 10.0**exponent)
+            weights = ridge_weights(grams[0], class_sums[0], 10.0**exponent)
             if weights is None:
                 return math.inf
-            return samples + float((weights * (weights @ held_out - 2 * self.class_sums[1])).sum())
+            return samples + float((weights * (weights @ grams[1] - 2 * class_sums[1])).sum())
 
         return best_exponent(error, round(math.log10(self.ridge)) if self.ridge else None)
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        (weights,) = solution
-        return self.project(features) @ weights.T
+        weights, of_start, projected_centre = solution
+        return self._differences(features, projected_centre) @ weights.T + of_start
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
@@ -175,6 +213,27 @@ def projection_of_state(
     num_features, num_projections = projection.shape
     with torch.inference_mode(mode=False):  # gradients may pass through it later
         return draw_projection(num_features, num_projections, saved).to(projection.device)
+
+
+def draw_held_out(seed: int, first: int, samples: int) -> NDArray[np.bool_]:
+    """Which samples of a stream are held out: one of each `HELD_OUT`, as the seed and its place in the stream decide,
+    whatever comes in one batch.
+
+    Args:
+        seed: of the draw.
+        first: place of the first sample in the stream, from 0.
+        samples: how many, 1 at least.
+
+    Example:
+        >>> whole = draw_held_out(3, 0, 20)
+        >>> whole.reshape(4, 5).sum(axis=1), bool((draw_held_out(3, 7, 13) == whole[7:]).all())
+        (array([1, 1, 1, 1]), True)
+    """
+    groups, places = np.divmod(np.arange(first, first + samples), HELD_OUT)
+    skipped = int(groups[0]) // DRAWS * DRAWS
+    draws = np.random.Philox(key=seed).advance(skipped // DRAWS).random_raw(int(groups[-1]) - skipped + 1)
+    held_out: NDArray[np.bool_] = draws[groups - skipped] % HELD_OUT == places
+    return held_out
 
 
 def ridge_weights(gram: Tensor, class_sums: Tensor, ridge: float) -> Tensor | None:

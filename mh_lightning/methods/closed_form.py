@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.errors import UserError
+from mh_lightning.errors import blame
 from mh_lightning.layers import ClosedFormHead
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
 
@@ -18,7 +18,8 @@ class ClosedFormMethod(ContinualMethod):
     Training predicts nothing, since to solve costs more than to learn: the head is solved at the end of each task that
     an evaluation follows.
     Each rank's head learns the samples of all ranks, in the order of the stream, so N processes end up with the state
-    of one. Features are far smaller than sums of their products, so they are what ranks exchange.
+    of one. Features are far smaller than sums of their products, so they are what ranks exchange, before the head looks
+    at them: what one rank brings that cannot be learnt is refused on all of them.
 
     Args:
         backbone: maps inputs to features; it is not trained.
@@ -41,25 +42,25 @@ class ClosedFormMethod(ContinualMethod):
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> Learnt | None:
-        """Learn a batch, or a chunk, in the first epoch of its task.
-
-        Raises:
-            UserError: if features are not finite.
-        """
+        """Learn a batch, or a chunk, in the first epoch of its task."""
         if self.trainer.current_epoch % self._stream.epochs_per_task:
             return None
-        features = self.features(batch[0])
-        if not bool(features.isfinite().all()):
-            raise UserError(
-                "The backbone's features of the training data hold NaN or infinite values; check the weights of "
-                "model.init_args.backbone and the data."
-            )
-        return self.learn(features, batch[1])
+        return self.learn(self.features(batch[0]), batch[1])
 
     def learn(self, features: Tensor, targets: Tensor) -> Learnt | None:
         """Learn this rank's features (b, n) of classes (b,), and those of the other ranks."""
-        self.closed_form_head.update(*self.exchange_rows.in_turn(features, targets))
+        self.update_head(features, targets)
         return None
+
+    def update_head(self, features: Tensor, targets: Tensor) -> None:
+        """Count this rank's features (b, n) of classes (b,), and those of the other ranks.
+
+        Raises:
+            UserError: on all ranks, if the head refuses those of one, such as features that are not finite.
+        """
+        rows = self.exchange_rows.in_turn(features, targets)
+        with blame("model.init_args.backbone, or the training data"):
+            self.closed_form_head.update(*rows)
 
     def on_task_end(self, task: int) -> None:
         """Solve where predictions follow, so that it counts as training."""

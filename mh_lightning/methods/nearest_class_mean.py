@@ -28,7 +28,7 @@ class NearestClassMean(ClosedFormMethod):
         size = self._stream.batch_size
         for rows, classes in zip(*(torch.split(part, size) for part in (features, targets)), strict=True):
             correct.append(self.closed_form_head(rows).argmax(dim=1) == classes)
-            self.closed_form_head.update(*self.exchange_rows.in_turn(rows, classes))
+            self.update_head(rows, classes)
         logits = self.closed_form_head(features)
         self.log_training(self.mean_loss(logits, targets), logits, targets)
         return Learnt(correct=torch.cat(correct))

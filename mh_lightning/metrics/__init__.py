@@ -2,6 +2,8 @@
 
 from mh_lightning.metrics.continual import (
     AccuracyMatrix,
+    AllPairsBackwardTransfer,
+    AllPairsForwardTransfer,
     AverageAccuracy,
     BackwardTransfer,
     Forgetting,
@@ -15,6 +17,8 @@ from mh_lightning.metrics.continual import (
 
 __all__ = [
     "AccuracyMatrix",
+    "AllPairsBackwardTransfer",
+    "AllPairsForwardTransfer",
     "AverageAccuracy",
     "BackwardTransfer",
     "Forgetting",

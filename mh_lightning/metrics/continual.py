@@ -28,6 +28,8 @@ class AccuracyMatrix(Metric):
     Attributes:
         correct: (E, T) integer counts, row: after which task, column: of which task.
         total: (E, T) integer counts.
+        untrained_correct: (T,) integer counts of the model before the first task.
+        untrained_total: (T,) integer counts, 0 where it was not evaluated.
         evaluated_after: numbers of tasks trained at the evaluations, E of them, T the last.
 
     Example:
@@ -46,6 +48,8 @@ class AccuracyMatrix(Metric):
     full_state_update = False
     correct: Tensor
     total: Tensor
+    untrained_correct: Tensor
+    untrained_total: Tensor
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class AccuracyMatrix(Metric):
             # one zero spread out, until the first update: of metrics that share a state, one alone needs the memory
             nothing = torch.zeros((), dtype=torch.long).expand(len(self.evaluated_after), num_tasks)
             self.add_state(name, nothing, dist_reduce_fx="sum")
+            self.add_state(f"untrained_{name}", torch.zeros(num_tasks, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor, tasks: Tensor, after_task: int) -> None:
         """Count a batch.
@@ -71,13 +76,13 @@ class AccuracyMatrix(Metric):
             predictions: predicted classes, (samples,), or the k most likely ones, the first first, (samples, k).
             targets: classes, (samples,).
             tasks: task of each sample, (samples,).
-            after_task: the task trained last.
+            after_task: the task trained last, -1 before the first.
 
         Raises:
             UserError: if there are fewer predictions a sample than `top_k`, or no evaluation is due after this task.
         """
         row = after_task // self.every_n_tasks
-        if after_task + 1 != self.evaluated_after[row]:
+        if after_task >= 0 and after_task + 1 != self.evaluated_after[row]:
             raise UserError(
                 f"{type(self).__name__}: every_n_tasks={self.every_n_tasks} leaves out an evaluation after task "
                 f"{after_task + 1} of {self.num_tasks}."
@@ -89,8 +94,13 @@ class AccuracyMatrix(Metric):
             )
         self._make_room()
         right = (ranked[:, : self.top_k] == targets[:, None]).any(dim=1)
-        self.correct[row] += torch.bincount(tasks[right], minlength=self.num_tasks)
-        self.total[row] += torch.bincount(tasks, minlength=self.num_tasks)
+        correct, total = (torch.bincount(part, minlength=self.num_tasks) for part in (tasks[right], tasks))
+        if after_task < 0:
+            self.untrained_correct += correct
+            self.untrained_total += total
+        else:
+            self.correct[row] += correct
+            self.total[row] += total
 
     def go_on_from(self, correct: Tensor, total: Tensor) -> None:
         """Take up counts of the first evaluations, (e, T) each."""
@@ -98,6 +108,15 @@ class AccuracyMatrix(Metric):
         self.correct[: len(correct)] = correct.to(self.correct)
         self.total[: len(total)] = total.to(self.total)
         self._update_count = 1
+
+    def go_on_from_untrained(self, correct: Tensor, total: Tensor) -> None:
+        """Take up counts of the evaluation before the first task, (T,) each."""
+        self.untrained_correct.copy_(correct)
+        self.untrained_total.copy_(total)
+
+    def untrained(self) -> Tensor:
+        """(T,) accuracies before the first task, NaN where they were not evaluated."""
+        return self.untrained_correct.double() / self.untrained_total
 
     def _make_room(self) -> None:
         if not self.correct.is_contiguous():
@@ -152,13 +171,41 @@ class Forgetting(AccuracyMatrix):
     """Accuracy lost since each task's best; see `functional.forgetting`."""
 
     def compute(self) -> Tensor:
-        """A fraction in [-1, 1]."""
+        """A fraction in [-1, 1], NaN if none of it was measured."""
         matrix, _, after = self._seen()
         return MF.forgetting(matrix, after)
 
 
 class BackwardTransfer(AccuracyMatrix):
-    """Change of each task's accuracy since it was learnt; see `functional.backward_transfer`.
+    """Change of each task's accuracy since it was learnt; see `functional.backward_transfer`."""
+
+    def compute(self) -> Tensor:
+        """A fraction in [-1, 1], NaN if none of it was measured."""
+        matrix, _, after = self._seen()
+        return MF.backward_transfer(matrix, after)
+
+
+class ForwardTransfer(AccuracyMatrix):
+    """What is gained on each task before it is learnt; see `functional.forward_transfer`.
+
+    Example:
+        >>> metric = ForwardTransfer(num_tasks=2)
+        >>> for after_task, second in ((-1, 0), (0, 3), (1, 3)):
+        ...     metric.update(torch.tensor([0, second]), torch.tensor([0, 3]), torch.tensor([0, 1]), after_task)
+        >>> metric.compute().item()
+        1.0
+    """
+
+    def compute(self) -> Tensor:
+        """A fraction in [-1, 1], NaN if none of it was measured, or the untrained model was not evaluated."""
+        matrix, _, after = self._seen()
+        untrained = self.untrained()[: matrix.shape[1]]
+        known = MF.forward_transfer(matrix, untrained, after)
+        return known.new_full((), torch.nan) if untrained.isnan().any() else known
+
+
+class AllPairsBackwardTransfer(AccuracyMatrix):
+    """The same as `BackwardTransfer` at all later times; see `functional.all_pairs_backward_transfer`.
 
     Args:
         num_tasks: T.
@@ -174,18 +221,18 @@ class BackwardTransfer(AccuracyMatrix):
         self.clip = clip
 
     def compute(self) -> Tensor:
-        """A fraction in [-1, 1]."""
+        """A fraction in [-1, 1], NaN if none of it was measured."""
         matrix, _, after = self._seen()
-        return MF.backward_transfer(matrix, self.clip, after)
+        return MF.all_pairs_backward_transfer(matrix, self.clip, after)
 
 
-class ForwardTransfer(AccuracyMatrix):
-    """Accuracy on tasks before they are learnt; see `functional.forward_transfer`."""
+class AllPairsForwardTransfer(AccuracyMatrix):
+    """Accuracy on tasks before they are learnt; see `functional.all_pairs_forward_transfer`."""
 
     def compute(self) -> Tensor:
-        """A fraction in [0, 1]."""
+        """A fraction in [0, 1], NaN if none of it was measured."""
         matrix, _, after = self._seen()
-        return MF.forward_transfer(matrix, after)
+        return MF.all_pairs_forward_transfer(matrix, after)
 
 
 class LastAccuracy(AccuracyMatrix):
@@ -240,7 +287,7 @@ def continual_metrics(
 
     Example:
         >>> sorted(continual_metrics(2))[:3]
-        ['accuracy_matrix', 'average_accuracy', 'backward_transfer']
+        ['accuracy_matrix', 'all_pairs_backward_transfer', 'all_pairs_backward_transfer_clipped']
         >>> sorted(set(continual_metrics(2, with_top5=True)) - set(continual_metrics(2)))
         ['incremental_accuracy_top5', 'last_accuracy_top5']
     """
@@ -253,8 +300,10 @@ def continual_metrics(
         "average_accuracy": make(AverageAccuracy),
         "forgetting": make(Forgetting),
         "backward_transfer": make(BackwardTransfer),
-        "backward_transfer_clipped": make(BackwardTransfer, clip=True),
         "forward_transfer": make(ForwardTransfer),
+        "all_pairs_backward_transfer": make(AllPairsBackwardTransfer),
+        "all_pairs_backward_transfer_clipped": make(AllPairsBackwardTransfer, clip=True),
+        "all_pairs_forward_transfer": make(AllPairsForwardTransfer),
         "last_accuracy": make(LastAccuracy),
         "last_accuracy_old": make(LastAccuracyOld),
         "last_accuracy_new": make(LastAccuracyNew),

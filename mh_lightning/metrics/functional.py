@@ -2,16 +2,15 @@ r"""What follows from the accuracy matrix.
 
 A is a (t, v) tensor: :math:`A_{ij}`, in [0, 1], is the accuracy on task j's test data after training task i. For a
 stream of T tasks that has come to task t, its leading (t, t) part gives the metrics so far; v is less than t only where
-there is data of the first v tasks alone, and means are over these. A mean over no pair of tasks (t = 1) is 0, and an
-accuracy over no samples is NaN.
+there is data of the first v tasks alone, and means are over these. Where there is no pair of tasks to compare (t = 1),
+the mean over them is 0, and an accuracy over no samples is NaN.
 
 Where evaluation is spaced, A has a row for each evaluation only, and `after` tells the number of tasks trained at each,
 t at the last. A mean over pairs (i, j) is then over the evaluations i that exist, and what compares with an accuracy
-that was never measured is left out: see `forgetting` and `backward_transfer`.
+that was never measured is left out: see `forgetting` and the transfers. If that leaves no pair, nobody knows: NaN.
 
-Sources: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017 (transfer); Chaudhry et
-al., "Riemannian Walk for Incremental Learning", ECCV 2018 (forgetting); Zhang et al., "SLCA", ICCV 2023 (last and
-incremental accuracy); Zhou et al., "PyCIL", SCIENCE CHINA Information Sciences 2023 (old and new classes, top-5).
+Sources: of forgetting and the transfers see there; Zhang et al., "SLCA", ICCV 2023 (last and incremental accuracy);
+Zhou et al., "PyCIL", SCIENCE CHINA Information Sciences 2023 (old and new classes, top-5).
 """
 
 from collections.abc import Sequence
@@ -60,6 +59,8 @@ def forgetting(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
     Where evaluation is spaced, the mean is over the tasks that were learnt by the last evaluation but one: nobody knows
     how good the model was at the others when it had just learnt them.
 
+    Source: Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018.
+
     Args:
         matrix: (t, v), or (evaluations, v).
         after: tasks trained at each evaluation, by default 1 to t.
@@ -70,17 +71,67 @@ def forgetting(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
         >>> forgetting(torch.tensor([[0.8, 1.0, 0.0, 0.0], [0.5, 0.9, 0.7, 0.9]]), after=[2, 4])
         tensor(0.2000)
     """
+    trained = _trained(matrix, after)
     if len(matrix) == 1:
-        return matrix.new_zeros(())
-    earlier = matrix[:, : _trained(matrix, after)[-2]]
+        return _mean_over_pairs(matrix.new_zeros(0), trained[-1] > 1)
+    earlier = matrix[:, : trained[-2]]
     return (earlier[:-1].amax(dim=0) - earlier[-1]).mean()
 
 
-def backward_transfer(matrix: Tensor, clip: bool = False, after: Sequence[int] | None = None) -> Tensor:
-    r"""Change since a task was learnt: mean over j < i of :math:`A_{ij} - A_{jj}`.
+def backward_transfer(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
+    r"""Change since a task was learnt, at the last evaluation: :math:`\frac1{t-1} \sum_{j<t} (A_{tj} - A_{jj})`.
 
     Where evaluation is spaced, :math:`A_{jj}` exists for the tasks j that an evaluation followed, and the mean is over
     these.
+
+    Source: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, BWT.
+
+    Args:
+        matrix: (t, v), or (evaluations, v).
+        after: tasks trained at each evaluation, by default 1 to t.
+
+    Example:
+        >>> backward_transfer(torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.5, 0.7, 0.9]]))
+        tensor(-0.2500)
+        >>> backward_transfer(torch.tensor([[0.8, 1.0, 0.0, 0.0], [0.5, 0.9, 0.7, 0.9]]), after=[2, 4])
+        tensor(-0.1000)
+    """
+    trained = _trained(matrix, after)
+    learnt = _learnt_columns(matrix, trained[:-1])
+    return _mean_over_pairs(matrix[-1, learnt] - matrix[range(len(learnt)), learnt], trained[-1] > 1)
+
+
+def forward_transfer(matrix: Tensor, untrained: Tensor, after: Sequence[int] | None = None) -> Tensor:
+    r"""What the task before tells of the next one: :math:`\frac1{t-1} \sum_{1<j\le t} (A_{j-1,j} - b_j)`.
+
+    :math:`b_j` is the accuracy on task j before any training. Where evaluation is spaced, :math:`A_{j-1,j}` exists for
+    the tasks j before which an evaluation took place, and the mean is over these.
+
+    Source: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, FWT.
+
+    Args:
+        matrix: (t, v), or (evaluations, v).
+        untrained: the accuracies :math:`b_j` of the model before the first task, (v,).
+        after: tasks trained at each evaluation, by default 1 to t.
+
+    Example:
+        >>> matrix = torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.5, 0.7, 0.9]])
+        >>> forward_transfer(matrix, untrained=torch.tensor([0.0, 0.1, 0.2]))
+        tensor(0.1000)
+    """
+    before = [trained for trained in _trained(matrix, after) if trained < matrix.shape[1]]  # the column of the next
+    gained = matrix[range(len(before)), before] - untrained[before]
+    return _mean_over_pairs(gained, matrix.shape[1] > 1)
+
+
+def all_pairs_backward_transfer(matrix: Tensor, clip: bool = False, after: Sequence[int] | None = None) -> Tensor:
+    r"""Change since a task was learnt, at all later times: mean over j < i of :math:`A_{ij} - A_{jj}`.
+
+    Where evaluation is spaced, :math:`A_{jj}` exists for the tasks j that an evaluation followed, and the mean is over
+    these.
+
+    Source: Díaz-Rodríguez et al., "Don't forget, there is more than forgetting: new metrics for Continual Learning",
+    2018, BWT; the published online streams of the Memory Head report it as backward transfer.
 
     Args:
         matrix: (t, v), or (evaluations, v).
@@ -88,32 +139,32 @@ def backward_transfer(matrix: Tensor, clip: bool = False, after: Sequence[int] |
         after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
-        >>> backward_transfer(torch.tensor([[1.0, 0.0], [0.5, 0.9]]))
-        tensor(-0.5000)
-        >>> backward_transfer(torch.tensor([[0.8, 1.0, 0.0, 0.0], [0.5, 0.9, 0.7, 0.9]]), after=[2, 4])
+        >>> all_pairs_backward_transfer(torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.5, 0.7, 0.9]]))
+        tensor(-0.2667)
+        >>> all_pairs_backward_transfer(torch.tensor([[0.8, 1.0, 0.0, 0.0], [0.5, 0.9, 0.7, 0.9]]), after=[2, 4])
         tensor(-0.1000)
     """
-    matrix = matrix[:, [trained - 1 for trained in _trained(matrix, after) if trained <= matrix.shape[1]]]
+    trained = _trained(matrix, after)
+    matrix = matrix[:, _learnt_columns(matrix, trained)]
     later, earlier = matrix.new_ones(matrix.shape).tril(-1).nonzero(as_tuple=True)
-    if len(later) == 0:
-        return matrix.new_zeros(())
-    transfer = (matrix[later, earlier] - matrix.diagonal()[earlier]).mean()
+    transfer = _mean_over_pairs(matrix[later, earlier] - matrix.diagonal()[earlier], trained[-1] > 1)
     return transfer.clamp_min(0) if clip else transfer
 
 
-def forward_transfer(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
+def all_pairs_forward_transfer(matrix: Tensor, after: Sequence[int] | None = None) -> Tensor:
     r"""Accuracy on tasks before they are learnt: mean over j > i of :math:`A_{ij}`.
+
+    Source: Díaz-Rodríguez et al., 2018, FWT; see `all_pairs_backward_transfer`.
 
     Args:
         matrix: (t, v), or (evaluations, v).
         after: tasks trained at each evaluation, by default 1 to t.
 
     Example:
-        >>> forward_transfer(torch.tensor([[1.0, 0.2], [0.5, 0.9]]))
+        >>> all_pairs_forward_transfer(torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.5, 0.7, 0.9]]))
         tensor(0.2000)
     """
-    to_come = matrix[~_seen(matrix, after)]
-    return to_come.mean() if len(to_come) else matrix.new_zeros(())
+    return _mean_over_pairs(matrix[~_seen(matrix, after)], matrix.shape[1] > 1)
 
 
 def last_accuracy(matrix: Tensor, samples: Tensor) -> Tensor:
@@ -184,6 +235,16 @@ def incremental_accuracy(matrix: Tensor, samples: Tensor, after: Sequence[int] |
 
 def _trained(matrix: Tensor, after: Sequence[int] | None) -> Sequence[int]:
     return range(1, len(matrix) + 1) if after is None else after
+
+
+def _learnt_columns(matrix: Tensor, trained: Sequence[int]) -> list[int]:
+    """Columns of the tasks that were learnt last before the evaluations, as far as there is data of them."""
+    return [number - 1 for number in trained if number <= matrix.shape[1]]
+
+
+def _mean_over_pairs(values: Tensor, exist: bool) -> Tensor:
+    """The mean of what was measured, NaN if nothing of what exists was; 0 where there is nothing to measure."""
+    return values.mean() if exist else values.new_zeros(())
 
 
 def _seen(matrix: Tensor, after: Sequence[int] | None) -> Tensor:

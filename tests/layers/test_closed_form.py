@@ -1,24 +1,33 @@
 """What holds for every closed-form head."""
 
 import copy
+import math
 import pickle
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.nn import functional as F
 
+from mh_lightning.errors import UserError
 from mh_lightning.layers import (
     ClassMeans,
     ClosedFormHead,
     RandomProjectionRidge,
+    RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
 )
 from mh_lightning.layers.closed_form import ROWS
 from tests.blobs import CLASSES, FEATURES, blobs
+from tests.layers.test_class_covariances import direct
 
 Make = Callable[[], ClosedFormHead]
 HEADS: dict[str, Make] = {
@@ -26,6 +35,23 @@ HEADS: dict[str, Make] = {
     "discriminant": lambda: StreamingLinearDiscriminant(FEATURES, CLASSES),
     "covariances": lambda: ShrunkClassCovariances(FEATURES, CLASSES),
     "ridge": lambda: RandomProjectionRidge(FEATURES, CLASSES, num_projections=20),
+}
+EVERY: dict[str, Make] = HEADS | {"units": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, seed=0)}
+X, Y = blobs(8, 3)
+NAN = X.index_fill(0, torch.tensor([5]), float("nan"))
+REFUSED: dict[str, tuple[object, object, str]] = {
+    "nan": (NAN, Y, "features hold NaN or infinite values"),
+    "infinite": (X / 0, Y, "features hold NaN or infinite values"),
+    "class too large": (X, Y + 11 - Y.max(), r"classes must lie in 0 to 6 \(C-1, with 7 classes\), got"),
+    "class too small": (X, -1 - Y, r"classes must lie in 0 to 6 .* got -1"),
+    "width": (X[:, 1:], Y, r"features must be a floating-point tensor \(b, 5\), got float32 of shape \(8, 4\)"),
+    "one sample": (X[0], Y[:1], r"got float32 of shape \(5,\)"),
+    "numpy": (X.numpy(), Y, r"features must be a floating-point tensor \(b, 5\), got ndarray"),
+    "integers": (X.long(), Y, r"floating-point tensor \(b, 5\), got int64"),
+    "list of classes": (X, Y.tolist(), r"classes must be an integer tensor \(8,\), one for each sample, got list"),
+    "float classes": (X, Y.float(), r"integer tensor \(8,\), .* got float32 of shape \(8,\)"),
+    "one-hot": (X, F.one_hot(Y, CLASSES), r"integer tensor \(8,\), .* got int64 of shape \(8, 7\)"),
+    "too few classes": (X, Y[1:], r"integer tensor \(8,\), .* got int64 of shape \(7,\)"),
 }
 every_head = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
 
@@ -39,7 +65,7 @@ def test_batches_of_any_size_and_order(make: Make, size: int, shuffler: random.R
     whole, parts = make(), make()
     whole.update(x, targets)
     batches = list(zip(x.split(size), targets.split(size), strict=True))
-    if not isinstance(whole, RandomProjectionRidge):  # every fifth sample chooses the ridge, so order matters there
+    if not isinstance(whole, RandomProjectionRidge):  # the order decides which samples choose the ridge
         shuffler.shuffle(batches)
     for batch in batches:
         parts.update(*batch)
@@ -142,3 +168,129 @@ def test_evaluation_and_autocast_leave_no_trace(make: Make, dtype: torch.dtype) 
     plain.update(x[:0], targets[:0])
     plain(x)
     torch.testing.assert_close(plain.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+def test_what_is_refused_leaves_no_trace(make: Make) -> None:
+    torch.manual_seed(0)  # of the projections
+    head, clean = make(), make()
+    x, targets = blobs(1500, 1)
+    for one in (head, clean):
+        one.update(x[:700], targets[:700])
+        waiting = one._rows_waiting
+    for features, classes, sentence in REFUSED.values():
+        with pytest.raises(UserError, match=f"^{type(head).__name__}: .*{sentence}"):
+            head.update(features, classes)  # type: ignore[arg-type]
+        assert head._rows_waiting == waiting
+    with pytest.raises(UserError, match="features must be"):
+        head(X.numpy())
+    for one in (head, clean):
+        one.update(x[700:], targets[700:].int())
+    for name, value in clean.state_dict().items():
+        assert torch.equal(head.state_dict()[name], value), name
+    assert head.counts.sum() == 1500 and torch.equal(head(x), clean(x))
+
+
+@every_head
+def test_an_error_inside_loses_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head, clean = make(), make()
+    x, targets = blobs(2 * ROWS + 9, 1)
+    accumulate = head.accumulate
+
+    def fails_at_first(features: Tensor, classes: Tensor) -> None:
+        if head.counts.sum() == ROWS:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        accumulate(features, classes)
+
+    monkeypatch.setattr(head, "accumulate", fails_at_first)
+    with pytest.raises(KeyboardInterrupt):
+        head.update(x, targets)
+    assert head.counts.sum() == ROWS
+    clean.update(x, targets)
+    for name, value in clean.state_dict().items():
+        assert torch.equal(head.state_dict()[name], value), name
+
+
+def exact(head: ClosedFormHead, x: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
+    """Logits in float64, not in units, by other packages or step by step."""
+    x, queries = x.double(), queries.double()
+    match head:
+        case ClassMeans():
+            means = torch.stack([x[targets == label].mean(dim=0) for label in range(CLASSES)])
+            return -(queries.unsqueeze(1) - means).square().sum(dim=2)
+        case StreamingLinearDiscriminant():
+            classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=head.shrinkage)
+            classifier.fit(x.numpy(), targets.numpy())
+            return torch.from_numpy(classifier.decision_function(queries.numpy()) - np.log(classifier.priors_))
+        case ShrunkClassCovariances():
+            arrays = (x.numpy(), targets.numpy(), queries.numpy())
+            return torch.from_numpy(-direct(*arrays, head.tukey, (1.0, 1.0), False))
+        case RandomProjectionRidge():
+            projection = head.projection.double()
+            ridge = Ridge(alpha=float(head.ridge), fit_intercept=False, solver="svd")
+            hidden, asked = (torch.relu(rows / head.unit @ projection).numpy() for rows in (x, queries))
+            ridge.fit(hidden, F.one_hot(targets, CLASSES).double().numpy())
+            return torch.from_numpy(ridge.predict(asked))
+    raise AssertionError
+
+
+@every_head
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 1e4), (1e-20, 0.0), (1e20, 0.0), (1e-20, 1e-16)], ids=str)
+def test_neither_an_offset_nor_a_scale_costs_digits(make: Make, scale: float, offset: float) -> None:
+    torch.manual_seed(0)
+    head = make()
+    (x, targets), (queries, _) = ((scale * rows + offset, classes) for rows, classes in (blobs(700, 1), blobs(99, 2)))
+    for batch in zip(x.split(64), targets.split(64), strict=True):
+        head.update(*batch)
+        head.settle()
+    found = head(queries).double()
+    expected = exact(head, x, targets, queries)
+    if isinstance(head, ClassMeans | ShrunkClassCovariances):
+        power = 2 * getattr(head, "tukey", 1.0)
+        expected /= head.unit**power
+        assert head.unit == (1 if scale == 1 else 2.0 ** math.floor(math.log2(x[0].abs().max())))
+    if isinstance(head, StreamingLinearDiscriminant):
+        found, expected = found - found[:, :1], expected - expected[:, :1]
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3 * float(expected.std()))
+    assert torch.equal(found.argmax(dim=1), expected.argmax(dim=1))
+
+
+@every_head
+def test_the_first_sample_that_is_not_zero_gives_the_unit(make: Make) -> None:
+    head = make()
+    if not head.in_units:
+        return
+    x, targets = blobs(20, 1)
+    x *= 1e-20
+    x[:3] = 0
+    head.update(x[:2], targets[:2])
+    assert head.unit == 0
+    head.update(x[2:], targets[2:])
+    assert head.unit == 2.0 ** math.floor(math.log2(x[3].abs().max()))
+    with pytest.raises(UserError, match=r"a feature of 1e\+00 is too large .* beside the first ones, .* [0-9]e-2[01]"):
+        head.update(torch.ones(1, FEATURES), targets[:1])
+    assert head.state_dict()["counts"].sum() == 20
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6, 1e8])
+def test_a_discriminant_of_a_far_offset_still_knows_the_spread(offset: float) -> None:
+    near, far = StreamingLinearDiscriminant(FEATURES, CLASSES), StreamingLinearDiscriminant(FEATURES, CLASSES)
+    x, targets = blobs(300, 1)
+    x = (64 * x.double()).round() / 64  # which an offset does not round
+    for batch in zip(x.split(50), targets.split(50), strict=True):
+        near.update(*batch)
+        far.update(batch[0] + offset, batch[1])
+    torch.testing.assert_close(far(x + offset), near(x), rtol=1e-4, atol=1e-4)
+
+
+def test_equal_samples_that_rounding_parts_have_no_spread() -> None:
+    head, discriminant = ShrunkClassCovariances(2, 2, tukey=1.0), StreamingLinearDiscriminant(2, 2)
+    for one in (head, discriminant):
+        for _ in range(3):
+            one.update(torch.tensor([[0.1, 0.7]] * 3 + [[0.3, 0.9]] * 3).double(), torch.tensor([0, 0, 0, 1, 1, 1]))
+            one.settle()
+    queries = torch.tensor([[0.3, 0.3]]).double()
+    torch.testing.assert_close(head(queries), torch.tensor([[-0.2, -0.36]]).double(), rtol=1e-6, atol=0)
+    assert discriminant(queries).argmax() == 0

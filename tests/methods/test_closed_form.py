@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import ContinualMetrics, OnlineAccuracy, TaskProgressBar
+from mh_lightning.distributed import process_rank
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ClosedFormMethod, FeCAM, NearestClassMean, RanPAC, RidgeMemoryHead, StreamingLDA
 from tests.blobs import CLASSES, FEATURES, blobs
@@ -135,8 +136,37 @@ def test_features_that_are_not_finite_are_refused(make: Make, tmp_path: Path) ->
 
     method = make()
     method.backbone = Broken(FEATURES)
-    with pytest.raises(UserError, match=r"features of the training data hold NaN .* model\.init_args\.backbone"):
+    with pytest.raises(UserError, match=r"model\.init_args\.backbone, or the training data: .* the features hold NaN"):
         fit(method, tmp_path)
+
+
+class BrokenOnOneRank(Identity):
+    """Gives NaN on the second rank, later on."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.full_like(x, float("nan")) if process_rank() == 1 and self.calls > 3 else x
+
+
+def refused(rank: int, folder: Path) -> list[str]:
+    told = []
+    for make in METHODS:
+        method = make()
+        method.backbone = BrokenOnOneRank(FEATURES)
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20))
+        with pytest.raises(UserError) as error:
+            fit(method, folder / make.__name__, devices=RANKS, strategy=strategy, callbacks=[],
+                enable_checkpointing=False)  # fmt: skip
+        told.append(str(error.value))
+    return told
+
+
+def test_what_one_rank_brings_is_refused_on_all(tmp_path: Path) -> None:
+    first, second = on_two_ranks(refused, tmp_path)
+    assert first == second and len(first) == len(METHODS)
+    assert all("the features hold NaN or infinite values" in sentence for sentence in first)
 
 
 @every_method

@@ -10,8 +10,10 @@ NAMES = [
     "average_accuracy",
     "forgetting",
     "backward_transfer",
-    "backward_transfer_clipped",
     "forward_transfer",
+    "all_pairs_backward_transfer",
+    "all_pairs_backward_transfer_clipped",
+    "all_pairs_forward_transfer",
     "last_accuracy",
     "last_accuracy_old",
     "last_accuracy_new",
@@ -34,7 +36,7 @@ def outputs(num_tasks: int, after_task: int, seed: int = 0, samples: int = 60) -
     """Random logits of the classes and four more, targets, and tasks; tasks of two classes, out of order, with
     unequally many samples, one at least.
     """
-    generator = torch.Generator().manual_seed(1000 * seed + after_task)
+    generator = torch.Generator().manual_seed(1000 * seed + after_task + 1)
     shares = torch.arange(1.0, num_tasks + 1)
     tasks = torch.cat([torch.arange(num_tasks), torch.multinomial(shares, samples, True, generator=generator)])
     targets = 2 * ((tasks + 1) % num_tasks) + torch.randint(0, 2, tasks.shape, generator=generator)

@@ -15,6 +15,8 @@ from torchmetrics import MetricCollection
 from mh_lightning.errors import UserError
 from mh_lightning.metrics import (
     AccuracyMatrix,
+    AllPairsBackwardTransfer,
+    AllPairsForwardTransfer,
     AverageAccuracy,
     BackwardTransfer,
     Forgetting,
@@ -55,15 +57,21 @@ def test_classes_follow_functions(num_tasks: int) -> None:
         AverageAccuracy: lambda matrix, samples: MF.average_accuracy(matrix),
         Forgetting: lambda matrix, samples: MF.forgetting(matrix),
         BackwardTransfer: lambda matrix, samples: MF.backward_transfer(matrix),
-        ForwardTransfer: lambda matrix, samples: MF.forward_transfer(matrix),
+        ForwardTransfer: lambda matrix, samples: MF.forward_transfer(matrix, untrained[: len(matrix)]),
+        AllPairsBackwardTransfer: lambda matrix, samples: MF.all_pairs_backward_transfer(matrix),
+        AllPairsForwardTransfer: lambda matrix, samples: MF.all_pairs_forward_transfer(matrix),
         LastAccuracy: MF.last_accuracy,
         LastAccuracyOld: MF.last_accuracy_old,
         LastAccuracyNew: lambda matrix, samples: MF.last_accuracy_new(matrix),
         IncrementalAccuracy: MF.incremental_accuracy,
     }
     evaluations = [evaluation(num_tasks, after) for after in range(num_tasks)]
+    before = evaluation(num_tasks, -1)
+    right = torch.bincount(before.tasks[before.predictions[:, 0] == before.targets], minlength=num_tasks)
+    untrained = right / torch.bincount(before.tasks).double()
     for kind, function in metrics.items():
         metric, matrix = kind(num_tasks), AccuracyMatrix(num_tasks)
+        metric.update(*before)
         for trained, batch in enumerate(evaluations, start=1):
             metric.update(*batch)
             matrix.update(*batch)
@@ -73,13 +81,30 @@ def test_classes_follow_functions(num_tasks: int) -> None:
             torch.testing.assert_close(metric.compute(), function(accuracies, samples), equal_nan=True)
 
 
-def test_clipped_backward_transfer() -> None:
+def test_clipped_all_pairs_backward_transfer() -> None:
     for right, expected in ((False, 0.0), (True, 1.0)):
-        metric = BackwardTransfer(2, clip=True)
+        metric = AllPairsBackwardTransfer(2, clip=True)
         for after_task, answer in enumerate((not right, right)):
             predictions = torch.tensor([0 if answer else 3, 3])
             metric.update(predictions, torch.tensor([0, 3]), torch.tensor([0, 1]), after_task)
         assert metric.compute() == expected
+
+
+def test_forward_transfer_needs_the_untrained_model() -> None:
+    without, later, measured = (continual_metrics(3) for _ in range(3))
+    later.update(*evaluation(3, 0))
+    for metrics in (measured, later):
+        metrics.update(*evaluation(3, -1))  # counts wherever it comes
+    for after_task in range(3):
+        without.update(*evaluation(3, after_task))
+        measured.update(*evaluation(3, after_task))
+        if after_task:
+            later.update(*evaluation(3, after_task))
+        unknown, known, same = (metrics.compute() for metrics in (without, measured, later))
+        assert unknown["forward_transfer"].isnan()
+        assert known["forward_transfer"] == same["forward_transfer"] and not known["forward_transfer"].isnan()
+        for name in known.keys() - {"forward_transfer"}:
+            torch.testing.assert_close(known[name], unknown[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_last_accuracy_is_scikit_learns() -> None:
@@ -144,7 +169,7 @@ def test_too_few_predictions_are_refused() -> None:
 def test_batches_in_any_order_and_split(num_tasks: int, size: int, shuffler: random.Random, seed: int) -> None:
     whole, parts = continual_metrics(num_tasks, with_top5=True), continual_metrics(num_tasks, with_top5=True)
     batches = []
-    for after_task in range(num_tasks):
+    for after_task in range(-1, num_tasks):
         batch = evaluation(num_tasks, after_task, seed)
         whole.update(*batch)
         batches += split(batch, size)
@@ -159,6 +184,8 @@ def test_batches_in_any_order_and_split(num_tasks: int, size: int, shuffler: ran
 def test_spaced_evaluations_follow_functions(num_tasks: int, every: int, seed: int) -> None:
     spaced, full = (continual_metrics(num_tasks, with_top5=True, every_n_tasks=n) for n in (every, 1))
     rows: list[int] = []
+    for metrics in (spaced, full):
+        metrics.update(*evaluation(num_tasks, -1, seed))
     for after_task in range(num_tasks):
         batch = evaluation(num_tasks, after_task, seed)
         full.update(*batch)
@@ -173,8 +200,10 @@ def test_spaced_evaluations_follow_functions(num_tasks: int, every: int, seed: i
         matrix, samples = whole[rows, :seen], torch.bincount(batch.tasks)[:seen]
         expected = {
             "forgetting": MF.forgetting(matrix, after),
-            "backward_transfer": MF.backward_transfer(matrix, after=after),
-            "forward_transfer": MF.forward_transfer(matrix, after),
+            "backward_transfer": MF.backward_transfer(matrix, after),
+            "forward_transfer": MF.forward_transfer(matrix, spaced["accuracy_matrix"].untrained()[:seen], after),
+            "all_pairs_backward_transfer": MF.all_pairs_backward_transfer(matrix, after=after),
+            "all_pairs_forward_transfer": MF.all_pairs_forward_transfer(matrix, after),
             "last_accuracy_old": MF.last_accuracy_old(matrix, samples, after),
             "last_accuracy_new": MF.last_accuracy_new(matrix, after),
             "incremental_accuracy": MF.incremental_accuracy(matrix, samples, after),
@@ -209,8 +238,10 @@ def alone(num_tasks: int, evaluations: int) -> dict[str, Tensor]:
         "average_accuracy": AverageAccuracy(num_tasks),
         "forgetting": Forgetting(num_tasks),
         "backward_transfer": BackwardTransfer(num_tasks),
-        "backward_transfer_clipped": BackwardTransfer(num_tasks, clip=True),
         "forward_transfer": ForwardTransfer(num_tasks),
+        "all_pairs_backward_transfer": AllPairsBackwardTransfer(num_tasks),
+        "all_pairs_backward_transfer_clipped": AllPairsBackwardTransfer(num_tasks, clip=True),
+        "all_pairs_forward_transfer": AllPairsForwardTransfer(num_tasks),
         "last_accuracy": LastAccuracy(num_tasks),
         "last_accuracy_old": LastAccuracyOld(num_tasks),
         "last_accuracy_new": LastAccuracyNew(num_tasks),
@@ -218,7 +249,7 @@ def alone(num_tasks: int, evaluations: int) -> dict[str, Tensor]:
         "last_accuracy_top5": LastAccuracy(num_tasks, top_k=5),
         "incremental_accuracy_top5": IncrementalAccuracy(num_tasks, top_k=5),
     }
-    for after_task in range(evaluations):
+    for after_task in range(-1, evaluations):
         for member in members.values():
             member.update(*evaluation(num_tasks, after_task))
     return {name: member.compute() for name, member in members.items()}
@@ -226,8 +257,10 @@ def alone(num_tasks: int, evaluations: int) -> dict[str, Tensor]:
 
 def evaluate(collection: MetricCollection, num_tasks: int, after_task: int) -> dict[str, Tensor]:
     """One evaluation as the callback makes it: batches, then results, then a look at the counts."""
-    for batch in split(evaluation(num_tasks, after_task), 16):
-        collection.update(*batch)
+    before = [evaluation(num_tasks, -1)] if after_task == 0 else []
+    for whole in (*before, evaluation(num_tasks, after_task)):
+        for batch in split(whole, 16):
+            collection.update(*batch)
     results = collection.compute()
     counts = collection["accuracy_matrix"]
     assert counts.total[after_task].sum() == len(evaluation(num_tasks, after_task).tasks)
@@ -271,7 +304,7 @@ def test_counts_of_a_checkpoint_go_on() -> None:
     collection, resumed = continual_metrics(3, with_top5=True), continual_metrics(3, with_top5=True)
     evaluate(collection, 3, 0)
     for name, metric in resumed.items(copy_state=False):
-        for count in ("correct", "total"):
+        for count in ("correct", "total", "untrained_correct", "untrained_total"):
             setattr(metric, count, getattr(collection[name], count).clone())
         metric._update_count = 1
     for after_task in (1, 2):

@@ -12,6 +12,7 @@ from mh_lightning.metrics import functional as MF
 FORGETS = torch.tensor([[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.5, 0.9, 0.7]], dtype=torch.float64)
 # gains on both, and knew the second task best before it was learnt
 GAINS = torch.tensor([[0.5, 0.6, 0.0], [0.9, 0.4, 0.0], [0.7, 0.5, 1.0]], dtype=torch.float64)
+UNTRAINED = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 SAMPLES = torch.tensor([10, 20, 70])
 
 
@@ -23,9 +24,11 @@ SAMPLES = torch.tensor([10, 20, 70])
             {
                 "average_accuracy": (0.5 + 0.9 + 0.7) / 3,
                 "forgetting": ((0.9 - 0.5) + (0.8 - 0.9)) / 2,
-                "backward_transfer": ((0.6 - 0.9) + (0.5 - 0.9) + (0.9 - 0.8)) / 3,
-                "backward_transfer_clipped": 0.0,
-                "forward_transfer": (0.2 + 0.1 + 0.3) / 3,
+                "backward_transfer": ((0.5 - 0.9) + (0.9 - 0.8)) / 2,
+                "forward_transfer": ((0.2 - 0.3) + (0.3 - 0.2)) / 2,
+                "all_pairs_backward_transfer": ((0.6 - 0.9) + (0.5 - 0.9) + (0.9 - 0.8)) / 3,
+                "all_pairs_backward_transfer_clipped": 0.0,
+                "all_pairs_forward_transfer": (0.2 + 0.1 + 0.3) / 3,
                 "last_accuracy": (5 + 18 + 49) / 100,
                 "last_accuracy_old": (5 + 18) / 30,
                 "last_accuracy_new": 0.7,
@@ -37,9 +40,11 @@ SAMPLES = torch.tensor([10, 20, 70])
             {
                 "average_accuracy": 2.2 / 3,
                 "forgetting": ((0.9 - 0.7) + (0.6 - 0.5)) / 2,
-                "backward_transfer": (0.4 + 0.2 + 0.1) / 3,
-                "backward_transfer_clipped": 0.7 / 3,
-                "forward_transfer": 0.2,
+                "backward_transfer": ((0.7 - 0.5) + (0.5 - 0.4)) / 2,
+                "forward_transfer": ((0.6 - 0.3) + (0.0 - 0.2)) / 2,
+                "all_pairs_backward_transfer": (0.4 + 0.2 + 0.1) / 3,
+                "all_pairs_backward_transfer_clipped": 0.7 / 3,
+                "all_pairs_forward_transfer": 0.2,
                 "last_accuracy": (7 + 10 + 70) / 100,
                 "last_accuracy_old": (7 + 10) / 30,
                 "last_accuracy_new": 1.0,
@@ -52,8 +57,10 @@ SAMPLES = torch.tensor([10, 20, 70])
                 "average_accuracy": 0.7,
                 "forgetting": 0.3,
                 "backward_transfer": -0.3,
-                "backward_transfer_clipped": 0.0,
-                "forward_transfer": 0.2,
+                "forward_transfer": 0.2 - 0.3,
+                "all_pairs_backward_transfer": -0.3,
+                "all_pairs_backward_transfer_clipped": 0.0,
+                "all_pairs_forward_transfer": 0.2,
                 "last_accuracy": 22 / 30,
                 "last_accuracy_old": 0.6,
                 "last_accuracy_new": 0.8,
@@ -65,9 +72,11 @@ SAMPLES = torch.tensor([10, 20, 70])
             {
                 "average_accuracy": 0.9,
                 "forgetting": 0.0,
+                "all_pairs_backward_transfer": 0.0,
+                "all_pairs_backward_transfer_clipped": 0.0,
                 "backward_transfer": 0.0,
-                "backward_transfer_clipped": 0.0,
                 "forward_transfer": 0.0,
+                "all_pairs_forward_transfer": 0.0,
                 "last_accuracy": 0.9,
                 "last_accuracy_old": float("nan"),
                 "last_accuracy_new": 0.9,
@@ -83,8 +92,10 @@ def test_by_hand(matrix: Tensor, expected: dict[str, float]) -> None:
         "average_accuracy": MF.average_accuracy(matrix),
         "forgetting": MF.forgetting(matrix),
         "backward_transfer": MF.backward_transfer(matrix),
-        "backward_transfer_clipped": MF.backward_transfer(matrix, clip=True),
-        "forward_transfer": MF.forward_transfer(matrix),
+        "forward_transfer": MF.forward_transfer(matrix, UNTRAINED[: len(matrix)]),
+        "all_pairs_backward_transfer": MF.all_pairs_backward_transfer(matrix),
+        "all_pairs_backward_transfer_clipped": MF.all_pairs_backward_transfer(matrix, clip=True),
+        "all_pairs_forward_transfer": MF.all_pairs_forward_transfer(matrix),
         "last_accuracy": MF.last_accuracy(matrix, samples),
         "last_accuracy_old": MF.last_accuracy_old(matrix, samples),
         "last_accuracy_new": MF.last_accuracy_new(matrix),
@@ -93,6 +104,16 @@ def test_by_hand(matrix: Tensor, expected: dict[str, float]) -> None:
     for name, value in found.items():
         assert value.shape == () and value.dtype == torch.float64, name
         assert value.item() == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
+
+
+def test_plain_names_mean_what_gem_means() -> None:
+    matrix = torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.5, 0.7, 0.9]], dtype=torch.float64)
+    untrained = torch.tensor([0.3, 0.1, 0.4], dtype=torch.float64)
+    assert MF.backward_transfer(matrix).item() == pytest.approx(-0.25)
+    assert MF.forward_transfer(matrix, torch.zeros(3)).item() == pytest.approx(0.25)
+    assert MF.forward_transfer(matrix, untrained).item() == pytest.approx(0.25 - (0.1 + 0.4) / 2)
+    assert MF.all_pairs_backward_transfer(matrix).item() == pytest.approx(-0.8 / 3)
+    assert MF.all_pairs_forward_transfer(matrix).item() == pytest.approx(0.2)
 
 
 def test_equal_counts_weigh_tasks_alike() -> None:
@@ -114,11 +135,15 @@ def test_against_the_definitions(num_tasks: int, seed: int) -> None:
         return sum(n[j] * a[after][j] for j in range(after + 1)) / sum(n[: after + 1])
 
     forgotten = [max(a[i][j] for i in tasks[:-1]) - a[-1][j] for j in tasks[:-1]]
+    untrained = torch.rand(num_tasks, generator=generator, dtype=torch.float64)
+    b = untrained.tolist()
     expected = {
         MF.average_accuracy(matrix): mean(a[-1]),
         MF.forgetting(matrix): mean(forgotten),
-        MF.backward_transfer(matrix): mean([a[i][j] - a[j][j] for i in tasks for j in range(i)]),
-        MF.forward_transfer(matrix): mean([a[i][j] for j in tasks for i in range(j)]),
+        MF.backward_transfer(matrix): mean([a[-1][j] - a[j][j] for j in tasks[:-1]]),
+        MF.forward_transfer(matrix, untrained): mean([a[j - 1][j] - b[j] for j in tasks[1:]]),
+        MF.all_pairs_backward_transfer(matrix): mean([a[i][j] - a[j][j] for i in tasks for j in range(i)]),
+        MF.all_pairs_forward_transfer(matrix): mean([a[i][j] for j in tasks for i in range(j)]),
         MF.last_accuracy(matrix, samples): seen(num_tasks - 1),
         MF.incremental_accuracy(matrix, samples): mean([seen(after) for after in tasks]),
     }
@@ -131,21 +156,25 @@ def test_data_of_the_first_tasks_alone() -> None:
     matrix = torch.tensor([[0.9, 0.1], [0.6, 0.8], [0.3, 1.0]])
     assert MF.average_accuracy(matrix).item() == pytest.approx(0.65)
     assert MF.forgetting(matrix).item() == pytest.approx(((0.9 - 0.3) + (0.8 - 1.0)) / 2)
-    assert MF.backward_transfer(matrix).item() == pytest.approx(((0.6 - 0.9) + (0.3 - 0.9) + (1.0 - 0.8)) / 3)
-    assert MF.forward_transfer(matrix).item() == pytest.approx(0.1)
+    assert MF.all_pairs_backward_transfer(matrix).item() == pytest.approx(((0.6 - 0.9) + (0.3 - 0.9) + (1.0 - 0.8)) / 3)
+    assert MF.all_pairs_forward_transfer(matrix).item() == pytest.approx(0.1)
+    assert MF.backward_transfer(matrix).item() == pytest.approx(((0.3 - 0.9) + (1.0 - 0.8)) / 2)
+    assert MF.forward_transfer(matrix, torch.tensor([0.7, 0.3])).item() == pytest.approx(0.1 - 0.3)
     samples = torch.tensor([10, 30])
     assert MF.last_accuracy(matrix, samples).item() == pytest.approx((3 + 30) / 40)
     assert MF.incremental_accuracy(matrix, samples).item() == pytest.approx((0.9 + 30 / 40 + 33 / 40) / 3)
     assert MF.last_accuracy_old(matrix, samples).item() == pytest.approx((3 + 30) / 40)
     assert MF.last_accuracy_new(matrix).isnan()
     # with one task evaluated, nothing of it is to come
-    assert MF.forward_transfer(matrix[:, :1]).item() == 0
+    assert MF.all_pairs_forward_transfer(matrix[:, :1]).item() == 0
+    assert MF.forward_transfer(matrix[:, :1], torch.tensor([0.7])).item() == 0
 
 
 # five tasks, evaluated after the second, the fourth and the last
 SPACED = torch.tensor(
     [[0.9, 0.8, 0.2, 0.1, 0.3], [0.6, 0.9, 0.7, 0.5, 0.2], [0.5, 0.6, 0.8, 0.4, 1.0]], dtype=torch.float64
 )
+UNTRAINED_OF_FIVE = torch.tensor([0.15, 0.05, 0.25, 0.45, 0.35], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +186,11 @@ SPACED = torch.tensor(
             {
                 "average_accuracy": 3.3 / 5,
                 "forgetting": ((0.9 - 0.5) + (0.9 - 0.6) + (0.7 - 0.8) + (0.5 - 0.4)) / 4,
+                "backward_transfer": ((0.6 - 0.8) + (0.4 - 0.5)) / 2,
+                "forward_transfer": ((0.2 - 0.25) + (0.2 - 0.35)) / 2,
                 # only the second and the fourth task were evaluated when they had just been learnt
-                "backward_transfer": ((0.9 - 0.8) + (0.6 - 0.8) + (0.4 - 0.5)) / 3,
-                "forward_transfer": (0.2 + 0.1 + 0.3 + 0.2) / 4,
+                "all_pairs_backward_transfer": ((0.9 - 0.8) + (0.6 - 0.8) + (0.4 - 0.5)) / 3,
+                "all_pairs_forward_transfer": (0.2 + 0.1 + 0.3 + 0.2) / 4,
                 "last_accuracy": (5 + 12 + 24 + 16 + 100) / 200,
                 "last_accuracy_old": (5 + 12 + 24 + 16) / 100,
                 "last_accuracy_new": 1.0,
@@ -174,7 +205,9 @@ SPACED = torch.tensor(
                 # of the third and the fourth task nobody knows how good they were before
                 "forgetting": ((0.9 - 0.6) + (0.8 - 0.9)) / 2,
                 "backward_transfer": 0.9 - 0.8,
-                "forward_transfer": (0.2 + 0.1) / 2,
+                "forward_transfer": 0.2 - 0.25,
+                "all_pairs_backward_transfer": 0.9 - 0.8,
+                "all_pairs_forward_transfer": (0.2 + 0.1) / 2,
                 "last_accuracy": 0.65,
                 "last_accuracy_old": (6 + 18 + 21) / 60,
                 "last_accuracy_new": 0.5,
@@ -187,8 +220,10 @@ SPACED = torch.tensor(
             {
                 "average_accuracy": 1.9 / 3,
                 "forgetting": ((0.9 - 0.5) + (0.9 - 0.6) + (0.7 - 0.8)) / 3,
-                "backward_transfer": ((0.9 - 0.8) + (0.6 - 0.8)) / 2,
-                "forward_transfer": 0.2,
+                "backward_transfer": 0.6 - 0.8,
+                "forward_transfer": 0.2 - 0.25,
+                "all_pairs_backward_transfer": ((0.9 - 0.8) + (0.6 - 0.8)) / 2,
+                "all_pairs_forward_transfer": 0.2,
                 "last_accuracy": (5 + 12 + 24) / 60,
                 "last_accuracy_old": (5 + 12 + 24) / 60,
                 "last_accuracy_new": float("nan"),
@@ -200,9 +235,12 @@ SPACED = torch.tensor(
             2,
             {
                 "average_accuracy": 0.85,
-                "forgetting": 0.0,
-                "backward_transfer": 0.0,
-                "forward_transfer": 0.0,
+                # there was an earlier task, and no evaluation when it had just been learnt
+                "forgetting": float("nan"),
+                "backward_transfer": float("nan"),
+                "forward_transfer": float("nan"),
+                "all_pairs_backward_transfer": float("nan"),
+                "all_pairs_forward_transfer": float("nan"),
                 "last_accuracy": 25 / 30,
                 "last_accuracy_old": 0.9,
                 "last_accuracy_new": 0.8,
@@ -218,8 +256,10 @@ def test_spaced_evaluations_by_hand(evaluations: int, columns: int, expected: di
     found = {
         "average_accuracy": MF.average_accuracy(matrix),
         "forgetting": MF.forgetting(matrix, after),
-        "backward_transfer": MF.backward_transfer(matrix, after=after),
-        "forward_transfer": MF.forward_transfer(matrix, after),
+        "backward_transfer": MF.backward_transfer(matrix, after),
+        "forward_transfer": MF.forward_transfer(matrix, UNTRAINED_OF_FIVE[:columns], after),
+        "all_pairs_backward_transfer": MF.all_pairs_backward_transfer(matrix, after=after),
+        "all_pairs_forward_transfer": MF.all_pairs_forward_transfer(matrix, after),
         "last_accuracy": MF.last_accuracy(matrix, samples),
         "last_accuracy_old": MF.last_accuracy_old(matrix, samples, after),
         "last_accuracy_new": MF.last_accuracy_new(matrix, after),
@@ -230,7 +270,8 @@ def test_spaced_evaluations_by_hand(evaluations: int, columns: int, expected: di
 
 
 def test_spaced_evaluations_of_which_none_follows_a_task_with_data() -> None:
-    assert MF.backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).item() == 0
+    assert MF.all_pairs_backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).isnan()
+    assert MF.backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).isnan()
     assert MF.forgetting(torch.tensor([[0.9], [0.5]]), after=[3, 6]).item() == pytest.approx(0.4)
 
 

@@ -21,11 +21,12 @@ def shares(after_task: int) -> list[slice]:
 
 def count(rank: int, ranks: int) -> list[dict[str, Tensor]]:
     metrics, results = continual_metrics(TASKS, with_top5=True), []
-    for after_task in range(TASKS):
+    for after_task in range(-1, TASKS):
         batch = evaluation(TASKS, after_task)
         rows = shares(after_task)[rank] if ranks > 1 else slice(None)
         metrics.update(*(tensor[rows] for tensor in batch[:3]), after_task)
-        results.append(dict(metrics.compute()))
+        if after_task >= 0:
+            results.append(dict(metrics.compute()))
     return results
 
 
