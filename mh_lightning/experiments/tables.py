@@ -120,8 +120,8 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
     Example:
         >>> numbers = {name: Interval(0.5, 0.02, 3, seeds=3) for name in NUMBERS if name not in COSTS}
         >>> for line in markdown_table([Summary("replay", numbers)], "last_accuracy", None).splitlines():
-        ...     print(line[:67])
-        | experiment | last accuracy | average accuracy | forgetting | back
+        ...     print(line[:65])
+        | experiment | last accuracy | average accuracy | forgetting | ba
         |---|---|---|---|---|---|---|---|---|---|
         | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3
     """

@@ -1,9 +1,9 @@
 """Tables that are written again, with nothing run."""
 
-import json
-import shutil
 import csv
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
