@@ -120,10 +120,10 @@ def markdown_table(summaries: Sequence[Summary], metric: str, baseline: str | No
     Example:
         >>> numbers = {name: Interval(0.5, 0.02, 3, seeds=3) for name in NUMBERS if name not in COSTS}
         >>> for line in markdown_table([Summary("replay", numbers)], "last_accuracy", None).splitlines():
-        ...     print(line[:65])
-        | experiment | last accuracy | average accuracy | forgetting | ba
+        ...     print(line[:64])
+        | experiment | last accuracy | average accuracy | forgetting | b
         |---|---|---|---|---|---|---|---|---|---|
-        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 | 3
+        | replay | 50.0 ± 2.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 0.5 |
     """
     others = [name for name in SHOWN if name != metric and any(name in summary.numbers for summary in summaries)]
     header = ["experiment", *(name.replace("_", " ") for name in (metric, *others)), "seconds"]
