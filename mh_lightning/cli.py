@@ -221,6 +221,7 @@ class StreamCLI(LightningCLI):
     def _choose_run_dir(self) -> None:
         """The trainer's name for the folder of all runs means the same, so that there is one place to look for them."""
         config = self.config[self.config.subcommand]
+        config.run_dir = str(Path(config.run_dir).expanduser())  # as TensorBoard's logger does
         root = config.trainer.default_root_dir
         if root is None:
             return
