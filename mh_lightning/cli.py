@@ -45,7 +45,7 @@ from mh_lightning.resuming import (
 from mh_lightning.threads import use_threads
 
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
-    callbacks.TaskBoundaries,
+    callbacks.TaskBoundaries,  # first of all, since it prepares what others look at
     callbacks.CostMonitor,
     callbacks.ContinualMetrics,
     callbacks.MemoryHeadMonitor,
@@ -53,7 +53,8 @@ DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     callbacks.PredictionWriter,
 )
 LAST = "last"  # as --ckpt_path: the newest checkpoint of the experiment's newest fit
-STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
+RUN_DIR = "runs"
+STOPPED_BY_SIGTERM, STOPPED_BY_CTRL_C = 128 + signal.SIGTERM, 128 + signal.SIGINT
 PICTURES = (callbacks.StreamPreview, callbacks.OnlineAccuracy, callbacks.DecisionSurfaces)
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # follows from the stream
@@ -113,20 +114,39 @@ class StreamCLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         self.run_folder: Path | None = None
         self.resumed_folder: Path | None = None
-        self.logged_before: list[dict[str, Any]] = []
+        self.resumed_at: dict[str, Any] | None = None  # where in the stream, if a fit goes on in its folder
         with ExitStack() as self._while_running:
             try:
                 self._run(args)
             except Exception:
                 self._discard_empty_run_folder()
                 raise
+            except BaseException as error:
+                exit_code = _exit_code_of_signal(error)
+                if exit_code is None:
+                    raise
+                raise _Stopped(exit_code, self._how_to_go_on()) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What the parser hands out to make heads and optimizers later holds the command line; copies of it need what
+        was configured, and nothing of the run.
+        """
+        return {"config_dump": self.config_dump}
+
+    def _how_to_go_on(self) -> str:
+        folder = self.run_folder
+        if folder is None:
+            return "nothing had begun; give the same command again"
+        if any((folder / CHECKPOINTS).glob("*.ckpt")):
+            return "the same command with --ckpt_path last goes on"
+        return "there is no checkpoint yet, so the same command begins anew"
 
     def _discard_empty_run_folder(self) -> None:
-        """A run that was refused before it trained leaves nothing."""
+        """A run that was refused before it trained leaves nothing; the folder of an earlier one stays as it is."""
         folder = self.run_folder
-        if folder is not None and not any(
-            (folder / name).exists() for name in ("metrics.csv", "checkpoints/last.ckpt")
-        ):
+        if folder is None or self.resumed_folder is not None:
+            return
+        if not any(folder.glob(f"{CHECKPOINTS}/*")) and not (folder / "metrics.csv").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self, args: ArgsType) -> None:
@@ -149,8 +169,9 @@ class StreamCLI(LightningCLI):
         parser.add_argument(
             "--run_dir",
             type=str,
-            default="runs",
-            help="Folder under which the run folder <experiment>/version_N is made.",
+            default=RUN_DIR,
+            help="Folder under which the run folder <experiment>/version_N is made; also called "
+            "trainer.default_root_dir.",
         )
         parser.add_argument(
             "--experiment",
@@ -193,8 +214,23 @@ class StreamCLI(LightningCLI):
         seed = self.config[self.config.subcommand].get("seed_everything")
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")
+        self._choose_run_dir()
         self._choose_experiment()
         self._choose_checkpoint()
+
+    def _choose_run_dir(self) -> None:
+        """The trainer's name for the folder of all runs means the same, so that there is one place to look for them."""
+        config = self.config[self.config.subcommand]
+        config.run_dir = str(Path(config.run_dir).expanduser())  # as TensorBoard's logger does
+        root = config.trainer.default_root_dir
+        if root is None:
+            return
+        if config.run_dir not in (RUN_DIR, str(root)):
+            raise UserError(
+                f"run_dir={config.run_dir!r} and trainer.default_root_dir={str(root)!r} are two names for the folder "
+                "under which run folders are made; give one of them."
+            )
+        config.run_dir, config.trainer.default_root_dir = str(root), None
 
     def _choose_experiment(self) -> None:
         config = self.config[self.config.subcommand]
@@ -230,8 +266,7 @@ class StreamCLI(LightningCLI):
             own = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[subcommand]
             check_configuration(checkpoint["configuration"], own)
         if self.resumed_folder is not None:
-            in_chunks = config.data.init_args.chunk_size is not None
-            self.logged_before = logged_rows(self.resumed_folder / "metrics.csv", checkpoint, in_chunks)
+            self.resumed_at = {name: checkpoint.get(name, 0) for name in ("tasks_trained", "global_step")}
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder."""
@@ -250,7 +285,8 @@ class StreamCLI(LightningCLI):
         self.run_folder = self.resumed_folder or _new_version(experiment)
         if self.subcommand == "fit" and not config.trainer.fast_dev_run:
             self._while_running.enter_context(held(self.run_folder))
-            (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
+            if config.trainer.enable_checkpointing is not False:  # else there will be nothing to go on from
+                (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the loggers, callbacks and the checkpoint writer that the configuration does not replace."""
@@ -274,23 +310,46 @@ class StreamCLI(LightningCLI):
         if config.get("logger") in (None, True):
             experiment, version = self.run_folder.parent, self.run_folder.name
             place: tuple[Any, ...] = (experiment.parent, experiment.name, version)
-            table = CSVLogger(*place)
-            kwargs["logger"] = [TensorBoardLogger(*place), table]
-            if self.logged_before:
-                table.experiment.metrics = self.logged_before
-                table.save()
+            kwargs["logger"] = [TensorBoardLogger(*place), CSVLogger(*place)]
         plugins = config.get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if SLURMEnvironment.detect() and not any(isinstance(one, ClusterEnvironment) for one in plugins):
             # the trainer's own requeueing saves in the middle of a step; TaskCheckpoints minds SIGTERM
             plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
         kwargs["plugins"] = [*plugins, callbacks.AtomicCheckpointIO()]
-        kwargs["callbacks"] = [*given, *added]
-        kwargs["default_root_dir"] = config.get("default_root_dir") or str(self.run_folder)
+        first = [one for one in added if isinstance(one, callbacks.TaskBoundaries)]
+        kwargs["callbacks"] = [*first, *given, *(one for one in added if one not in first)]
+        kwargs["default_root_dir"] = str(self.run_folder)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, CSVLogger):
+                self._keep_table(logger)
+        return trainer
+
+    def _keep_table(self, logger: CSVLogger) -> None:
+        """Go on with the table of the run that goes on, and leave that of another one, which the logger would remove.
+
+        Raises:
+            UserError: if there is one.
+        """
+        folder = Path(logger.log_dir)
+        table = folder / "metrics.csv"
+        if folder != self.run_folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._while_running.enter_context(held(folder, "trainer.logger"))
+        if self.resumed_at is not None:
+            in_chunks = self._get(self.config, "data").init_args.chunk_size is not None
+            if rows := logged_rows(table, self.resumed_at, in_chunks):
+                logger.experiment.metrics = rows
+                logger.save()
+        elif folder != self.run_folder and table.exists():
+            raise UserError(
+                f"trainer.logger: {str(table)!r} is of another run, and CSVLogger would remove it; leave out its "
+                "version, or give another save_dir."
+            )
 
 
 def _new_version(folder: Path) -> Path:
@@ -346,8 +405,31 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
     return configuration
 
 
+class _Stopped(BaseException):
+    """A signal ended the run."""
+
+    def __init__(self, exit_code: int, how_to_go_on: str) -> None:
+        super().__init__(exit_code, how_to_go_on)
+        self.exit_code, self.how_to_go_on = exit_code, how_to_go_on
+
+
+def _exit_code_of_signal(error: BaseException) -> int | None:
+    if isinstance(error, SIGTERMException):
+        return STOPPED_BY_SIGTERM
+    # the trainer ends with exit code 1 on Ctrl-C
+    by_ctrl_c = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+    return STOPPED_BY_CTRL_C if by_ctrl_c else None
+
+
 def main(args: ArgsType = None) -> None:
-    """Run the command line; a mistake of the user ends it with one sentence and exit code 2."""
+    """Run the command line; a mistake of the user ends it with one sentence and exit code 2.
+
+    Args:
+        args: by default those of the process; classes are then found in the working directory, too, whatever the name
+            under which the command was started.
+    """
+    if args is None and not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     if not torch.cuda.is_available():
@@ -369,9 +451,14 @@ def main(args: ArgsType = None) -> None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
-    except SIGTERMException:
+    except _Stopped as stopped:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # others must not look as if they had failed
-            print("stopped by SIGTERM; the same command with --ckpt_path last goes on", file=sys.stderr)
-            raise SystemExit(STOPPED_BY_SIGTERM) from None
+            name = "SIGTERM" if stopped.exit_code == STOPPED_BY_SIGTERM else "Ctrl-C"
+            print(f"stopped by {name}; {stopped.how_to_go_on}", file=sys.stderr)
+            raise SystemExit(stopped.exit_code) from None
     finally:
         threading.excepthook = previous
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,10 @@ import pydoc
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+import torch
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse.typing import register_type
 
 from mh_lightning.errors import UserError
 
@@ -70,6 +72,8 @@ def _count(node: yaml.Node, known: dict[int, int], level: int) -> int:
 
 
 set_loader(MODE, load_strictly, (yaml.YAMLError,))
+# as a default of Lightning's, else written into config.yaml as a sentence that it cannot be written
+register_type(torch.device, fail_already_registered=False, deserializer_exceptions=RuntimeError)
 # none of the modules that run commands is looked into, which is only a warning by default
 set_parsing_settings(import_path_denylist=["os"])
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from mh_lightning.errors import UserError, out_of_memory, reason_of
 
@@ -42,6 +43,8 @@ def sentence_of(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ProcessRaisedException) and UserError.__qualname__ in str(error):
+        return str(UserError(str(error)))  # of a process that was spawned, whose traceback ends with it
     if isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
     if isinstance(error, ArgumentError):

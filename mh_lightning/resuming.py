@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
@@ -18,13 +19,24 @@ from mh_lightning.errors import UNREADABLE, UserError, reason_of
 CHECKPOINTS = "checkpoints"  # in the folder of each fit, from its start
 
 # options that do not change what a run finds
-FREE = r"config|run_dir|experiment|ckpt_path|verbose|pictures|num_threads|trainer\.(enable_\w+|logger|default_root_dir)"
-# options that may differ, which is told
+FREE = r"config|run_dir|experiment|ckpt_path|verbose|pictures|trainer\.(enable_\w+|logger|default_root_dir)"
+# options that may differ, which is told: of the trainer all but those that change more than the last bits of a sum
+FIXED_TRAINER = (
+    r"precision|plugins|callbacks|accumulate_grad_batches|gradient_clip_\w+|limit_train_batches|limit_val_batches"
+    r"|overfit_batches|sync_batchnorm|use_distributed_sampler"
+    r"|strategy\.init_args\.(ddp_comm_\w+|precision_plugin|model_averaging_period)"
+)
 CHANGEABLE = (
-    r"trainer\.(?!accumulate_grad_batches$|gradient_clip|limit_train_batches$|overfit_batches$).*"
+    rf"num_threads|trainer\.(?!({FIXED_TRAINER})(\..*)?$).*"
     r"|data\.init_args\.(root|path|num_workers|eval_batch_size|feature_cache\.init_args\.(folder|num_workers))"
     r"|data\.init_args\.feature_cache\.(folder|num_workers)"
     r"|model\.init_args\.backbone\.init_args\.(checkpoint_path|pretrained|compile)"
+)
+# callbacks that look on, which may come and go
+ONLOOKERS = re.compile(
+    r"mh_lightning\.callbacks\.[\w.]+"
+    r"|lightning\.pytorch\.callbacks\.(\w+\.)*(DeviceStatsMonitor|LearningRateMonitor|ModelCheckpoint|ModelSummary"
+    r"|OnExceptionCheckpoint|RichModelSummary|RichProgressBar|ThroughputMonitor|TQDMProgressBar)"
 )
 
 
@@ -113,7 +125,7 @@ def check_configuration(text: Any, own: dict[str, Any]) -> None:
         saved = None
     if not isinstance(saved, dict):
         raise UserError("ckpt_path: the checkpoint's configuration is damaged; give another checkpoint.")
-    before, now = dict(_leaves(saved)), dict(_leaves(own))
+    before, now = dict(_leaves(_essence(saved))), dict(_leaves(_essence(own)))
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     changed = [name for name in changed if not re.fullmatch(FREE, name)]
     told = {name: f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in changed}
@@ -125,6 +137,27 @@ def check_configuration(text: Any, own: dict[str, Any]) -> None:
         )
     if told:
         rank_zero_warn(f"ckpt_path: the run goes on with other options than it began with: {', '.join(told.values())}.")
+
+
+def _essence(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The same with one spelling of the precision, and without callbacks that look on."""
+    trainer = configuration.get("trainer")
+    if not isinstance(trainer, dict):
+        return configuration
+    given = trainer.get("callbacks") or []
+    acting = [one for one in (given if isinstance(given, list) else [given]) if not _looks_on(one)]
+    return configuration | {"trainer": trainer | {"callbacks": acting, "precision": _spelled(trainer.get("precision"))}}
+
+
+def _spelled(precision: Any) -> Any:
+    try:
+        return _convert_precision_to_unified_args(precision) or "32-true"
+    except (TypeError, ValueError):  # of a damaged checkpoint; it differs from any other
+        return precision
+
+
+def _looks_on(callback: Any) -> bool:
+    return isinstance(callback, dict) and ONLOOKERS.fullmatch(str(callback.get("class_path"))) is not None
 
 
 def _leaves(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -141,18 +174,22 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def held(run_folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder; the system's locks end with the process, however it ends.
+def held(folder: Path, option: str = "ckpt_path=last") -> Iterator[None]:
+    """Keep other processes out of a run's folder; the system's locks end with the process, however it ends.
+
+    Args:
+        folder: the run folder, or another one that a run writes into.
+        option: that led there.
 
     Raises:
         UserError: if another process is in it.
     """
-    lock = FileLock(run_folder / ".lock")
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise UserError(
-            f"ckpt_path=last: the run in {str(run_folder)!r} is still going on; wait for its end, or stop it."
+            f"{option}: the run in {str(folder)!r} is still going on; wait for its end, or stop it."
         ) from error
     except (OSError, NotImplementedError):  # a disk without locks: nobody can be kept out
         yield

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -423,6 +426,107 @@ def test_broken_tensors_are_named_before_training(
     save_file(entries, path)
     sentence = refuses("fit", tiny_config, "--data.init_args.path", str(path))
     assert all(word in sentence for word in words), sentence
+
+
+def test_sizes_that_do_not_add_up_are_those_that_were_given(refuses: Refuses, tiny_config: Path) -> None:
+    sizes = {"increment": "4"}
+    sentence = refuses("fit", tiny_config, "--data.init_args.increment", "4")
+    assert "data.increment=4 classes do not add up" in sentence and "data.last_task_size=2" in sentence
+    assert "first_task_size" not in sentence
+    sizes |= {"first_task_size": "1", "last_task_size": "2"}
+    sentence = refuses("fit", tiny_config, *(f"--data.init_args.{name}={size}" for name, size in sizes.items()))
+    assert all(f"data.{name}={size}" in sentence for name, size in sizes.items())
+
+
+def test_a_checkpoint_of_other_classes_is_told_by_their_number(
+    run: Run, refuses: Refuses, tiny_config: Path, tiny_stream: Path, tmp_path: Path
+) -> None:
+    checkpoint = str(run("fit", tiny_config) / "checkpoints" / "task_1.ckpt")
+    tensors = load_file(tiny_stream)
+    for split in ("train", "test"):
+        keep = tensors[f"y_{split}"] < 4
+        tensors |= {f"{name}_{split}": tensors[f"{name}_{split}"][keep] for name in ("x", "y")}
+    save_file(tensors, tmp_path / "four.safetensors")
+    for command in ("fit", "test"):
+        sentence = refuses(command, tiny_config, "--ckpt_path", checkpoint, "--data.init_args.path",
+                           str(tmp_path / "four.safetensors"))  # fmt: skip
+        assert "model tells 6 classes apart, and the data have 4" in sentence
+        assert "(1, 8" not in sentence
+
+
+@pytest.mark.parametrize("module", ["mh_lightning", "mh_lightning.cli"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_package_is_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mh_lightning", "fit", "--config", "/nowhere.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    assert "/nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_classes_of_the_working_directory_are_found(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: bool
+) -> None:
+    name = f"my_methods_{found}"
+    (tmp_path / f"{name}.py").write_text("from mh_lightning.methods import FineTuning\nclass Mine(FineTuning): pass\n")
+    monkeypatch.chdir(tmp_path if found else tmp_path.parent)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in ("", os.getcwd())])
+    arguments = ["fit", "--config", str(tiny_config), "--model", f"{name}.Mine", "--print_config"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mh-lightning", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, f"class_path: {name}.Mine" in capsys.readouterr().out) == (
+        (0, True) if found else (2, False)
+    )
+
+
+class CtrlC(Callback):
+    """The user stops the run in an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("epoch", "hint"), [(1, "the same command with --ckpt_path last goes on"), (0, "there is no checkpoint yet")]
+)
+def test_ctrl_c_says_how_to_go_on(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], epoch: int, hint: str
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    options = [f"--trainer.callbacks+={__name__}.CtrlC", f"--trainer.callbacks.epoch={epoch}"]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "--config", str(tiny_config), "--run_dir", str(tmp_path), "--pictures", "false", *options])
+    finally:
+        signal.signal(signal.SIGINT, before)  # which the trainer turns off
+    assert ended.value.code == 128 + signal.SIGINT
+    assert f"stopped by Ctrl-C; {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--trainer.max_time", "00:00:00:00"], "the time of trainer.max_time was over"),
+        (["--trainer.max_steps", "1"], "trainer.max_steps=1 was reached"),
+        (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches=0 leaves evaluation out"),
+        (["--trainer.fast_dev_run", "true"], None),
+    ],
+)
+def test_no_results_are_explained_by_what_was_given(
+    run: Run, tiny_config: Path, recwarn: pytest.WarningsRecorder, options: list[str], told: str | None
+) -> None:
+    folder = run("fit", tiny_config, "--pictures", "false", *options)
+    assert not (folder / "results.json").exists()
+    warned = [str(one.message) for one in recwarn if "No task was evaluated" in str(one.message)]
+    assert warned == ([] if told is None else [f"No task was evaluated, so there is no results.json: {told}."])
 
 
 def test_the_progress_bar_tells_the_task(run: Run, tiny_config: Path, capfd: pytest.CaptureFixture[str]) -> None:

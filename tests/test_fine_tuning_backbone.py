@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def images() -> Tensors:
 def fit(method: ContinualMethod, data: Tensors, folder: Path, **options: Any) -> Trainer:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                       enable_model_summary=False, max_epochs=-1, reload_dataloaders_every_n_epochs=1,
-                      num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=folder,
+                      num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=mkdtemp(dir=folder),
                       callbacks=[TaskBoundaries()], **options)  # fmt: skip
     trainer.fit(method, datamodule=data)
     return trainer

@@ -21,6 +21,7 @@ from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import TaskCheckpoints
 from mh_lightning.cli import STOPPED_BY_SIGTERM
 from mh_lightning.data.features import store
+from mh_lightning.errors import UserError
 from mh_lightning.methods import ClassifierAlignment, FineTuning
 from mh_lightning.methods.base import ContinualMethod
 from mh_lightning.resuming import held
@@ -171,6 +172,45 @@ def test_options_that_cannot_change_are_refused_together(refuses: Refuses, tiny_
     for change in ("batch_size 16 -> 8", "accumulate_grad_batches 1 -> 2", "loss cross_entropy -> hinge"):
         assert change in sentence
     assert "num_workers" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--trainer.precision", "64-true"], "precision 32-true -> 64-true"),
+        (["--trainer.precision", "bf16-mixed"], "precision 32-true -> bf16-mixed"),
+        (["--trainer.limit_val_batches", "0"], "limit_val_batches None -> 0"),
+        (["--trainer.sync_batchnorm", "true"], "sync_batchnorm False -> True"),
+        (["--trainer.use_distributed_sampler", "true"], "use_distributed_sampler False -> True"),
+        (["--trainer.plugins", "lightning.pytorch.plugins.DoublePrecision"], "plugins"),
+        (["--trainer.callbacks+=EMAWeightAveraging"], "callbacks"),
+        (["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}"], "callbacks"),
+    ],
+)
+def test_what_changes_the_numbers_of_a_trainer_is_refused(
+    refuses: Refuses, tiny_config: Path, finished: Path, options: list[str], told: str
+) -> None:
+    sentence = refuses("fit", tiny_config, "--ckpt_path", str(finished / "checkpoints" / "task_2.ckpt"), *options)
+    assert "cannot change in a run" in sentence and f"trainer.{told}" in sentence, sentence
+
+
+def test_what_changes_no_numbers_may_change(run: Run, tiny_config: Path, finished: Path) -> None:
+    checkpoint = str(finished / "checkpoints" / "task_2.ckpt")
+    options = ("--trainer.precision", "32", "--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_top_k=0",
+               "--trainer.callbacks+=mh_lightning.callbacks.RankConsistency", "--trainer.strategy", "ddp",
+               "--num_threads", "1")  # fmt: skip
+    with pytest.warns(UserWarning, match=r"num_threads None -> 1, trainer.strategy auto -> ddp.$"):
+        resumed = run("fit", tiny_config, "--ckpt_path", checkpoint, *options)
+    assert results_of(resumed) == results_of(finished)
+
+
+@pytest.mark.parametrize("options", [{"precision": "64-true"}, {"gradient_clip_val": 0.5}, {"limit_train_batches": 2}])
+def test_in_python_a_trainer_goes_on_as_it_began(tmp_path: Path, options: dict[str, Any]) -> None:
+    fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "whole")
+    (name,) = options
+    with pytest.raises(UserError, match=rf"ckpt_path: the run began with trainer\.{name}=.* cannot change in a run"):
+        fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "other",
+                 resume=tmp_path / "whole" / "checkpoints" / "task_1.ckpt", **options)  # fmt: skip
 
 
 def test_a_saved_configuration_of_a_resumed_run_begins_anew(finished: Path, tiny_config: Path, tmp_path: Path) -> None:

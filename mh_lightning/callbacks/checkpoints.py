@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mh_lightning.callbacks.run import current_task, ends_task, is_trial, run_folder, stream_of
+from mh_lightning.callbacks.averaging import averaging_callbacks
+from mh_lightning.callbacks.run import current_task, ends_task, is_trial, refuse_to_overwrite, run_folder, stream_of
 from mh_lightning.callbacks.stop_signal import StopSignal
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, writing
@@ -66,7 +68,7 @@ class TaskCheckpoints(Checkpoint):
         minutes: at most so long between two checkpoints in the middle of an epoch; 0 saves after each optimizer step.
 
     Raises:
-        UserError: if `minutes` is negative.
+        UserError: if `minutes` is negative, or the run folder holds checkpoints of another run.
     """
 
     def __init__(self, minutes: float = 10.0) -> None:
@@ -76,6 +78,10 @@ class TaskCheckpoints(Checkpoint):
         self._signal = StopSignal()
         self._saved = 0.0  # when, by the clock
         self._waiting, self._stops = False, False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the checkpoints of another run alone."""
+        refuse_to_overwrite(trainer, f"{CHECKPOINTS}/*.ckpt")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what was not written to its end, start the clock, and listen for SIGTERM."""
@@ -121,7 +127,16 @@ class TaskCheckpoints(Checkpoint):
             raise SIGTERMException
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A limit, such as `trainer.max_steps`, may end the run in the middle of an epoch."""
+        """A limit, such as `trainer.max_steps`, may end the run in the middle of an epoch; and weights that are
+        averaged at the end only are not in the checkpoint of the last epoch.
+        """
+        averages = [one for one in averaging_callbacks(trainer) if isinstance(one, StochasticWeightAveraging)]
+        if averages and trainer.current_epoch == trainer.max_epochs and not is_trial(trainer):
+            self._save(trainer)
+            rank_zero_warn(
+                "StochasticWeightAveraging: the accuracies are of the weights before they were averaged; last.ckpt "
+                "holds the average, which `test --ckpt_path last` evaluates."
+            )
         if self._waiting:
             self._put_into_place(trainer)
 

@@ -18,13 +18,23 @@ from torchmetrics import MetricCollection
 from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
 from mh_lightning.callbacks.reports import accuracy_by_task, defined, evenly_spaced, results_table, shortened
-from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, save_figure, stream_of
+from mh_lightning.callbacks.run import (
+    current_task,
+    is_fitting,
+    is_trial,
+    refuse_to_overwrite,
+    run_folder,
+    save_figure,
+    stream_of,
+    what_cut_it_short,
+)
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, write_at_once
 from mh_lightning.metrics import AccuracyMatrix, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import average_accuracy, most_likely
 
+RESULTS = "results.json"
 SECONDS_BETWEEN_FIGURES = 10.0
 MOST_CURVES = 100  # of single tasks
 LARGEST_LOSS = 1e30  # more is the loss of classes whose logits are masked
@@ -61,6 +71,7 @@ class ContinualMetrics(Callback):
         """Start the clock and the counts, or take them up again; and let the trainer's check before a fit be an
         evaluation of all samples, if the stream wants one.
         """
+        refuse_to_overwrite(trainer, RESULTS)
         self._begins_untrained = (
             stream_of(trainer).evaluate_untrained and trainer.ckpt_path is None and not is_trial(trainer)
         )
@@ -239,10 +250,8 @@ class ContinualMetrics(Callback):
         """Write results.json and the figure, and print the table."""
         summaries = {split: self._summary(trainer, split) for split in self._metrics}
         if any(summary is None for summary in summaries.values()):
-            rank_zero_warn(
-                "No task was evaluated, so there is no results.json; leave trainer.limit_val_batches and "
-                "trainer.max_steps at their defaults to get one."
-            )
+            if not is_trial(trainer):
+                rank_zero_warn(f"No task was evaluated, so there is no {RESULTS}: {what_cut_it_short(trainer)}.")
             return
         if is_trial(trainer):
             return
@@ -266,14 +275,15 @@ class ContinualMetrics(Callback):
         if trained < results["num_tasks"]:
             results["tasks_trained"] = trained
             rank_zero_warn(
-                f"The run ended after task {trained} of {results['num_tasks']}; the results cover these only."
+                f"The run ended after task {trained} of {results['num_tasks']} ({what_cut_it_short(trainer)}); the "
+                "results cover these only."
             )
         results |= {split: summary for split, summary in summaries.items() if split != "test"}
-        write_at_once(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_at_once(folder / RESULTS, json.dumps(results, indent=2) + "\n")
         if self._figures:
             matrix = np.array(results["accuracy_matrix"])
             save_figure(accuracy_matrix_figure(matrix, "test accuracy", after), folder / "accuracy_matrix.png")
-        print(results_table(results), f"\nresults in {folder / 'results.json'}", sep="")
+        print(results_table(results), f"\nresults in {folder / RESULTS}", sep="")
 
     def _summary(self, trainer: Trainer, split: str) -> dict[str, Any] | None:
         if split not in self._counts:

@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from mh_lightning.callbacks.run import run_folder, stream_of
+from mh_lightning.callbacks.run import refuse_to_overwrite, run_folder, stream_of
 from mh_lightning.distributed import gather_rows
 from mh_lightning.errors import write_at_once
+
+PREDICTIONS = "predictions.csv"
 
 
 class PredictionWriter(Callback):
@@ -22,7 +24,8 @@ class PredictionWriter(Callback):
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier predictions."""
+        """Forget earlier predictions, but leave the file of another run alone."""
+        refuse_to_overwrite(trainer, PREDICTIONS)
         self._parts = []
 
     def on_predict_batch_end(
@@ -42,7 +45,7 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         columns = gather_rows(*(torch.cat(part).to(pl_module.device) for part in zip(*self._parts, strict=True)))
-        path = run_folder(trainer) / "predictions.csv"
+        path = run_folder(trainer) / PREDICTIONS
         if not trainer.is_global_zero:
             return
         names = stream_of(trainer).class_names

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mh_lightning.errors import writing
+from mh_lightning.errors import UserError, writing
+from mh_lightning.resuming import CHECKPOINTS
 
 
 def stream_of(trainer: Trainer) -> Any:
@@ -46,15 +48,51 @@ def is_trial(trainer: Trainer) -> bool:
     return bool(trial)
 
 
+def what_cut_it_short(trainer: Trainer) -> str:
+    """The option by which a fit ended before its stream, or left out its evaluations."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    remaining = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
+    if not trainer.limit_val_batches:
+        return f"trainer.limit_val_batches={trainer.limit_val_batches} leaves evaluation out"
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return f"trainer.max_steps={trainer.max_steps} was reached"
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
+        return "the time of trainer.max_time was over"
+    return "one of trainer.callbacks stopped it"
+
+
 def run_folder(trainer: Trainer) -> Path:
     """Where the run keeps its files: `default_root_dir` where it was given, else the logger's folder.
 
-    All ranks must ask, since rank 0 tells the others.
+    All ranks must ask, since rank 0 tells the others. On the command line it is always a version folder of its own.
     """
     folder = trainer.default_root_dir
     if Path(folder) == Path.cwd():
         folder = trainer.log_dir or folder
     return Path(trainer.strategy.broadcast(folder))
+
+
+def refuse_to_overwrite(trainer: Trainer, pattern: str) -> None:
+    """See that the run folder holds no such files of another run; a run that goes on in its folder may have them.
+
+    All ranks must call it, when a checkpoint has been loaded if there is one, and before anything is written.
+
+    Args:
+        trainer: of the run.
+        pattern: of the names of files that the run will write, below its folder.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    folder, checkpoint = run_folder(trainer), trainer.ckpt_path
+    goes_on = checkpoint is not None and Path(checkpoint).parent.resolve() == (folder / CHECKPOINTS).resolve()
+    there = sorted(folder.glob(pattern)) if trainer.is_global_zero and not goes_on and not is_trial(trainer) else []
+    names = trainer.strategy.broadcast([str(path) for path in there])
+    if names:
+        raise UserError(
+            f"{names[0]!r} is of another run, and would be overwritten; give the trainer another default_root_dir, or "
+            "fit with a ckpt_path in that run's folder to go on with it."
+        )
 
 
 def save_figure(figure: Figure, path: Path) -> None:

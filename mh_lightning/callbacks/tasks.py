@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 
+from mh_lightning.callbacks.averaging import keep_what_is_no_average, prepare_averaging
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, starts_task, stream_of
 from mh_lightning.distributed import of_all_ranks
 from mh_lightning.errors import UserError
@@ -25,6 +26,11 @@ class TaskBoundaries(Callback):
 
     Each epoch draws its own random numbers, from the seed, its number and the rank. Where the generators of all ranks
     are is part of every checkpoint, so that a run goes on in the middle of an epoch, too.
+
+    With Lightning's `WeightAveraging` and `EMAWeightAveraging`, averages are evaluated after each task, and the run
+    ends with them: of trained weights, keys and scales of Memory Heads, and BatchNorm in a trained backbone. Counters,
+    replay buffers and what is frozen are those of the last step. `StochasticWeightAveraging` averages parameters
+    alone, and takes effect after the last evaluation: ``last.ckpt`` then holds the average.
     """
 
     def __init__(self) -> None:
@@ -32,6 +38,7 @@ class TaskBoundaries(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the trainer's number of epochs and its rhythm of evaluation."""
+        prepare_averaging(trainer, pl_module, self)
         if stage != "fit":
             return
         stream, loop = stream_of(trainer), trainer.fit_loop
@@ -67,6 +74,7 @@ class TaskBoundaries(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note where in the stream the run is, and where the generators of all ranks are."""
+        keep_what_is_no_average(trainer, pl_module)
         epochs: Any = trainer.fit_loop.epoch_progress.total
         inside = epochs.processed < epochs.started
         checkpoint["tasks_trained"] = epochs.processed // stream_of(trainer).epochs_per_task
@@ -124,6 +132,14 @@ class TaskBoundaries(Callback):
         if method.reset_optimizer and task > 0:
             trainer.strategy.setup_optimizers(trainer)
         method.on_task_start(task)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate no average of what has none."""
+        keep_what_is_no_average(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End with no average of what has none."""
+        keep_what_is_no_average(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Go on in the middle of an epoch."""

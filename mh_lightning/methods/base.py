@@ -30,6 +30,9 @@ from mh_lightning.methods.checks import (
     check_optimizer_state,
     check_state,
     check_strategy,
+    check_trainer,
+    check_trainer_options,
+    trainer_options,
 )
 from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
 from mh_lightning.methods.optimization import for_trainer, make_lr_scheduler, make_optimizer, settings_to_resume_with
@@ -190,9 +193,16 @@ class ContinualMethod(LightningModule):
     # --- the frame
 
     def configure_callbacks(self) -> list[Callback]:
-        """Note the state of torch's generator before a distributed strategy sets it back to the seed."""
+        """The first that a trainer asks: see that it has what a stream needs, and note the state of torch's generator
+        before a distributed strategy sets it back to the seed.
+        """
+        check_trainer(self.trainer)
         self._random_state = torch.get_rng_state()
         return []
+
+    def weights_change_outside_of_steps(self) -> bool:
+        """Whether weights are also learnt elsewhere than in the trainer's optimizer steps."""
+        return not self.automatic_optimization
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that would break a method's state."""
@@ -330,8 +340,8 @@ class ContinualMethod(LightningModule):
         logits = self(x)
         if not bool(logits.isfinite().all()):
             raise UserError(
-                "The model's outputs hold NaN or infinite values; check backbone.checkpoint_path and the "
-                "learning rate (model.init_args.optimizer)."
+                "The model's outputs hold NaN or infinite values; check the weights of the checkpoint and of "
+                "model.init_args.backbone, and the learning rate where there is one."
             )
         return Evaluation(
             logits=logits,
@@ -409,21 +419,24 @@ class ContinualMethod(LightningModule):
             layer.defer_key_updates = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which method, backbone, head and optimizer the state belongs to."""
-        checkpoint["architecture"] = self._architecture()
+        """Note which method, backbone, head, optimizer and trainer the state belongs to."""
+        checkpoint["architecture"], checkpoint["num_classes"] = self._architecture(), self._stream.num_classes
+        checkpoint["trainer_options"] = trainer_options(self.trainer)
         checkpoint["optimizer_settings"] = self._optimizer_settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the checkpoint's shapes with this model's.
+        """Compare the checkpoint with this model, and where a fit goes on, with its trainer.
 
         Raises:
             UserError: if the checkpoint belongs to another configuration.
         """
         fitting = self.trainer.state.fn == "fit"
         check_complete(checkpoint, fitting)
+        if fitting and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_trainer_options(checkpoint.get("trainer_options"), trainer_options(self.trainer))
         self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
         self._optimizers_of_checkpoint = len(checkpoint.get("optimizer_states") or []) if fitting else None
-        check_state(checkpoint, self._architecture(), self.state_dict())
+        check_state(checkpoint, self._architecture(), self._stream.num_classes, self.state_dict())
         if self._inputs_are_features:
             check_kept_features(checkpoint["state_dict"], self.backbone)
 

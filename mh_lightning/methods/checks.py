@@ -4,6 +4,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -15,10 +16,33 @@ from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from mh_lightning.callbacks.tasks import TaskBoundaries
+from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, reason_of
 
 if TYPE_CHECKING:
     from mh_lightning.methods.base import ContinualMethod
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """See that a trainer has a stream, and in a fit the callback that lays it out.
+
+    Raises:
+        UserError: names what to give.
+    """
+    stream = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(stream, StreamDataModule):
+        given = "loaders" if stream is None else type(stream).__name__
+        raise UserError(
+            f"A method learns a stream, and the trainer was given {given}; give it a "
+            "mh_lightning.data.StreamDataModule, such as mh_lightning.data.Tensors, as the datamodule."
+        )
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if trainer.state.fn == "fit" and not any(isinstance(one, TaskBoundaries) for one in callbacks):
+        raise UserError(
+            "trainer.callbacks lack mh_lightning.callbacks.TaskBoundaries, which lays the tasks of a stream out over "
+            "the epochs; add it."
+        )
 
 
 def check_strategy(strategy: Strategy) -> None:
@@ -88,6 +112,33 @@ def check_complete(checkpoint: dict[str, Any], fitting: bool) -> None:
         )
 
 
+def trainer_options(trainer: Trainer) -> dict[str, Any]:
+    """What a trainer is told that changes the numbers of a fit and stays the same throughout it, as plain values."""
+    algorithm = trainer.gradient_clip_algorithm
+    return {
+        "precision": str(trainer.precision),
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": None if algorithm is None else str(algorithm.value),
+        "limit_train_batches": trainer.limit_train_batches,
+    }
+
+
+def check_trainer_options(saved: Any, own: dict[str, Any]) -> None:
+    """Compare the trainer's options in a checkpoint that is resumed with those of the trainer.
+
+    Raises:
+        UserError: names the first that differs.
+    """
+    if not isinstance(saved, dict):
+        raise UserError(f"ckpt_path: the checkpoint's trainer_options are damaged, got {saved!r}.")
+    for name, value in own.items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"ckpt_path: the run began with trainer.{name}={saved.get(name)} and is to go on with {value}, which "
+                "cannot change in a run; use the one it began with, or begin anew."
+            )
+
+
 def check_optimizer_settings(saved: dict[str, str] | None, own: dict[str, str]) -> None:
     """Compare the optimizer's settings in a checkpoint, if one is resumed, with those of the configuration.
 
@@ -136,8 +187,8 @@ def _fits(state: Tensor, parameter: Tensor) -> bool:
     return all(one in (1, other) for one, other in zip(state.shape, parameter.shape, strict=True))
 
 
-def check_state(checkpoint: dict[str, Any], architecture: str, state: dict[str, Tensor]) -> None:
-    """Compare a checkpoint's architecture and shapes with the model's.
+def check_state(checkpoint: dict[str, Any], architecture: str, num_classes: int, state: dict[str, Tensor]) -> None:
+    """Compare a checkpoint's architecture, number of classes and shapes with the model's.
 
     Raises:
         UserError: if the checkpoint belongs to another configuration.
@@ -147,6 +198,11 @@ def check_state(checkpoint: dict[str, Any], architecture: str, state: dict[str, 
         raise UserError(
             f"ckpt_path: the checkpoint holds {saved or 'no model of mh_lightning'}, but the "
             f"configuration describes {architecture}; use the configuration it was trained with."
+        )
+    if checkpoint.get("num_classes") != num_classes:
+        raise UserError(
+            f"ckpt_path: the checkpoint's model tells {checkpoint.get('num_classes')} classes apart, and the data have "
+            f"{num_classes}; give the data that it was trained on."
         )
     weights = checkpoint["state_dict"]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):

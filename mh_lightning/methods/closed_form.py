@@ -1,5 +1,6 @@
 """What methods share that solve their head in closed form, on frozen features."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class ClosedFormMethod(ContinualMethod):
     def __init__(self, backbone: Backbone, head: type[ClosedFormHead], **options: Any) -> None:
         with torch.device("meta"):
             head(1, 1, **options)  # which refuses what it cannot use, before any data are read
-        super().__init__(backbone, lambda features, classes: head(features, classes, **options))
+        super().__init__(backbone, partial(head, **options))
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> None:

@@ -1,6 +1,7 @@
 """An ensemble of heads."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ def mean_of_members(logits: Tensor) -> Tensor:
     return torch.logsumexp(torch.log_softmax(logits, dim=2), dim=0) - torch.tensor(float(len(logits))).log()
 
 
+def _ensemble_of(members: int, head: Callable[[int, int], nn.Module], features: int, classes: int) -> EnsembleHead:
+    return EnsembleHead([head(features, classes) for _ in range(members)])
+
+
 class Ensemble(ContinualMethod):
     """Heads that start from different weights and learn the same stream, each by its own loss; their class
     probabilities are averaged.
@@ -57,7 +62,7 @@ class Ensemble(ContinualMethod):
     ) -> None:
         if members < 1:
             raise UserError(f"model.init_args.members must be at least 1, got {members}.")
-        super().__init__(backbone, lambda n, c: EnsembleHead([head(n, c) for _ in range(members)]), **options)
+        super().__init__(backbone, partial(_ensemble_of, members, head), **options)
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the members' mean losses, and the ensemble's logits."""

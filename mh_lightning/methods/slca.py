@@ -107,6 +107,10 @@ class SLCA(ContinualMethod):
         assert isinstance(self.head, TaskHeads)
         return self.head
 
+    def weights_change_outside_of_steps(self) -> bool:
+        """Alignment makes other heads."""
+        return self.alignment is not None or super().weights_change_outside_of_steps()
+
     def head_parameters_to_train(self) -> list[nn.Parameter]:
         """Those of all heads, at any time: the ones without a gradient are not stepped."""
         return list(self.task_heads.parameters())

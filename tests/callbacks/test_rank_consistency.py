@@ -49,11 +49,11 @@ def fit(folder: Path, *callbacks: Callback) -> None:
 
 
 def work(rank: int, folder: Path) -> list[str]:
-    fit(folder, RankConsistency())
+    fit(folder / "alike", RankConsistency())
     messages = []
     for every, distance in ((1, 0.0), (4, 0.1)):
         try:
-            fit(folder, MoveMemory(3, distance), RankConsistency(every))
+            fit(folder / str(every), MoveMemory(3, distance), RankConsistency(every))
         except UserError as error:
             messages.append(str(error))
     return messages

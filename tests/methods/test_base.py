@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mh_lightning import MHLinear
 from mh_lightning.backbones import Identity, TimmBackbone
@@ -66,6 +67,17 @@ def fit(method: FineTuning, stream: Tensors, folder: Path, **options: Any) -> Tr
     return trainer
 
 
+def test_a_method_needs_a_stream_and_its_boundaries(stream: Callable[..., Tensors], tmp_path: Path) -> None:
+    method = FineTuning(Identity(4), nn.Linear)
+    loader = DataLoader(TensorDataset(torch.ones(2, 4), torch.zeros(2).long()))
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "default_root_dir": tmp_path, "max_epochs": 1}
+    for act in ("fit", "test", "predict"):
+        with pytest.raises(UserError, match="A method learns a stream, and the trainer was given loaders; give it a"):
+            getattr(Trainer(**options), act)(method, loader)
+    with pytest.raises(UserError, match=r"trainer.callbacks lack mh_lightning.callbacks.TaskBoundaries"):
+        Trainer(**options).fit(method, stream())
+
+
 def test_the_head_starts_on_the_cpu(
     stream: Callable[..., Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +108,7 @@ def test_optimizer_is_made_anew_when_asked(stream: Callable[..., Tensors], tmp_p
 def test_optimizer_without_reset_keeps_its_moments(stream: Callable[..., Tensors], tmp_path: Path) -> None:
     for reset, steps in ((False, 4), (True, 2)):
         method = Diary(reset_optimizer=reset, optimizer=torch.optim.Adam)
-        trainer = fit(method, stream(), tmp_path)
+        trainer = fit(method, stream(), tmp_path / str(reset))
         (state, *_) = trainer.optimizers[0].state.values()
         assert state["step"] == steps
 

@@ -178,8 +178,8 @@ def test_other_precisions(make: Make, precision: str, tmp_path: Path) -> None:
     for samples in data._splits.values():  # which no precision rounds
         assert samples.features is not None
         samples.features.copy_(samples.features.bfloat16())
-    fit(plain, tmp_path, data)
-    fit(other, tmp_path, data, precision=precision)
+    fit(plain, tmp_path / "plain", data)
+    fit(other, tmp_path / "other", data, precision=precision)
     for name, value in state_of(plain).items():
         assert torch.equal(state_of(other)[name], value) and state_of(other)[name].dtype == value.dtype
 

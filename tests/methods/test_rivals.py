@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,7 @@ def linear(features: int, classes: int) -> nn.Module:
 def fit(method: ContinualMethod, folder: Path, data: Tensors | None = None) -> Trainer:
     trainer = Trainer(accelerator="cpu", max_epochs=-1, reload_dataloaders_every_n_epochs=1, logger=False,
                       enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                      num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=folder,
+                      num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=mkdtemp(dir=folder),
                       callbacks=[TaskBoundaries(), ContinualMetrics(figures=False)])  # fmt: skip
     trainer.fit(method, datamodule=data or stream())
     return trainer

@@ -1,0 +1,6 @@
+"""``python -m mh_lightning fit --config experiment.yaml``: the command line without a script."""
+
+from mh_lightning.cli import main
+
+if __name__ == "__main__":
+    main()
