@@ -54,7 +54,9 @@ def check_first_sample(method: "ContinualMethod") -> None:
         with method.evaluating(), trainer.precision_plugin.forward_context():
             logits = method(trainer.precision_plugin.convert_input(x))
         finite = bool(logits.isfinite().all())
-    except (RuntimeError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
         raise UserError(
             f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
             f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."
