@@ -439,7 +439,7 @@ def test_images_of_a_damaged_shard_that_others_hold_too(tmp_path: Path) -> None:
     kept = first.read_bytes()
     first.unlink()
     cached(tmp_path, backbone)  # the same images in a shard of the same name
-    (entry / "copy.safetensors").write_bytes(kept)
+    (entry / "-copy.safetensors").write_bytes(kept)
     _flip(first)
     with pytest.warns(UserWarning, match="damaged"):
         cached(tmp_path, backbone)

@@ -91,7 +91,8 @@ class FeatureCache:
         """
         check_frozen(backbone)
         if digests:
-            backbone.prepare(image(0).unsqueeze(0))
+            with isolate_rng():
+                backbone.prepare(image(0).unsqueeze(0))
         half = self.dtype == "float16" and gains_from_bfloat16(device)
         compute_dtype = torch.bfloat16 if half else torch.float32
         description = {

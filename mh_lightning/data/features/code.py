@@ -26,13 +26,16 @@ def installed_version(module: str | None) -> str | None:
     installed, or from a folder, whose content may change under one version.
 
     Example:
-        >>> installed_version("torch.nn") == torch.__version__, installed_version("__main__.my_network")
+        >>> installed_version("torch.nn") == importlib.metadata.version("torch"), installed_version("__main__.my_network")
         (True, None)
     """
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return sysconfig.get_python_version() if top != "__main__" else None
-    file = getattr(sys.modules.get(top) or importlib.util.find_spec(top), "__file__", None)
+    if top in sys.modules:
+        file = getattr(sys.modules[top], "__file__", None)
+    else:
+        file = getattr(importlib.util.find_spec(top) if top else None, "origin", None)
     if file is None or not _is_place_of_packages(Path(file).resolve().parents[Path(file).stem == "__init__"]):
         return None
     try:

@@ -183,8 +183,9 @@ class _Describer:
         return [[name, self.refer(one, f".{name}")] for name, one in values.items() if name not in left_out]
 
     def _class(self, value: type) -> list[Any]:
-        version = installed_version(value.__module__)
-        name, attributes = [value.__module__, value.__qualname__], dict(vars(value))
+        module = value.__module__ if isinstance(value.__module__, str) else None  # some written in C hide it
+        version = installed_version(module)
+        name, attributes = [module, value.__qualname__], dict(vars(value))
         if version is not None and is_found(value):
             changed = {name: one for name, one in attributes.items() if _is_own_function(one)}
             return ["class", *name, version, self._named(changed)]
@@ -215,11 +216,12 @@ class _Describer:
                 self._named(vars(value))]  # fmt: skip
 
     def _routine(self, value: Any) -> list[Any]:
+        """A function written in C, and the object that it belongs to."""
         owner = getattr(value, "__self__", None)
-        bound_to = None if owner is None or isinstance(owner, ModuleType) else self.refer(owner)
-        module = value.__module__ if getattr(value, "__module__", None) else getattr(owner, "__name__", None)
-        owner = getattr(value, "__objclass__", None)
-        return ["routine", module, value.__qualname__, installed_version(module), bound_to, self.refer(owner)]
+        kind = getattr(value, "__objclass__", None)
+        module = getattr(value, "__module__", None) or getattr(kind or owner, "__module__", None)
+        bound_to = None if isinstance(owner, ModuleType) else self.refer(owner)
+        return ["routine", module, value.__qualname__, installed_version(module), bound_to, self.refer(kind)]
 
     def _module(self, value: ModuleType, names: set[str], above: set[str]) -> list[Any]:
         """Of somebody's own module what has one of the names."""

@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DIGEST_BYTES = 16
 
@@ -27,7 +27,10 @@ def digest_of_tensor(tensor: Tensor) -> str:
 
     Raises:
         RuntimeError: if its values are nowhere.
+        TypeError: if they are not all that it is.
     """
+    if tensor.is_quantized or type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+        raise TypeError(f"it is {tensor.qscheme() if tensor.is_quantized else type(tensor)}")
     dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
     plain = dense.cpu().resolve_conj().resolve_neg().contiguous()
     return digest(plain.flatten().view(torch.uint8).numpy().data)
