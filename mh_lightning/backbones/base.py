@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mh_lightning.errors import UserError
 
@@ -139,3 +142,30 @@ def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for part, mode in before.items():
             part.training = mode
+
+
+@contextmanager
+def leaving_no_trace(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation mode and without gradients, whose buffers and modes, and all random generators, are
+    afterwards what they were before.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with leaving_no_trace(norm):
+        ...     _ = norm.train()(torch.randn(4, 2))
+        >>> norm.training, norm.running_mean
+        (True, tensor([0., 0.]))
+    """
+    buffers = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if not is_lazy(buffer)
+    ]
+    values = [buffer.detach().clone() for _, _, buffer in buffers]
+    with torch.no_grad(), isolate_rng(), mode_of(module, training=False):
+        try:
+            yield
+        finally:
+            for (part, name, buffer), value in zip(buffers, values, strict=True):
+                setattr(part, name, buffer.copy_(value))  # a forward may have put another in its place

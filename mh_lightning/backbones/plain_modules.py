@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from mh_lightning.backbones.base import Backbone, ImageFormat, check_features, mode_of
+from mh_lightning.backbones.base import Backbone, ImageFormat, check_features, leaving_no_trace
 from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
 from mh_lightning.errors import UserError, out_of_memory, reason_of
 
@@ -79,13 +78,10 @@ class ModuleBackbone(TrainedBackbone):
         if self.num_features:
             return
         tensors = [one for one in (*self.parameters(), *self.buffers()) if not is_lazy(one)]
-        kept = [(part, *item) for part in self.modules() for item in part.named_buffers(recurse=False)
-                if not is_lazy(item[1])]  # fmt: skip
-        values = [buffer.detach().clone() for _, _, buffer in kept]
         inputs = torch.cat([sample, sample]).to(tensors[0].device if tensors else sample.device)
         whose = f"model.init_args.backbone: {self.name}"
         try:
-            with torch.no_grad(), mode_of(self, training=False), isolate_rng():
+            with leaving_no_trace(self):
                 features = self.module(inputs)
         except Exception as error:
             if isinstance(error, UserError) or out_of_memory(error):
@@ -94,9 +90,6 @@ class ModuleBackbone(TrainedBackbone):
                 f"{whose} does not take the stream's first sample, of shape {tuple(sample.shape[1:])} "
                 f"({type(error).__name__}: {reason_of(error)})."
             ) from error
-        finally:
-            for (part, name, buffer), value in zip(kept, values, strict=True):
-                setattr(part, name, buffer.copy_(value))  # a forward may have changed it, or put another in its place
         width = features.numel() // 2 if isinstance(features, Tensor) and features.shape[:1] == (2,) else 0
         self.num_features = check_features(_vectors(features, 2), 2, width or 1, whose).shape[1]
 

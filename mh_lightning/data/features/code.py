@@ -26,7 +26,7 @@ def installed_version(module: str | None) -> str | None:
     installed, or from a folder, whose content may change under one version.
 
     Example:
-        >>> installed_version("torch.nn") == importlib.metadata.version("torch"), installed_version("__main__.my_network")
+        >>> installed_version("torch.nn") == importlib.metadata.version("torch"), installed_version("__main__")
         (True, None)
     """
     top = (module or "").partition(".")[0]

@@ -25,6 +25,7 @@ def image_digests(
     Perturbed images are told apart by what perturbs them.
 
     Example:
+        >>> import torch
         >>> image = torch.zeros(1, 4, 4, dtype=torch.uint8)
         >>> one, same, other = image_digests(Labelled(torch.cat([image, image, image + 1]), np.zeros(3, dtype=int)))
         >>> one == same, one == other
