@@ -20,7 +20,8 @@ from mh_lightning import MHLinear
 from mh_lightning.backbones import Backbone, ParameterGroup, TimmBackbone
 from mh_lightning.callbacks import TaskBoundaries
 from mh_lightning.data import Tensors
-from mh_lightning.data.features.fingerprint import description_of, weights_digest
+from mh_lightning.data.features.description import described
+from mh_lightning.data.features.fingerprint import description_of
 from mh_lightning.methods import ContinualMethod, FineTuning, GDumb, MaximallyInterferedRetrieval
 from tests.conftest import results_of, weights_of
 from tests.data.refusal import refused
@@ -340,7 +341,7 @@ def test_compiling_changes_nothing_that_is_saved() -> None:
     features[:, 0].sum().backward()
     assert all(parameter.grad is not None for parameter in compiled.parameters())
     assert list(plain.state_dict()) == list(compiled.state_dict())
-    assert weights_digest(plain) == weights_digest(compiled)
+    assert described(x=plain.state_dict()) == described(x=compiled.state_dict())
     assert description_of(plain, None) == description_of(compiled, None)
     for copied in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
         torch.testing.assert_close(copied(x), features)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 from mh_lightning.data.images import ImageReading, read_image
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.stored_features import StoredFeatures
+from mh_lightning.errors import UserError
 from mh_lightning.random_numbers import drawing_from
 
 
@@ -125,7 +126,7 @@ class StreamDataset(Dataset[Item]):
             return self.samples.features[indices], labels, tasks
         if not indices:  # the share of a rank that has no sample of a batch
             return self.input(0).unsqueeze(0)[:0], labels, tasks
-        return default_collate([self.input(index) for index in indices]), labels, tasks
+        return stacked([self.input(index) for index in indices]), labels, tasks
 
     def input(self, index: int) -> Tensor:
         """A sample as it goes to the backbone, without its class."""
@@ -150,6 +151,30 @@ class StreamDataset(Dataset[Item]):
         domain, row = int(self.samples.domain_of_sample[index]), int(self.samples.inputs.rows[index])
         generator = np.random.default_rng([*self.perturbation_seed, domain, row])
         return Image.fromarray(self.perturbations[domain](np.asarray(image), generator))
+
+
+def stacked(inputs: list[Tensor]) -> Tensor:
+    """Inputs of one size as a batch.
+
+    Raises:
+        UserError: if their sizes differ.
+
+    Example:
+        >>> stacked([torch.zeros(3, 4, 4), torch.zeros(3, 4, 5)])
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: data: inputs of the shapes (3, 4, 4) and (3, 4, 5) make no batch; give a \
+backbone whose transform makes all images one size, such as mh_lightning.backbones.ModuleBackbone with image_size.
+    """
+    shapes = dict.fromkeys(tuple(one.shape) for one in inputs)
+    if len(shapes) > 1:
+        first, other, *_ = shapes
+        raise UserError(
+            f"data: inputs of the shapes {first} and {other} make no batch; give a backbone whose transform makes all "
+            "images one size, such as mh_lightning.backbones.ModuleBackbone with image_size."
+        )
+    batch: Tensor = default_collate(inputs)
+    return batch
 
 
 def already_collated(batch: Any) -> Any:

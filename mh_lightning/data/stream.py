@@ -16,6 +16,7 @@ from mh_lightning.backbones import Backbone
 from mh_lightning.data.checks import check_finite, check_labels, check_options, check_same_stream
 from mh_lightning.data.cutting import cut_into_tasks, name_of_task
 from mh_lightning.data.features.cache import FeatureCache
+from mh_lightning.data.image_sizes import check_image_sizes
 from mh_lightning.data.kept_features import KeptFeatures
 from mh_lightning.data.labelled import (
     Labelled,
@@ -199,10 +200,22 @@ class StreamDataModule(LightningDataModule):
         if not self._splits:
             self._cut()
         needed = {"fit": [*self._splits], "validate": self.evaluation_splits}.get(stage, ["test"])
+        self._check_untransformed([self._splits[split] for split in needed])
         if self._kept is not None:
             self._kept.forget()
             for split in needed:
                 self._features(split, split == "train" and self.augment)
+
+    def _check_untransformed(self, parts: list[Labelled]) -> None:
+        """Look at images that the backbone takes as they are."""
+        if self._backbone() is None or self._transform(augment=False) is not None:
+            return
+        if self.augment and any(samples.features is None for samples in parts):
+            raise UserError(
+                "data.augment=true needs random transforms, and model.init_args.backbone has none; leave it out, or "
+                "give mh_lightning.backbones.ModuleBackbone with an image_size."
+            )
+        check_image_sizes(parts)
 
     def _cut(self) -> None:
         data = self.load()

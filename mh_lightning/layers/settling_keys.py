@@ -198,9 +198,8 @@ class _Walk:
         winner = int(squared.argmin()) if self.used else 0
         if self.used < len(self.K):
             if self.used == 0 or squared[winner] > 0:
-                unit, self.used = self.used, self.used + 1
-                squared = self._place(unit, z, squared, alphas[:row])
-                winner = unit
+                winner, self.used = self.used, self.used + 1
+                squared = self._place(winner, z, squared, alphas[:row])
         else:
             unit = self._unit_to_reuse(float(squared[winner]))
             if unit is not None:

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mh_lightning.backbones import Backbone
+from mh_lightning.backbones import as_backbone
+from mh_lightning.backbones.base import check_features
 from mh_lightning.distributed import (
     RowExchange,
     broadcast_from_first_rank,
@@ -69,7 +70,7 @@ class ContinualMethod(LightningModule):
     and takes the losses by `mean_loss`.
 
     Args:
-        backbone: maps inputs to features.
+        backbone: maps inputs to features; a plain module becomes a `mh_lightning.backbones.ModuleBackbone`.
         head: makes the head from the numbers of features and of classes.
         optimizer: makes the optimizer from the trainable parameters. A backbone may have a learning rate and a weight
             decay of its own, see `mh_lightning.backbones.TimmBackbone`.
@@ -86,7 +87,7 @@ class ContinualMethod(LightningModule):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         head: Callable[[int, int], nn.Module],
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -96,7 +97,7 @@ class ContinualMethod(LightningModule):
         only_touched_units: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = as_backbone(backbone)
         self.head: nn.Module | None = None
         self._make_head = head
         self._make_optimizer = optimizer
@@ -214,6 +215,8 @@ class ContinualMethod(LightningModule):
         if self._stream.chunk_size is not None:
             self.automatic_optimization = False
         if self.head is None:
+            if not self._inputs_are_features:
+                self.backbone.prepare(self._stream.first_input())
             if world_size() > 1:
                 torch.set_rng_state(self._random_state)  # so that the head is the same as in one process
             # Lightning makes the head on a GPU otherwise, from other random numbers
@@ -240,8 +243,8 @@ class ContinualMethod(LightningModule):
         """Features (b, num_features) of a batch of inputs, which are features already where the stream keeps them."""
         if self._inputs_are_features:
             return x
-        features: Tensor = self._no_features(x) if len(x) == 0 else self.backbone(x)
-        return features
+        features = self._no_features(x) if len(x) == 0 else self.backbone(x)
+        return check_features(features, len(x), self.backbone.num_features)
 
     def _no_features(self, x: Tensor) -> Tensor:
         """Features of no sample, through which the backbone's gradients are zero. Not every backbone takes an empty

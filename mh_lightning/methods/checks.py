@@ -16,6 +16,7 @@ from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from mh_lightning.backbones.base import leaving_no_trace
 from mh_lightning.callbacks.tasks import TaskBoundaries
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, reason_of
@@ -64,9 +65,8 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-@torch.no_grad()
 def check_first_sample(method: "ContinualMethod") -> None:
-    """Pass the first test sample through the model.
+    """Pass the first test sample through the model, which stays what it is.
 
     Raises:
         UserError: if it does not fit, or the outputs are not finite logits of all classes.
@@ -75,10 +75,12 @@ def check_first_sample(method: "ContinualMethod") -> None:
     stream: Any = trainer.datamodule  # type: ignore[attr-defined]
     x = stream.first_input().to(method.device)
     try:
-        with method.evaluating(), trainer.precision_plugin.forward_context():
+        with leaving_no_trace(method), trainer.precision_plugin.forward_context():
             logits = method(trainer.precision_plugin.convert_input(x))
         finite = bool(logits.isfinite().all())
-    except (RuntimeError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, LookupError, ValueError, AttributeError, AssertionError) as error:
         raise UserError(
             f"model: the first test sample, of shape {tuple(x.shape[1:])}, does not pass through "
             f"model.init_args.backbone and model.init_args.head ({reason_of(error)})."

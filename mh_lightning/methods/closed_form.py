@@ -4,9 +4,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.errors import blame
 from mh_lightning.layers import ClosedFormHead
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -31,7 +30,7 @@ class ClosedFormMethod(ContinualMethod):
         UserError: if an option cannot be used.
     """
 
-    def __init__(self, backbone: Backbone, head: type[ClosedFormHead], **options: Any) -> None:
+    def __init__(self, backbone: nn.Module, head: type[ClosedFormHead], **options: Any) -> None:
         with torch.device("meta"):
             head(1, 1, **options)  # which refuses what it cannot use, before any data are read
         super().__init__(backbone, partial(head, **options))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod
 
@@ -58,7 +57,7 @@ class Ensemble(ContinualMethod):
     """
 
     def __init__(
-        self, backbone: Backbone, head: Callable[[int, int], nn.Module], members: int = 5, **options: Any
+        self, backbone: nn.Module, head: Callable[[int, int], nn.Module], members: int = 5, **options: Any
     ) -> None:
         if members < 1:
             raise UserError(f"model.init_args.members must be at least 1, got {members}.")

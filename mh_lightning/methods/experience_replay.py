@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.methods.base import Batch
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.replay_buffer import RandomReplacementBuffer, ReservoirBuffer
@@ -28,7 +27,7 @@ class ExperienceReplay(ReplayMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         head: Callable[[int, int], nn.Module],
         buffer_size: int,
         replay_batch_size: int = 10,

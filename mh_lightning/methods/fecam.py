@@ -1,6 +1,7 @@
 """FeCAM: Mahalanobis distances by a covariance of each class."""
 
-from mh_lightning.backbones import Backbone
+from torch import nn
+
 from mh_lightning.layers import ShrunkClassCovariances
 from mh_lightning.methods.closed_form import ClosedFormMethod
 
@@ -24,7 +25,7 @@ class FeCAM(ClosedFormMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         tukey: float = 0.5,
         diagonal_shrinkage: float = 1.0,
         off_diagonal_shrinkage: float = 1.0,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.methods.base import Batch, Learnt
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.replay_buffer import ClassBalancedBuffer
@@ -33,7 +32,7 @@ class GDumb(RetrainingMethod, ReplayMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         head: Callable[[int, int], nn.Module],
         buffer_size: int,
         replay_batch_size: int = 10,

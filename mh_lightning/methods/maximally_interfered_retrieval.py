@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.distributed import sum_over_ranks, world_size
 from mh_lightning.methods.base import Batch
 from mh_lightning.methods.replay import ReplayMethod
@@ -47,7 +46,7 @@ class MaximallyInterferedRetrieval(ReplayMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         head: Callable[[int, int], nn.Module],
         buffer_size: int,
         replay_batch_size: int = 10,

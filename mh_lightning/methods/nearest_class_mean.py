@@ -1,9 +1,8 @@
 """The nearest-class-mean classifier, the simplest rival on frozen features."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.layers import ClassMeans
 from mh_lightning.methods.base import Learnt
 from mh_lightning.methods.closed_form import ClosedFormMethod
@@ -19,7 +18,7 @@ class NearestClassMean(ClosedFormMethod):
         backbone: maps inputs to features; it is not trained.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__(backbone, ClassMeans)
 
     def learn(self, features: Tensor, targets: Tensor) -> Learnt:

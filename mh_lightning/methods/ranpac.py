@@ -1,6 +1,7 @@
 """RanPAC: ridge regression on randomly projected features."""
 
-from mh_lightning.backbones import Backbone
+from torch import nn
+
 from mh_lightning.layers import RandomProjectionRidge
 from mh_lightning.methods.closed_form import ClosedFormMethod
 
@@ -20,5 +21,5 @@ class RanPAC(ClosedFormMethod):
         UserError: if options are out of range.
     """
 
-    def __init__(self, backbone: Backbone, num_projections: int = 5000, seed: int | None = None) -> None:
+    def __init__(self, backbone: nn.Module, num_projections: int = 5000, seed: int | None = None) -> None:
         super().__init__(backbone, RandomProjectionRidge, num_projections=num_projections, seed=seed)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.distributed import process_rank, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod
@@ -29,7 +28,7 @@ class ReplayMethod(ContinualMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         head: Callable[[int, int], nn.Module],
         buffer_size: int,
         replay_batch_size: int = 10,

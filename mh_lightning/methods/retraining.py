@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.distributed import broadcast_from_first_rank, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -26,7 +25,7 @@ class RetrainingMethod(ContinualMethod):
     """
 
     def __init__(
-        self, backbone: Backbone, head: Callable[[int, int], nn.Module], *, epochs: int = 10, **options: Any
+        self, backbone: nn.Module, head: Callable[[int, int], nn.Module], *, epochs: int = 10, **options: Any
     ) -> None:
         super().__init__(backbone, head, **options)
         if self._make_lr_scheduler is not None:

@@ -1,6 +1,7 @@
 """A Memory Head whose units are ridge regressions."""
 
-from mh_lightning.backbones import Backbone
+from torch import nn
+
 from mh_lightning.layers import RidgeMemoryUnits
 from mh_lightning.methods.closed_form import ClosedFormMethod
 
@@ -31,7 +32,7 @@ class RidgeMemoryHead(ClosedFormMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         key_mem_units: int = 10,
         delta: int = 2,
         ridge: float | str = "auto",

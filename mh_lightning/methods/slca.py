@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mh_lightning.backbones import Backbone
 from mh_lightning.errors import UserError
 from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads, TruncatedNormalLinear
 from mh_lightning.methods.alignment import ClassifierAlignment
@@ -52,7 +51,7 @@ class SLCA(ContinualMethod):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         head: Callable[[int, int], nn.Module] = TruncatedNormalLinear,
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,

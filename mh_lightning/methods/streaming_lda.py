@@ -1,6 +1,7 @@
 """Deep streaming linear discriminant analysis."""
 
-from mh_lightning.backbones import Backbone
+from torch import nn
+
 from mh_lightning.layers import StreamingLinearDiscriminant
 from mh_lightning.methods.closed_form import ClosedFormMethod
 
@@ -19,5 +20,5 @@ class StreamingLDA(ClosedFormMethod):
         UserError: if the shrinkage is out of range.
     """
 
-    def __init__(self, backbone: Backbone, shrinkage: float = 1e-4) -> None:
+    def __init__(self, backbone: nn.Module, shrinkage: float = 1e-4) -> None:
         super().__init__(backbone, StreamingLinearDiscriminant, shrinkage=shrinkage)

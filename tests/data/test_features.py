@@ -23,7 +23,8 @@ from mh_lightning.backbones import Backbone
 from mh_lightning.data import Digits, Tensors
 from mh_lightning.data.features import FeatureCache, cache, extraction, store
 from mh_lightning.data.features.__main__ import main
-from mh_lightning.data.features.fingerprint import description_of, fingerprint, image_digests, told
+from mh_lightning.data.features.description import described
+from mh_lightning.data.features.fingerprint import description_of, fingerprint, image_digests
 from mh_lightning.data.labelled import Labelled, StreamDataset
 from mh_lightning.data.perturbations import GaussianNoise, Unperturbed
 from mh_lightning.data.splitting import one_domain_a_perturbation
@@ -33,6 +34,16 @@ from tests.data.refusal import refused
 
 IMAGES, FEATURES = 40, 6
 CPU = torch.device("cpu")
+
+
+class Counter:
+    """Numbers that features do not depend on."""
+
+    def __init__(self, pause: float) -> None:
+        self.seen, self.pause, self.fail_after = 0, pause, float("inf")
+
+    def feature_fingerprint(self) -> None:
+        """Nothing."""
 
 
 class Watched(Backbone):
@@ -45,7 +56,7 @@ class Watched(Backbone):
         self.linear = nn.Linear(3 * 6 * 6, FEATURES).requires_grad_(False)
         nn.init.normal_(self.linear.weight, std=scale, generator=torch.Generator().manual_seed(0))
         nn.init.zeros_(self.linear.bias)
-        self.watched = SimpleNamespace(seen=0, pause=pause, fail_after=float("inf"))  # numbers would be settings
+        self.watched = Counter(pause)
 
     @property
     def seen(self) -> int:
@@ -273,9 +284,9 @@ def test_what_a_repr_does_not_tell() -> None:
                 {"a": (1, None)}, partial(torch.clamp, min=0), partial(torch.clamp, min=1),
                 v2.InterpolationMode.BICUBIC]  # fmt: skip
     kinds = [Scaled(setting) for setting in settings]
-    texts = [json.dumps(told(kind, "x")) for kind in kinds]
+    texts = [json.dumps(described(x=kind)) for kind in kinds]
     assert len(set(texts)) == len(kinds)
-    assert texts == [json.dumps(told(kind, "x")) for kind in copy.deepcopy(kinds)]
+    assert texts == [json.dumps(described(x=kind)) for kind in copy.deepcopy(kinds)]
 
     def of(change: Callable[[Watched], Any]) -> str:
         backbone = Watched()
@@ -428,7 +439,7 @@ def test_images_of_a_damaged_shard_that_others_hold_too(tmp_path: Path) -> None:
     kept = first.read_bytes()
     first.unlink()
     cached(tmp_path, backbone)  # the same images in a shard of the same name
-    (entry / "copy.safetensors").write_bytes(kept)
+    (entry / "-copy.safetensors").write_bytes(kept)
     _flip(first)
     with pytest.warns(UserWarning, match="damaged"):
         cached(tmp_path, backbone)

@@ -90,6 +90,9 @@ class FeatureCache:
             UserError: if the backbone is trained, or the folder cannot be written.
         """
         check_frozen(backbone)
+        if digests:
+            with isolate_rng():
+                backbone.prepare(image(0).unsqueeze(0))
         half = self.dtype == "float16" and gains_from_bfloat16(device)
         compute_dtype = torch.bfloat16 if half else torch.float32
         description = {
@@ -100,7 +103,7 @@ class FeatureCache:
         }
         name = re.sub(r"\W+", "_", str(backbone.settings().get("name", type(backbone).__name__)))
         entry = Entry(Path(self.folder).expanduser() / f"{name}-{fingerprint(description)[:16]}")
-        entry.describe(description)
+        entry.describe({**description, "transform": " ".join(repr(transform).split())})
         if self.num_workers is not None:
             num_workers = self.num_workers
         elif device.type == "cuda":

@@ -1,12 +1,14 @@
 """Passing images through a frozen backbone, as fast as the machine can, into the shards of an entry."""
 
 import hashlib
+import inspect
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.backbones.base import check_features, mode_of
+from mh_lightning.data.features.code import names_in
 from mh_lightning.data.features.fingerprint import view_seeds
 from mh_lightning.data.features.store import Entry
+from mh_lightning.data.labelled import stacked
 from mh_lightning.errors import UserError
 
 SHARD_IMAGES = 1024  # what a killed process loses at most
-IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # another function there
 IMAGES_OF_A_WORKER = 32  # at once, since they go through shared memory, which is scarce in containers
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -151,7 +155,7 @@ def extract(
     check_frozen(backbone)
     forward = Forward(backbone.to(device), device, compute_dtype)
     with (
-        _mode_of(backbone, training=False),
+        mode_of(backbone, training=False),
         tqdm(total=len(set(digests)), desc="Features", unit=" images", disable=quiet, smoothing=0.05) as bar,
     ):
         blocks = Blocks(entry, digests, bar)
@@ -164,6 +168,7 @@ def extract(
                     num_workers=num_workers,
                     pin_memory=device.type == "cuda",
                     generator=torch.Generator(),
+                    collate_fn=stacked,
                 )
                 _extract_blocks(blocks, loader, forward, dtype)
                 if blocks.waiting:
@@ -181,26 +186,26 @@ def check_frozen(backbone: Backbone) -> None:
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         raise UserError(
             "data.feature_cache needs a frozen backbone, and model.init_args.backbone is trained; set its "
-            "frozen=true, or leave the cache out."
+            "frozen=true, which a plain module has as the module of mh_lightning.backbones.ModuleBackbone, or leave "
+            "the cache out."
         )
-    with _mode_of(backbone, training=True):
-        random = [type(one).__name__ for one in backbone.modules() if one.training and isinstance(one, IN_TRAINING)]
-    if random:
-        raise UserError(
-            f"data.feature_cache needs a backbone that is the same in training, and model.init_args.backbone has "
-            f"{random[0]}; let its train() keep it in evaluation mode, as TimmBackbone's does, or leave the cache out."
-        )
+    for mode in (True, False):
+        with mode_of(backbone, mode):
+            other = [type(one).__name__ for one in backbone.modules() if one.training and _minds_its_mode(type(one))]
+        if other:
+            raise UserError(
+                f"data.feature_cache needs a backbone that is the same in training, and model.init_args.backbone has "
+                f"{other[0]}; let its train() keep it in evaluation mode, as TimmBackbone's does, or leave the cache "
+                "out."
+            )
 
 
-@contextmanager
-def _mode_of(backbone: Backbone, training: bool) -> Iterator[None]:
-    before = {module: module.training for module in backbone.modules()}
-    backbone.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
+@cache
+def _minds_its_mode(kind: type[nn.Module]) -> bool:
+    """Whether a module's code asks if it is in training, as that of dropout and batch norm does."""
+    own_classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    functions = [one for base in own_classes for one in vars(base).values() if isinstance(one, FunctionType)]
+    return any("training" in names_in(inspect.unwrap(one).__code__) for one in functions)
 
 
 def _extract_blocks(blocks: Blocks, loader: DataLoader[Tensor], forward: "Forward", dtype: torch.dtype) -> None:
@@ -255,5 +260,5 @@ class Forward:
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
-            features: Tensor = self.backbone(images)
+            features = check_features(self.backbone(images), len(images), self.backbone.num_features)
         return features.float()

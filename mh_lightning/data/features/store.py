@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mh_lightning.data.features.fingerprint import DIGEST_BYTES
+from mh_lightning.data.features.digest import DIGEST_BYTES
 from mh_lightning.errors import UserError
 
 DESCRIPTION = "entry.json"

@@ -1,10 +1,8 @@
-"""Backbones: modules that turn inputs into feature vectors, with the transforms that their inputs need."""
+"""Models of timm as backbones."""
 
 import difflib
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import timm.data
@@ -12,125 +10,15 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from mh_lightning.backbones.base import ImageFormat, ParameterGroup
+from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.weight_files import load_model
 
 
-class ImageFormat(NamedTuple):
-    """What images a backbone takes: squares of `size` pixels, minus `mean` and over `std`, each a number a channel."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-class ParameterGroup(NamedTuple):
-    """Parameters that the optimizer treats alike.
-
-    Attributes:
-        parameters: that are trained.
-        learning_rate_factor: what the optimizer's learning rate is multiplied by for them.
-        weight_decay: theirs, by default the optimizer's.
-    """
-
-    parameters: list[nn.Parameter]
-    learning_rate_factor: float = 1.0
-    weight_decay: float | None = None
-
-
-class Backbone(nn.Module):
-    """Maps a batch of inputs to features (b, num_features). Subclasses set `num_features` and define `forward`."""
-
-    num_features: int
-
-    def transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
-        """What a data set applies to one PIL image, or None if inputs need nothing.
-
-        Args:
-            augment: the random transform of training instead of the fixed one of evaluation.
-        """
-        return None
-
-    def image_format(self) -> ImageFormat | None:
-        """The images that it takes, or None if it takes something else."""
-        return None
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values that its features depend on besides its modules and weights."""
-        return {}
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """All its trainable parameters, each once, by how the optimizer treats them."""
-        return [ParameterGroup([parameter for parameter in self.parameters() if parameter.requires_grad])]
-
-    def optimizer_settings(self) -> dict[str, Any]:
-        """Options, other than their defaults, that `parameter_groups` follows from; a run is resumed with the same."""
-        return {}
-
-
-class Identity(Backbone):
-    """Features that are already there: passes (b, num_features) on.
-
-    Args:
-        num_features: length of the feature vectors.
-
-    Example:
-        >>> Identity(3)(torch.ones(2, 3)).shape
-        torch.Size([2, 3])
-    """
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass the features (b, num_features) on, flattened."""
-        x = x.flatten(1)
-        if x.shape[1] != self.num_features:
-            raise UserError(
-                f"backbone.num_features is {self.num_features}, but the data has {x.shape[1]} features a "
-                f"sample; set it to {x.shape[1]}."
-            )
-        return x
-
-
-@dataclass(frozen=True)
-class _TrainingOptions:
-    """Options of `TimmBackbone` on how it is trained and run, which its features do not depend on."""
-
-    learning_rate_factor: float
-    weight_decay: float | None
-    layer_decay: float | None
-    frozen_batch_norm: bool
-    compile: bool
-
-    def optimizer_settings(self) -> dict[str, Any]:
-        options = {
-            "learning_rate_factor": None if self.learning_rate_factor == 1 else self.learning_rate_factor,
-            "weight_decay": self.weight_decay,
-            "layer_decay": self.layer_decay,
-        }
-        return {name: value for name, value in options.items() if value is not None}
-
-    def check(self, frozen: bool) -> None:
-        given = self.optimizer_settings()
-        for name in ("learning_rate_factor", "weight_decay"):
-            if name in given and not 0 <= given[name] < math.inf:
-                raise UserError(f"backbone.{name} must be a number of at least 0, got {given[name]}.")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise UserError(f"backbone.layer_decay must lie in (0, 1], got {self.layer_decay}.")
-        if frozen and given:
-            name, value = next(iter(given.items()))
-            raise UserError(
-                f"backbone.{name}={value} is for a backbone that is trained, and backbone.frozen=true; set "
-                f"frozen=false, or leave {name} out."
-            )
-
-
-class TimmBackbone(Backbone):
-    """A timm model without its classifier.
+class TimmBackbone(TrainedBackbone):
+    """A timm model without its classifier; where it gives a map or tokens, their average over all places.
 
     Args:
         name: any model name that timm knows; `timm.list_models()` lists them.
@@ -177,24 +65,24 @@ class TimmBackbone(Backbone):
         frozen_batch_norm: bool = False,
         compile: bool = False,
     ) -> None:
-        super().__init__()
         _check_name(name)
-        self._training_options = _TrainingOptions(
-            learning_rate_factor, weight_decay, layer_decay, frozen_batch_norm, compile
+        super().__init__(
+            TrainingOptions(learning_rate_factor, weight_decay, layer_decay, frozen_batch_norm, compile), frozen
         )
-        self._training_options.check(frozen)
         if pretrained and checkpoint_path is not None:
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
         if image_size is not None and image_size < 1:
             raise UserError(f"backbone.image_size must be positive, got {image_size}.")
-        self.name, self.frozen, self.normalize_features = name, frozen, normalize_features
+        self.name, self.normalize_features = name, normalize_features
         model = _create_model(name, pretrained, checkpoint_path, map_by_order, image_size)
         self.model: nn.Module = model
         self.num_features = int(getattr(model, "head_hidden_size", model.num_features))
         self._data_config = timm.data.resolve_model_data_config(self.model)
         if image_size is not None:
             self._data_config["input_size"] = (self._data_config["input_size"][0], image_size, image_size)
-        self.model.to(memory_format=torch.channels_last)  # convolutions are faster so, forward and backward
+        for parameter in self.model.parameters():
+            if parameter.dim() == 4:  # convolutions of images are faster so, forward and backward
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if frozen:
             self.requires_grad_(False)
         self.train()
@@ -212,20 +100,12 @@ class TimmBackbone(Backbone):
             ) from error
         self.train(training)
 
-    def train(self, mode: bool = True) -> "TimmBackbone":
-        """Set the training mode; a frozen backbone, or its frozen batch-norm layers, stay in evaluation mode."""
-        super().train(mode and not self.frozen)
-        if self._training_options.frozen_batch_norm:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
     def forward(self, x: Tensor) -> Tensor:
         """Map images (b, channels, height, width) to features (b, num_features)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             x = x.contiguous(memory_format=torch.channels_last)  # as the weights are
             features = self._run_compiled(x) if self._training_options.compile else self.model(x)
+            features = _average_over_places(features, self.num_features)
             return F.normalize(features, dim=1) if self.normalize_features else features
 
     def _run_compiled(self, x: Tensor) -> Tensor:
@@ -249,20 +129,16 @@ class TimmBackbone(Backbone):
             >>> [group.learning_rate_factor for group in backbone.parameter_groups()][:4]
             [0.01, 0.005, 0.0025, 0.00125]
         """
-        factor, weight_decay = self._training_options.learning_rate_factor, self._training_options.weight_decay
-        if self._training_options.layer_decay is None:
-            (group,) = super().parameter_groups()
-            return [ParameterGroup(group.parameters, factor, weight_decay)]
+        options = self._training_options
+        if options.layer_decay is None:
+            return super().parameter_groups()
         by_scale: dict[float, list[nn.Parameter]] = {}  # timm splits blocks further, for a weight decay of its own
-        for part in timm.optim.param_groups_layer_decay(self.model, layer_decay=self._training_options.layer_decay):
+        for part in timm.optim.param_groups_layer_decay(self.model, layer_decay=options.layer_decay):
             by_scale.setdefault(part["lr_scale"], []).extend(part["params"])
         return [
-            ParameterGroup(by_scale[scale], factor * scale, weight_decay) for scale in sorted(by_scale, reverse=True)
+            ParameterGroup(by_scale[scale], options.learning_rate_factor * scale, options.weight_decay)
+            for scale in sorted(by_scale, reverse=True)
         ]
-
-    def optimizer_settings(self) -> dict[str, Any]:
-        """The learning rate's factor, weight decay and layer decay, where they are given."""
-        return self._training_options.optimizer_settings()
 
     def settings(self) -> dict[str, Any]:
         """The model's name, its image size and whether features are normalised."""
@@ -278,6 +154,19 @@ class TimmBackbone(Backbone):
         """The model's own transform of a PIL image, from timm's data configuration."""
         transform: Callable[[Any], Tensor] = timm.data.create_transform(**self._data_config, is_training=augment)
         return transform
+
+
+def _average_over_places(features: Tensor, num_features: int) -> Tensor:
+    """Features (b, d) of a map (b, d, height, width), or of tokens (b, ..., d); such features stay as they are.
+
+    Example:
+        >>> _average_over_places(torch.ones(2, 5, 3, 3), 5).shape, _average_over_places(torch.ones(2, 9, 5), 5).shape
+        (torch.Size([2, 5]), torch.Size([2, 5]))
+    """
+    if features.dim() == 2:
+        return features
+    tokens = features if features.shape[-1] == num_features else features.movedim(1, -1)
+    return tokens.flatten(1, -2).mean(dim=1)
 
 
 def _check_name(name: str) -> None:

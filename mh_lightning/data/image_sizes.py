@@ -1,0 +1,46 @@
+"""Sizes of image files, looked at before training where no transform makes them equal."""
+
+from collections.abc import Iterable
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from mh_lightning.data.labelled import Labelled, Rows, read_image
+from mh_lightning.data.stored_features import StoredFeatures
+from mh_lightning.errors import UserError
+
+TURNED = 5  # from this orientation on, width and height change places
+
+
+def check_image_sizes(parts: Iterable[Labelled]) -> None:
+    """Compare the sizes of all image files of some splits, by their headers.
+
+    Raises:
+        UserError: names the first one whose size is another, or that cannot be read.
+    """
+    first: tuple[str, tuple[int, int]] | None = None
+    for samples in parts:
+        source = samples.inputs.source if isinstance(samples.inputs, Rows) else samples.inputs
+        if isinstance(source, Tensor | StoredFeatures):
+            continue
+        for path in samples.inputs:
+            size = size_of_image(path)
+            first = first or (path, size)
+            if size != first[1]:
+                sizes = [f"{width} x {height} pixels ({name})" for name, (width, height) in (first, (path, size))]
+                raise UserError(
+                    f"data: images are of different sizes, {sizes[0]} and {sizes[1]}, and model.init_args.backbone has "
+                    "no transform that makes them equal; give mh_lightning.backbones.ModuleBackbone with an "
+                    "image_size, or resize the images."
+                )
+
+
+def size_of_image(path: str) -> tuple[int, int]:
+    """Width and height of an image file as `read_image` gives it, without reading its pixels if that can be told."""
+    try:
+        with Image.open(path) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) < TURNED:
+                return image.size
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        pass  # reading it says what is wrong
+    return read_image(path).size
