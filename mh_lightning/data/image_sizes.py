@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from mh_lightning.data.labelled import Labelled, Rows, read_image
+from mh_lightning.data.images import ImageReading, read_image
+from mh_lightning.data.labelled import Labelled, Rows
 from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.errors import UserError
 
@@ -23,8 +24,8 @@ def check_image_sizes(parts: Iterable[Labelled]) -> None:
         source = samples.inputs.source if isinstance(samples.inputs, Rows) else samples.inputs
         if isinstance(source, Tensor | StoredFeatures):
             continue
-        for path in samples.inputs:
-            size = size_of_image(path)
+        for path in map(str, samples.inputs):
+            size = size_of_image(path, samples.reading)
             first = first or (path, size)
             if size != first[1]:
                 sizes = [f"{width} x {height} pixels ({name})" for name, (width, height) in (first, (path, size))]
@@ -35,12 +36,13 @@ def check_image_sizes(parts: Iterable[Labelled]) -> None:
                 )
 
 
-def size_of_image(path: str) -> tuple[int, int]:
+def size_of_image(path: str, reading: ImageReading) -> tuple[int, int]:
     """Width and height of an image file as `read_image` gives it, without reading its pixels if that can be told."""
     try:
         with Image.open(path) as image:
-            if image.getexif().get(ExifTags.Base.Orientation, 1) < TURNED:
+            turned = reading.upright and image.getexif().get(ExifTags.Base.Orientation, 1) >= TURNED
+            if not turned:
                 return image.size
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         pass  # reading it says what is wrong
-    return read_image(path).size
+    return read_image(path, reading).size

@@ -212,7 +212,7 @@ class _Describer:
                 used.append([name, told])
         enclosed = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
         defaults = [self.refer(value.__defaults__), self.refer(value.__kwdefaults__)]
-        return ["function", version, self.refer(value.__code__), defaults, self._named(enclosed), used,
+        return ["function", version, self.refer(value.__code__), defaults, self._named(dict(enclosed)), used,
                 self._named(vars(value))]  # fmt: skip
 
     def _routine(self, value: Any) -> list[Any]:
@@ -256,7 +256,7 @@ class _Describer:
 
     def _attributes(self, value: Any, left_out: set[str] | frozenset[str] = frozenset()) -> list[Any]:
         """Of an object's dictionary and slots."""
-        state: Any = object.__getstate__(value)  # type: ignore[attr-defined]
+        state: Any = object.__getstate__(value)
         return [self._named(part or {}, left_out) for part in (state if isinstance(state, tuple) else (state,))]
 
     def _own_word(self, value: Any) -> list[Any]:
@@ -265,7 +265,7 @@ class _Describer:
 
     def _instance(self, value: Any) -> list[Any]:
         """What makes an object again, as `copy` and `pickle` ask for it, and its attributes."""
-        kind = type(value)
+        kind: Any = type(value)
         if OWN_WORD in vars(kind):
             return self._own_word(value)
         plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
@@ -274,7 +274,7 @@ class _Describer:
         if isinstance(reduction, str):  # a name
             return ["named", self.refer(kind), reduction, self._named(getattr(value, "__dict__", {}))]
         made_by, arguments, *rest = [list(part) if isinstance(part, Iterator) else part for part in reduction]
-        if plain and kind.__getstate__ is object.__getstate__:  # type: ignore[attr-defined]
+        if plain and kind.__getstate__ is object.__getstate__:
             rest[:1] = [None]  # these are the attributes
         own = plain or installed_version(kind.__module__) is None
         attributes = self._attributes(value) if own else None
