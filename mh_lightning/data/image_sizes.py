@@ -1,6 +1,7 @@
 """Sizes of image files, looked at before training where no transform makes them equal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
@@ -14,26 +15,32 @@ TURNED = 5  # from this orientation on, width and height change places
 
 
 def check_image_sizes(parts: Iterable[Labelled]) -> None:
-    """Compare the sizes of all image files of some splits, by their headers.
+    """Compare the sizes of all images of some splits, those of files by their headers.
 
     Raises:
         UserError: names the first one whose size is another, or that cannot be read.
     """
-    first: tuple[str, tuple[int, int]] | None = None
-    for samples in parts:
-        source = samples.inputs.source if isinstance(samples.inputs, Rows) else samples.inputs
-        if isinstance(source, Tensor | StoredFeatures):
-            continue
-        for path in map(str, samples.inputs):
-            size = size_of_image(path, samples.reading)
-            first = first or (path, size)
-            if size != first[1]:
-                sizes = [f"{width} x {height} pixels ({name})" for name, (width, height) in (first, (path, size))]
-                raise UserError(
-                    f"data: images are of different sizes, {sizes[0]} and {sizes[1]}, and model.init_args.backbone has "
-                    "no transform that makes them equal; give mh_lightning.backbones.ModuleBackbone with an "
-                    "image_size, or resize the images."
-                )
+    sizes = chain.from_iterable(map(_sizes, parts))
+    first = next(sizes, None)
+    other = next((size for size in sizes if first is not None and size[1:] != first[1:]), None)
+    if first is not None and other is not None:
+        one, two = (f"{width} x {height} pixels ({name})" for name, width, height in (first, other))
+        raise UserError(
+            f"data: images are of different sizes, {one} and {two}, and model.init_args.backbone has no transform that "
+            "makes them equal; give mh_lightning.backbones.ModuleBackbone with an image_size, or resize the images."
+        )
+
+
+def _sizes(samples: Labelled) -> Iterator[tuple[str, int, int]]:
+    """Name, width and height of each image; only once for those of one tensor, and none for what is no image."""
+    source = samples.inputs.source if isinstance(samples.inputs, Rows) else samples.inputs
+    if samples.features is not None or isinstance(source, StoredFeatures):
+        return
+    if isinstance(source, Tensor):
+        yield "a tensor", source.shape[2], source.shape[1]
+        return
+    for path in map(str, samples.inputs):
+        yield path, *size_of_image(path, samples.reading)
 
 
 def size_of_image(path: str, reading: ImageReading) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 from torchvision.transforms import v2
@@ -265,9 +266,29 @@ def test_digests_of_perturbed_images() -> None:
     assert image_digests(part, kinds, (0, 1)) == [digests[4], digests[1]]
 
 
-def test_a_transform_must_tell_its_settings() -> None:
-    for transform in (lambda image: image, v2.Lambda(lambda image: image), SimpleNamespace(keeps=object())):
-        refused(lambda transform=transform: description_of(Watched(), transform), "feature_cache", "transform", "apart")
+def test_what_cannot_be_told_apart_is_refused_and_not_cached(tmp_path: Path) -> None:
+    class Logging(Watched):
+        def __init__(self, file: Any) -> None:
+            super().__init__()
+            self.file = file
+
+    with open(tmp_path / "log", "w") as file:
+        refused(lambda: cached(tmp_path / "kept", Logging(file)), "feature_cache", "backbone[0].file", "TextIOWrapper")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_features_of_another_activation_are_its_own(tmp_path: Path) -> None:
+    class Activated(Watched):
+        def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.activation = activation
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.activation(super().forward(x))
+
+    for activation in (torch.relu, torch.sin, lambda x: 2 * x):
+        wanted = activation(expected(Watched()))
+        torch.testing.assert_close(all_of(cached(tmp_path, Activated(activation))), wanted, rtol=1e-5, atol=1e-6)
 
 
 class Scaled(nn.Module):
@@ -511,6 +532,28 @@ def test_another_function_in_training(tmp_path: Path) -> None:
     quiet = Stays()
     quiet.norm = nn.BatchNorm1d(3).requires_grad_(False)
     assert len(cached(tmp_path, quiet.train())) == IMAGES and not quiet.training
+
+
+def test_every_module_that_asks_for_its_mode(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(1) if self.training else x
+
+    class Decorated(Noisy):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand(1) if self.training else x
+
+    for part in (Noisy(), Decorated(), nn.RReLU(), DropPath(0.5), nn.Dropout(), nn.InstanceNorm1d(2)):
+        backbone = Watched()
+        backbone.part = part
+        refused(lambda backbone=backbone: cached(tmp_path, backbone), type(part).__name__, "same in training")
+        part.train = lambda mode, part=part: part  # it stays in training mode even where all others do not
+        refused(lambda backbone=backbone: cached(tmp_path, backbone), type(part).__name__)
+    for part in (nn.ReLU(), nn.GroupNorm(1, 2), nn.Linear(2, 2).requires_grad_(False)):
+        backbone = Watched()
+        backbone.part = part
+        assert len(cached(tmp_path, backbone)) == IMAGES
 
 
 def test_out_of_memory_halves_the_batch() -> None:
