@@ -6,7 +6,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -191,7 +190,8 @@ def check_frozen(backbone: Backbone) -> None:
         )
     for mode in (True, False):
         with mode_of(backbone, mode):
-            other = [type(one).__name__ for one in backbone.modules() if one.training and _minds_its_mode(type(one))]
+            in_training = {type(one): None for one in backbone.modules() if one.training}
+        other = [kind.__name__ for kind in in_training if _minds_its_mode(kind)]
         if other:
             raise UserError(
                 f"data.feature_cache needs a backbone that is the same in training, and model.init_args.backbone has "
@@ -200,7 +200,6 @@ def check_frozen(backbone: Backbone) -> None:
             )
 
 
-@cache
 def _minds_its_mode(kind: type[nn.Module]) -> bool:
     """Whether a module's code asks if it is in training, as that of dropout and batch norm does."""
     own_classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
