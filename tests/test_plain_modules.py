@@ -311,14 +311,6 @@ def test_images_of_one_size_need_no_transform(tmp_path: Path) -> None:
     assert fit(FineTuning(nn.Flatten(), nn.Linear), folder(turned), tmp_path).backbone.num_features == 3 * 8 * 5
 
 
-def test_tensors_of_images_of_different_sizes(tmp_path: Path) -> None:
-    small, large = (torch.zeros(4, side, side, dtype=torch.uint8) for side in (4, 5))
-    labels = torch.tensor([0, 0, 1, 1])
-    data = Tensors(small, labels, large, labels)
-    module = nn.AdaptiveAvgPool2d(1)  # takes any
-    refused(lambda: fit(FineTuning(module, nn.Linear), data, tmp_path), "4 x 4 pixels (a tensor)", "5 x 5 pixels")
-
-
 def test_a_transform_that_leaves_sizes_different(tmp_path: Path) -> None:
     class Half(ModuleBackbone):
         def transform(self, augment: bool) -> Callable[[Any], Tensor]:

@@ -15,7 +15,7 @@ TURNED = 5  # from this orientation on, width and height change places
 
 
 def check_image_sizes(parts: Iterable[Labelled]) -> None:
-    """Compare the sizes of all images of some splits, those of files by their headers.
+    """Compare the sizes of all image files of some splits, by their headers.
 
     Raises:
         UserError: names the first one whose size is another, or that cannot be read.
@@ -32,15 +32,11 @@ def check_image_sizes(parts: Iterable[Labelled]) -> None:
 
 
 def _sizes(samples: Labelled) -> Iterator[tuple[str, int, int]]:
-    """Name, width and height of each image; only once for those of one tensor, and none for what is no image."""
+    """Path, width and height of each image file; the images of a tensor are of one size."""
     source = samples.inputs.source if isinstance(samples.inputs, Rows) else samples.inputs
-    if samples.features is not None or isinstance(source, StoredFeatures):
-        return
-    if isinstance(source, Tensor):
-        yield "a tensor", source.shape[2], source.shape[1]
-        return
-    for path in map(str, samples.inputs):
-        yield path, *size_of_image(path, samples.reading)
+    if not isinstance(source, Tensor | StoredFeatures):
+        for path in map(str, samples.inputs):
+            yield path, *size_of_image(path, samples.reading)
 
 
 def size_of_image(path: str, reading: ImageReading) -> tuple[int, int]:

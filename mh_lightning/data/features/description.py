@@ -5,7 +5,7 @@ import inspect
 import json
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from types import (
     BuiltinFunctionType,
@@ -179,7 +179,7 @@ class _Describer:
             return self._network(value)
         return self._instance(value)
 
-    def _named(self, values: dict[str, Any], left_out: set[str] | frozenset[str] = frozenset()) -> list[Any]:
+    def _named(self, values: Mapping[str, Any], left_out: set[str] | frozenset[str] = frozenset()) -> list[Any]:
         return [[name, self.refer(one, f".{name}")] for name, one in values.items() if name not in left_out]
 
     def _class(self, value: type) -> list[Any]:
@@ -265,21 +265,26 @@ class _Describer:
 
     def _instance(self, value: Any) -> list[Any]:
         """What makes an object again, as `copy` and `pickle` ask for it, and its attributes."""
-        kind: Any = type(value)
+        kind = type(value)
         if OWN_WORD in vars(kind):
             return self._own_word(value)
-        plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+        plain = not _defines(kind, "__reduce__", "__reduce_ex__")
         reduce = copyreg.dispatch_table.get(kind)
         reduction = reduce(value) if reduce is not None else value.__reduce_ex__(4)
         if isinstance(reduction, str):  # a name
             return ["named", self.refer(kind), reduction, self._named(getattr(value, "__dict__", {}))]
         made_by, arguments, *rest = [list(part) if isinstance(part, Iterator) else part for part in reduction]
-        if plain and kind.__getstate__ is object.__getstate__:
+        if plain and not _defines(kind, "__getstate__"):
             rest[:1] = [None]  # these are the attributes
         own = plain or installed_version(kind.__module__) is None
         attributes = self._attributes(value) if own else None
         return ["instance", self.refer(kind), self.refer(made_by), self.refer(arguments), list(map(self.refer, rest)),
                 attributes]  # fmt: skip
+
+
+def _defines(kind: type, *names: str) -> bool:
+    """Whether a class or one of its bases has methods of these names of its own."""
+    return any(name in vars(base) for base in kind.__mro__ if base is not object for name in names)
 
 
 def _is_own_function(value: Any) -> bool:

@@ -190,8 +190,8 @@ def check_frozen(backbone: Backbone) -> None:
         )
     for mode in (True, False):
         with mode_of(backbone, mode):
-            kinds = dict.fromkeys(type(one) for one in backbone.modules() if one.training)
-            other = [kind.__name__ for kind in kinds if _minds_its_mode(kind)]
+            in_training = {type(one): None for one in backbone.modules() if one.training}
+        other = [kind.__name__ for kind in in_training if _minds_its_mode(kind)]
         if other:
             raise UserError(
                 f"data.feature_cache needs a backbone that is the same in training, and model.init_args.backbone has "
