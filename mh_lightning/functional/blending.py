@@ -67,7 +67,10 @@ class _Blend(torch.autograd.Function):
         sparse: bool,
     ) -> Tensor:
         outputs = _selected_outputs(inputs, _matrices(memories, inputs, bias), bias, units)
-        ctx.save_for_backward(inputs, memories, alphas, units, outputs if ctx.needs_input_grad[2] else None)
+        of_inputs, _, of_alphas, *_ = ctx.needs_input_grad
+        # where only the shape of the memories is needed, they may change before the backward pass
+        kept = memories if of_inputs else memories.new_empty(1).expand_as(memories)
+        ctx.save_for_backward(inputs, kept, alphas, units, outputs if of_alphas else None)
         ctx.bias, ctx.winner_only, ctx.sparse = bias, winner_only, sparse
         weighted = alphas.to(outputs.dtype).unsqueeze(3) * outputs
         # no view is returned, so that it can be changed in place, like any layer's output

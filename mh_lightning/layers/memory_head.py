@@ -204,6 +204,11 @@ class MHLinear(KeyMemory):
 
     def forward_with_attention(self, x: Tensor, key_input: Tensor | None = None) -> tuple[Tensor, MF.Attention]:
         """As `forward`, with what each sample attends to."""
+        if MF.in_function_transform():
+            raise UserError(
+                "MHLinear: transforms of torch.func (vmap, grad, jvp, ...) cannot pass through it; loop over the "
+                "samples with torch.autograd.grad instead."
+            )
         images, rows, batch_shape = self._arrange(x)
         if self.key_features is not None or key_input is not None:
             images = self._arrange_key_input(key_input, batch_shape)
@@ -221,7 +226,9 @@ class MHLinear(KeyMemory):
             if y.requires_grad:
                 y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
         if self.training and y.requires_grad and self.M.requires_grad:
-            self._update_after_backward(y, attention, z)
+            kept = x.requires_grad or images.requires_grad or self.layer_norm
+            matched_is_all = self.psi_fn == "identity" and self.key_features is None
+            self._update_after_backward(y, attention, z, kept=kept, matched_is_all=matched_is_all)
         return y, attention
 
     def _arrange(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
@@ -284,6 +291,8 @@ class MHLinear(KeyMemory):
 
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
         for memories in (self.M, *(layer.M for layer in self.followers)):
+            if not isinstance(memories, nn.Parameter):
+                raise UserError("MHLinear: M is parametrized, so its units cannot be recycled; set scramble=False.")
             if self.random_memories:
                 generator = torch.Generator().manual_seed(seed)
                 fresh = fill_with_random_memories(torch.empty(memories[:, 0].shape), generator).to(memories)

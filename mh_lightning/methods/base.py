@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.distributed import (
-    RowExchange,
     broadcast_from_first_rank,
+    gather_rows,
     state_kept_alike,
     sum_over_ranks,
     world_size,
@@ -110,7 +110,6 @@ class ContinualMethod(LightningModule):
         self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
-        self.exchange_rows = RowExchange()
 
     # --- the parts that methods override
 
@@ -157,7 +156,7 @@ class ContinualMethod(LightningModule):
         if self.classes_in_loss == "all":
             return logits
         if self.classes_in_loss == "batch":
-            return among_classes(logits, self.exchange_rows(targets)[0])
+            return among_classes(logits, gather_rows(targets)[0])
         task = self._stream.tasks[self._stream.task_of_epoch(self.trainer.current_epoch)]
         return among_classes(logits, torch.tensor(task.classes, device=logits.device))
 

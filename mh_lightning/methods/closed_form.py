@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.distributed import gather_in_turn
 from mh_lightning.errors import UserError
 from mh_lightning.layers import ClosedFormHead
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -58,7 +59,7 @@ class ClosedFormMethod(ContinualMethod):
 
     def learn(self, features: Tensor, targets: Tensor) -> Learnt | None:
         """Learn this rank's features (b, n) of classes (b,), and those of the other ranks."""
-        self.closed_form_head.update(*self.exchange_rows.in_turn(features, targets))
+        self.closed_form_head.update(*gather_in_turn(features, targets))
         return None
 
     def on_task_end(self, task: int) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.distributed import gather_in_turn
 from mh_lightning.layers import ClassMeans
 from mh_lightning.methods.base import Learnt
 from mh_lightning.methods.closed_form import ClosedFormMethod
@@ -28,7 +29,7 @@ class NearestClassMean(ClosedFormMethod):
         size = self._stream.batch_size
         for rows, classes in zip(*(torch.split(part, size) for part in (features, targets)), strict=True):
             correct.append(self.closed_form_head(rows).argmax(dim=1) == classes)
-            self.closed_form_head.update(*self.exchange_rows.in_turn(rows, classes))
+            self.closed_form_head.update(*gather_in_turn(rows, classes))
         logits = self.closed_form_head(features)
         self.log_training(self.mean_loss(logits, targets), logits, targets)
         return Learnt(correct=torch.cat(correct))
