@@ -272,6 +272,11 @@ class KeyMemory(WideState):
         self._check_pass(matched.forward)
         return matched if math.isfinite(float(gradient.sum())) else matched._replace(response=math.nan)
 
+    def refuse_passes_after_recycling(self, y: Tensor) -> None:
+        """For outputs of layers whose units are recycled with this one's: a graph may need them as they are."""
+        forward = self._this_forward(kept=True)
+        y.register_hook(lambda _: self._check_pass(forward))  # type: ignore[no-untyped-call]
+
     def _check_pass(self, forward: _Forward) -> None:
         name = type(self).__name__
         state = self._updated_state()

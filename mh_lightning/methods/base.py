@@ -32,7 +32,14 @@ from mh_lightning.methods.checks import (
     check_strategy,
 )
 from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
-from mh_lightning.methods.optimization import for_trainer, make_lr_scheduler, make_optimizer, settings_to_resume_with
+from mh_lightning.methods.optimization import (
+    for_trainer,
+    gradients_are_finite,
+    make_lr_scheduler,
+    make_optimizer,
+    may_skip_steps,
+    settings_to_resume_with,
+)
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 
@@ -397,9 +404,12 @@ class ContinualMethod(LightningModule):
                 module.training = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Update keys and counters from all micro-batches of this step, as if they had been one batch."""
+        """Update keys and counters from all micro-batches of this step, as if they had been one batch; unless the step
+        is going to be skipped, or refused, for a gradient that is not finite.
+        """
+        skipped = self._memory_heads and may_skip_steps(self) and not gradients_are_finite(optimizer)
         for layer in self._memory_heads:
-            layer.apply_key_updates()
+            (layer.drop_key_updates if skipped else layer.apply_key_updates)()
         self.adjust_gradients()
 
     def on_fit_end(self) -> None:
