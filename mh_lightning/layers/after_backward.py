@@ -1,7 +1,9 @@
 """Work that waits for the end of a backward pass."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,9 +14,11 @@ from mh_lightning.errors import UserError
 
 NO_PASS = -1
 
+_outputs = itertools.count()
 
-class _Collected(list[Any]):
-    """What one backward pass has collected for one owner. The engine keeps it alive until the pass has ended; if the
+
+class _Collected(list[tuple[tuple[bool, int, int], Any]]):
+    """What one backward pass has collected for one owner, each item with its place in the order. The engine keeps it alive until the pass has ended; if the
     pass fails, it is gone with it.
     """
 
@@ -28,15 +32,16 @@ def after_backward(
     """Hand what `reached` returns to `finish` at the end of the first backward pass that reaches `output`.
 
     Values that a graph has saved may be changed then, and not before. A pass that reaches several outputs of one owner
-    calls `finish` once, with all their items. An output that is made during a backward pass, as reentrant checkpointing
-    does, and passed by another one inside of it, belongs to the outer pass, which may make outputs from the same values
-    again.
+    calls `finish` once, with all their items, in the order in which the outputs were made. An output that is made
+    during a backward pass, as reentrant checkpointing does, and passed by another one inside of it, belongs to the
+    outer pass, which may make outputs from the same values again; it comes after what was made before. Checkpoints are
+    made again from the last to the first, so they are put in the opposite order, which is that of their forwards.
 
     Args:
         output: tensor in a graph, no view.
         owner: whose outputs belong together.
         reached: called with the output's gradient by every pass that reaches it; may raise.
-        finish: called with the list of items, in no particular order.
+        finish: called with the list of items.
 
     Raises:
         UserError: at the end of a pass, if outputs were made in a pass inside of another one: the outermost is not
@@ -50,7 +55,7 @@ def after_backward(
         [3.0]
     """
     seen = False  # a graph that is kept may be back-propagated again
-    made_in = torch._C._current_graph_task_id()
+    number, made_in = next(_outputs), torch._C._current_graph_task_id()
     if made_in != NO_PASS:
         _collected_by(made_in, owner, finish, made_inside=True)
 
@@ -60,9 +65,12 @@ def after_backward(
         if seen:
             return
         seen = True
+        now = torch._C._current_graph_task_id()
         outer = _collected.get((made_in, id(owner)))  # unless that pass is over
-        collected = _collected_by(torch._C._current_graph_task_id(), owner, finish) if outer is None else outer
-        collected.append(item)
+        if outer is None:
+            _collected_by(now, owner, finish).append(((False, 0, number), item))
+        else:
+            outer.append(((True, -now, number), item))
 
     output.register_hook(collect)  # type: ignore[no-untyped-call]
 
@@ -86,4 +94,4 @@ def _end(finish: Callable[[list[Any]], None], collected: _Collected, made_inside
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
         )
     if collected:
-        finish(collected)
+        finish([item for _, item in sorted(collected, key=itemgetter(0))])

@@ -1,6 +1,5 @@
 """Keys that address memory units, and the counters that keep them in order."""
 
-import itertools
 import math
 import warnings
 from abc import abstractmethod
@@ -24,13 +23,10 @@ DISTANCES = ("cosine", "dot_scaled", "euclidean")
 KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
 COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
 
-_forward_order = itertools.count()
-
 
 class _Forward(NamedTuple):
-    """When a training forward was, and on what state."""
+    """The state that a training forward was on."""
 
-    order: int
     state: list[Tensor | None]
     recycled: int
     kept: bool  # whether its graph needs the state as it was
@@ -257,7 +253,7 @@ class KeyMemory(WideState):
         after_backward(y, self, lambda gradient: self._reached_one(matched, gradient), self._end_of_backward)
 
     def _this_forward(self, kept: bool) -> _Forward:
-        return _Forward(next(_forward_order), self._updated_state(), self._recycled, kept)
+        return _Forward(self._updated_state(), self._recycled, kept)
 
     def _updated_state(self) -> list[Tensor | None]:
         """The tensors that an update changes, as far as they are this layer's own."""
@@ -302,8 +298,6 @@ class KeyMemory(WideState):
                 self.drop_key_updates()
 
     def _end_of_backward(self, collected: list[_Matched | _MatchedOne]) -> None:
-        if len(collected) > 1:
-            collected.sort(key=lambda one: one.forward.order)
         if self.defer_key_updates:
             self._pending += collected
             self._version_of_pending = self.M._version

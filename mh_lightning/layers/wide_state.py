@@ -20,8 +20,8 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 class WideState(nn.Module):
     """A module some of whose state moves by steps that half precision would round away.
 
-    ``module.half()``, ``.bfloat16()``, ``.to(dtype)`` and loading a state dict of half precision leave the parameters and
-    buffers named in `wide` in float32 (or in float64, where they are).
+    ``module.half()``, ``.bfloat16()``, ``.to(dtype)`` and loading a state dict of half precision leave the parameters
+    and buffers named in `wide` in float32 (or in float64, where they are).
 
     Example:
         >>> class Mean(WideState):

@@ -71,8 +71,8 @@ def _optimizer_of_touched_units(
 
 
 def may_skip_steps(method: "ContinualMethod") -> bool:
-    """Whether gradients that are not finite may keep the trainer from a step: a precision that scales the loss does, and
-    clipping may, in a way of the method's own or with ``error_if_nonfinite``.
+    """Whether gradients that are not finite may keep the trainer from a step: a precision that scales the loss does,
+    and clipping may, in a way of the method's own with ``error_if_nonfinite``.
     """
     trainer = method.trainer
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -83,8 +83,9 @@ def may_skip_steps(method: "ContinualMethod") -> bool:
 def gradients_are_finite(optimizer: Optimizer) -> bool:
     """Whether all gradients that an optimizer steps by are."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    gradients = (one.grad.coalesce().values() if one.grad.is_sparse else one.grad
-                 for one in parameters if one.grad is not None)
+    gradients = (
+        one.grad.coalesce().values() if one.grad.is_sparse else one.grad for one in parameters if one.grad is not None
+    )
     return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 

@@ -60,7 +60,7 @@ def test_keys_that_almost_tie() -> None:
     found, wanted = MF.match(z, keys, "euclidean", 1e-2).argmax(2), exact(z, keys)
     nearest, second = wanted.topk(2, largest=False).values.unbind(2)
     told_apart = (second - nearest) / nearest > 1e-6  # the digits of one number
-    assert 50 < told_apart.sum() and torch.equal(found[told_apart], wanted.argmin(2)[told_apart])
+    assert told_apart.sum() > 50 and torch.equal(found[told_apart], wanted.argmin(2)[told_apart])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
