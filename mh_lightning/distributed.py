@@ -72,8 +72,8 @@ def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
     any had before; ranks with fewer rows, or with none, send the same number of bytes. A call and rank sends 8 + room ·
     `bytes_of_row` bytes.
 
-    Room is shared by all that send rows of as many bytes, and belongs to the process group, not to what calls: all ranks
-    take part in the same collectives, so they agree on it, whatever objects they have copied, unpickled or made anew.
+    Room is shared by all that send rows of as many bytes, and belongs to the process group, not to what calls: all
+    ranks take part in the same collectives, so they agree on it, whatever they have copied, unpickled or made anew.
 
     Args:
         tensors: each (rows, ...), with the same number of rows on this rank, and equal types and trailing shapes on all
@@ -160,13 +160,12 @@ def refuse_joining(name: str) -> None:
         UserError: on all ranks, inside of ``torch.distributed.algorithms.join.Join``: ranks that have joined answer
             DistributedDataParallel's collectives only, and the others would wait for them.
     """
-    if world_size() > 1:
-        wrapper = DistributedDataParallel._active_ddp_module
-        if wrapper is not None and wrapper._join_config.enable:
-            raise UserError(
-                f"{name}: keys learn from all ranks in each step, so Join cannot stand in for ranks that have no batch "
-                "left; give these empty batches (of 0 rows) instead."
-            )
+    wrapper = DistributedDataParallel._active_ddp_module
+    if wrapper is not None and wrapper._join_config.enable and world_size() > 1:
+        raise UserError(
+            f"{name}: keys learn from all ranks in each step, so Join cannot stand in for ranks that have no batch "
+            "left; give these empty batches (of 0 rows) instead."
+        )
 
 
 # --- state that is the same on all ranks

@@ -192,9 +192,14 @@ def joining_is_refused(rank: int) -> list[str]:
     """With more batches on one rank than on the others."""
     layer = MHLinear(INPUTS, OUTPUTS, key_mem_units=6, **AD_HOC)
     model = DistributedDataParallel(layer)
-    with pytest.raises(UserError) as refused, Join([model]):
-        for _ in range(1 + 2 * (rank == 0)):
-            model(torch.randn(2, INPUTS)).sum().backward()
+
+    def uneven() -> None:
+        with Join([model]):
+            for _ in range(1 + 2 * (rank == 0)):
+                model(torch.randn(2, INPUTS)).sum().backward()
+
+    with pytest.raises(UserError) as refused:
+        uneven()
     return [str(refused.value)]
 
 

@@ -9,12 +9,13 @@ CoLLAs 2024, section 3.
 
 from mh_lightning.functional.attention import EPSILON, Attention, attend, match, spread, unit_length
 from mh_lightning.functional.blending import blend, blend_vectors
-from mh_lightning.functional.key_updates import ScramblePlan, move_keys_, plan_scramble, usable_rows
+from mh_lightning.functional.key_updates import ScramblePlan, are_usable, move_keys_, plan_scramble, usable_rows
 from mh_lightning.functional.one_sample import (
     Floats,
     OneAttention,
     attend_one,
     blend_one,
+    is_finite,
     is_one_sample,
     is_usable,
     move_key_,
@@ -28,12 +29,14 @@ __all__ = [
     "Floats",
     "OneAttention",
     "ScramblePlan",
+    "are_usable",
     "attend",
     "attend_one",
     "blend",
     "blend_one",
     "blend_vectors",
     "in_function_transform",
+    "is_finite",
     "is_one_sample",
     "is_usable",
     "match",

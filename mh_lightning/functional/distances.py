@@ -6,9 +6,10 @@ from torch import Tensor
 from mh_lightning.functional.recorded import recorded
 
 # numbers in all differences up to which forming them is faster than a product with its check (measured)
-DIRECT = {"cpu": 2**16, "cuda": 2**22}
+DIRECT = {"cpu": 2**15, "cuda": 2**22}
 ROUNDING = 8.0  # units in the last place by which a product may be off
 LOST = 256.0  # a distance of fewer such errors has lost its digits
+AS_FAR = 4.0  # a distance that is a larger part of that to the mean key has lost none
 
 
 def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool]:
@@ -39,10 +40,9 @@ def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool
     if len(z) * keys.numel() <= DIRECT.get(z.device.type, DIRECT["cuda"]):
         return _from_differences(z, keys), True
     squared, norms = _expanded(z, keys)
-    certain = _certain(squared.view(len(z), -1, units), norms)
-    if bool(certain.all()):
+    lost = _lost_digits(squared.view(len(z), -1, units), norms)
+    if lost is None:
         return squared, True
-    lost = ~certain.all(dim=1)
     if z.dtype == torch.float64:
         again = _from_differences(z[lost], keys)
     else:
@@ -59,14 +59,18 @@ def _expanded(z: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addmm(keys.square().sum(1), z, keys.t(), alpha=-2) + norms, norms
 
 
-def _certain(squared: Tensor, norms: Tensor) -> Tensor:
-    """Whether squared distances (b, q, m) tell which key of a set is nearest to a sample, and how near, (b, q)."""
+def _lost_digits(squared: Tensor, norms: Tensor) -> Tensor | None:
+    """The samples (b,) whose squared distances (b, q, m) do not tell which key of a set is nearest, or how near."""
+    if bool((squared.amin(dim=2) * AS_FAR > norms).all()):
+        return None
     nearest, *second = squared.topk(min(2, squared.shape[2]), dim=2, largest=False).values.unbind(2)
     digits = nearest / LOST
     if second:
         digits = torch.minimum(second[0] - nearest, digits)
+    error = (nearest + norms) * (ROUNDING * torch.finfo(squared.dtype).eps)
     # NaN, as from squares that overflow, is not certain
-    return digits > (nearest + norms) * (ROUNDING * torch.finfo(squared.dtype).eps)
+    certain = ((digits > error) | (nearest * AS_FAR > norms)).all(dim=1)
+    return None if bool(certain.all()) else ~certain
 
 
 def _from_differences(z: Tensor, keys: Tensor) -> Tensor:

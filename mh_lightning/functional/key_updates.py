@@ -23,6 +23,11 @@ def usable_rows(z: Tensor, winner_responses: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(z, dim=1) < longest(z.dtype)) & winner_responses.isfinite().all(dim=1)
 
 
+def are_usable(z: Tensor, winner_responses: Tensor) -> bool:
+    """Whether all rows are usable, as far as two numbers tell: no for some batches of which they are."""
+    return float(torch.linalg.vector_norm(z)) < longest(z.dtype) and math.isfinite(float(winner_responses.sum()))
+
+
 def longest(dtype: torch.dtype) -> float:
     """The length of z from which on squared distances overflow."""
     return math.sqrt(torch.finfo(dtype).max) / 8

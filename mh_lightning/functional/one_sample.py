@@ -126,6 +126,16 @@ class _BlendOne(torch.autograd.Function):
         return grad_inputs, grad_memories, None, None, None
 
 
+def is_finite(numbers: Floats) -> bool:
+    """Whether all of some numbers (1, o) are finite.
+
+    Example:
+        >>> is_finite(np.array([[0.0, np.nan]])), is_finite(np.array([[1e9, -1e9]]))
+        (False, True)
+    """
+    return math.isfinite(numbers[0] @ numbers[0]) or bool(np.isfinite(numbers).all())
+
+
 def is_usable(z: Floats, response: float) -> bool:
     """`usable_rows` for one sample (d,).
 

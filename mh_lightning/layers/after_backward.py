@@ -18,8 +18,8 @@ _outputs = itertools.count()
 
 
 class _Collected(list[tuple[tuple[bool, int, int], Any]]):
-    """What one backward pass has collected for one owner, each item with its place in the order. The engine keeps it alive until the pass has ended; if the
-    pass fails, it is gone with it.
+    """What one backward pass has collected for one owner, each item with its place in the order. The engine keeps it
+    alive until the pass has ended; if the pass fails, it is gone with it.
     """
 
 
@@ -66,7 +66,7 @@ def after_backward(
             return
         seen = True
         now = torch._C._current_graph_task_id()
-        outer = _collected.get((made_in, id(owner)))  # unless that pass is over
+        outer = None if made_in == NO_PASS else _collected.get((made_in, id(owner)))  # unless that pass is over
         if outer is None:
             _collected_by(now, owner, finish).append(((False, 0, number), item))
         else:
@@ -94,4 +94,5 @@ def _end(finish: Callable[[list[Any]], None], collected: _Collected, made_inside
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
         )
     if collected:
-        finish([item for _, item in sorted(collected, key=itemgetter(0))])
+        collected.sort(key=itemgetter(0))
+        finish([item for _, item in collected])

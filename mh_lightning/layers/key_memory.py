@@ -229,8 +229,9 @@ class KeyMemory(WideState):
             matched_is_all: whether z is not finite where a sample is not.
         """
         refuse_joining(type(self).__name__)
-        # what waits for an optimizer step must not change with a buffer that the caller fills again
-        z = z.detach().clone() if self.defer_key_updates else z.detach()
+        z = z.detach()
+        if self._updates_at != "backward" and self.distance != "cosine":
+            z = z.clone()  # what waits must not change with an input that the caller fills again
         responses = attention.responses[..., 0].detach()
         if not matched_is_all:
             responses = responses + _nan_if_not_finite(y.detach(), responses)
@@ -247,7 +248,7 @@ class KeyMemory(WideState):
 
     def _update_one_after_backward(self, y: Tensor, attention: MF.OneAttention, z: MF.Floats) -> None:
         refuse_joining(type(self).__name__)
-        z = z.copy() if self.defer_key_updates else z
+        z = z.copy() if self._updates_at != "backward" else z
         winner, response = int(attention.units[0]), float(attention.responses[0])
         matched = _MatchedOne(self._this_forward(kept=False), z, winner, response)
         after_backward(y, self, lambda gradient: self._reached_one(matched, gradient), self._end_of_backward)
@@ -262,11 +263,14 @@ class KeyMemory(WideState):
     def _reached(self, matched: _Matched, gradient: Tensor) -> _Matched:
         """What a backward pass that reaches the output leaves to the update: no sample whose gradient is not finite."""
         self._check_pass(matched.forward)
-        return matched._replace(responses=matched.responses + _nan_if_not_finite(gradient, matched.responses))
+        responses = matched.responses
+        if gradient.device.type == "cpu" and math.isfinite(float(gradient.sum(dtype=responses.dtype))):
+            return matched
+        return matched._replace(responses=responses + _nan_if_not_finite(gradient, responses))
 
     def _reached_one(self, matched: _MatchedOne, gradient: Tensor) -> _MatchedOne:
         self._check_pass(matched.forward)
-        return matched if math.isfinite(float(gradient.sum())) else matched._replace(response=math.nan)
+        return matched if MF.is_finite(gradient.detach().numpy()) else matched._replace(response=math.nan)
 
     def refuse_passes_after_recycling(self, y: Tensor) -> None:
         """For outputs of layers whose units are recycled with this one's: a graph may need them as they are."""
@@ -275,14 +279,6 @@ class KeyMemory(WideState):
 
     def _check_pass(self, forward: _Forward) -> None:
         name = type(self).__name__
-        state = self._updated_state()
-        if len(state) != len(forward.state) or not all(map(is_, state, forward.state)):
-            raise UserError(
-                f"{name}: this forward has read tensors that were put in the place of its own "
-                "(torch.func.functional_call), which it must not move; call it in eval mode."
-            )
-        if "K" not in self._buffers and "K" not in self._parameters:
-            raise UserError(f"{name}: K is parametrized, or that of a replica, so it cannot be moved; use eval mode.")
         if forward.kept and forward.recycled != self._recycled:
             raise UserError(
                 f"{name}: scramble=True has recycled a unit between a forward and this backward pass through it; call "
@@ -297,25 +293,35 @@ class KeyMemory(WideState):
             if self.M.grad is None:  # what the updates came with was dropped
                 self.drop_key_updates()
 
+    def _require_own(self, state: list[Tensor | None]) -> None:
+        """Refuse to move what is not, or no longer, this layer's own."""
+        own, name = self._updated_state(), type(self).__name__
+        if len(own) != len(state) or not all(map(is_, own, state)):
+            require_whole(self)
+            raise UserError(
+                f"{name}: this forward has read tensors that were put in the place of its own "
+                "(torch.func.functional_call), which it must not move; call it in eval mode."
+            )
+        if "K" not in self._buffers and "K" not in self._parameters:
+            raise UserError(f"{name}: K is parametrized, or that of a replica, so it cannot be moved; use eval mode.")
+
     def _end_of_backward(self, collected: list[_Matched | _MatchedOne]) -> None:
-        if self.defer_key_updates:
+        for matched in collected:
+            self._require_own(matched.forward.state)
+        if self._updates_at != "backward":
             self._pending += collected
             self._version_of_pending = self.M._version
             return
         for matched in collected:
-            if isinstance(matched, _MatchedOne) and world_size() == 1:
-                self._update_one(matched)
-            else:
-                with without_autocast(self.K):
-                    self._update(*_as_batch(matched)[1:])
+            self._update_from(matched)
 
     def apply_key_updates(self) -> None:
         """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
         been one batch. To be called before each optimizer step, on all ranks.
         """
         pending, self._pending = self._pending, []
-        if len(pending) == 1 and isinstance(pending[0], _MatchedOne) and world_size() == 1:
-            self._update_one(pending[0])
+        if len(pending) == 1:
+            self._update_from(pending[0])
             return
         batches = [_as_batch(matched) for matched in pending]
         empty = self.K.new_zeros(0, self.key_size)
@@ -326,6 +332,14 @@ class KeyMemory(WideState):
                 torch.cat([zero_sets.long(), *(one.winners.to(empty.device) for one in batches)]),
                 torch.cat([zero_sets, *(one.responses.to(empty) for one in batches)]),
             )
+
+    def _update_from(self, matched: _Matched | _MatchedOne) -> None:
+        if isinstance(matched, _MatchedOne) and world_size() == 1:
+            self._update_one(matched)
+        else:
+            _, z, winners, responses = _as_batch(matched)
+            with without_autocast(self.K):
+                self._update(z.to(self.K), winners.to(self.K.device), responses.to(self.K))
 
     def drop_key_updates(self) -> None:
         """With `defer_key_updates`: forget what waits, for an optimizer step that is not taken."""
@@ -339,12 +353,13 @@ class KeyMemory(WideState):
         if self.random_memories:  # every rank draws, to keep the generators in step; the first row's draw is used
             seeds.append(torch.randint(2**31, (1,)).to(z.device).expand(len(z)))
         z, winners, responses, *seeds = gather_in_turn(z, winners, responses, *seeds)
-        usable = MF.usable_rows(z, responses)
-        if self._may_wait_for(z.device):
-            if not bool(usable.all()):
-                z, winners, responses, usable = (rows[usable] for rows in (z, winners, responses, usable))
-        else:
+        usable = None  # rows, where not all of them are known to be
+        if not self._may_wait_for(z.device):
+            usable = MF.usable_rows(z, responses)
             z, responses = (rows.masked_fill(~usable.unsqueeze(1), 0) for rows in (z, responses))
+        elif not MF.are_usable(z, responses):
+            chosen = MF.usable_rows(z, responses)
+            z, winners, responses = z[chosen], winners[chosen], responses[chosen]
         batch = z.shape[0]
         if batch == 0:
             return
@@ -352,7 +367,10 @@ class KeyMemory(WideState):
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
         sigma, _ = self._sigma_and_gamma()
-        self.key_counter.scatter_add_(1, winners.t(), usable.long().expand(len(keys), batch))
+        if usable is None:
+            self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
+        else:
+            self.key_counter.scatter_add_(1, winners.t(), usable.long().expand(len(keys), batch))
         if self.scramble:
             plan = MF.plan_scramble(
                 responses, self.mu, self.eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta

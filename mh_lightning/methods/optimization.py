@@ -72,12 +72,10 @@ def _optimizer_of_touched_units(
 
 def may_skip_steps(method: "ContinualMethod") -> bool:
     """Whether gradients that are not finite may keep the trainer from a step: a precision that scales the loss does,
-    and clipping may, in a way of the method's own with ``error_if_nonfinite``.
+    and a method's own way of clipping may, with ``error_if_nonfinite``.
     """
-    trainer = method.trainer
-    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    clipped = trainer.gradient_clip_val is not None or is_overridden("configure_gradient_clipping", method)
-    return scaled or clipped
+    scaled = getattr(method.trainer.precision_plugin, "scaler", None) is not None
+    return scaled or is_overridden("configure_gradient_clipping", method)
 
 
 def gradients_are_finite(optimizer: Optimizer) -> bool:
