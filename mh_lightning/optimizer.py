@@ -27,9 +27,16 @@ def memory_head_optimizer(
     have zero gradients: they drift with momentum, and with Adam on stale moments.) Everything else in `module` is
     stepped as usual.
 
+    Keys and counters of the Memory Heads move when the optimizer steps, as if all forwards back-propagated since the
+    last step had been one batch, and not at the end of each backward pass. So a step that is skipped, as by
+    ``GradScaler`` or after ``clip_grad_norm_(..., error_if_nonfinite=True)`` has raised, leaves them as they were: what
+    waits is dropped with the gradients that it came with, by ``zero_grad``. A layer whose `defer_key_updates` is set is
+    left to who has set it.
+
     Memory Heads are asked for sparse gradients, which spares writing and reading the rows of untouched units.
     ``GradScaler`` and, in torch 2.14 (not 2.6), ``clip_grad_norm_`` take them; for what does not, set
-    ``layer.sparse_gradients = False``.
+    ``layer.sparse_gradients = False``. Before another optimizer takes over, set that and
+    ``layer.defer_key_updates = False``.
 
     Args:
         module: model with Memory Heads.
@@ -64,11 +71,13 @@ def memory_head_optimizer(
         raise UserError("memory_head_optimizer: module has no Memory Head that is trained; use torch.optim directly.")
     for layer in layers:
         layer.sparse_gradients = True
+        layer.defer_key_updates_to_step()
     plain = type(made)
     made.__class__ = type(plain.__name__, (_StepsUnits, plain), {})
     assert isinstance(made, _StepsUnits)
     memories = [memory for layer in layers for memory in (layer.M, *(follower.M for follower in layer.followers))]
     made.units_of = {id(memory): _Units(memory) for memory in memories}
+    made.layers = layers
     return made
 
 
@@ -90,17 +99,29 @@ class _StepsUnits(Optimizer):
     """Goes before an optimizer's own class: puts units into its groups in place of M while it steps, saves or loads."""
 
     units_of: dict[int, "_Units"]
+    layers: list[MHLinear]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # where the optimizer itself looks, it is told of gradients that are not finite, by GradScaler
+        skipped = bool(getattr(self, "found_inf", False))
+        for layer in self.layers:
+            if layer.key_updates_wait_for_step:
+                (layer.drop_key_updates if skipped else layer.apply_key_updates)()
         with self._in_place_of_memories(_Units.touched):
             super().step()
         return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # hooks run inside, with the optimizer's own step
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for layer in self.layers:
+            if layer.key_updates_wait_for_step:
+                layer.drop_key_updates()
 
     def state_dict(self) -> dict[str, Any]:
         with self._in_place_of_memories(_Units.all):

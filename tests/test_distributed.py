@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.algorithms.join import Join
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning import MHLinear, memory_head_optimizer
-from mh_lightning.distributed import RowExchange, gather_rows, world_size
+from mh_lightning.distributed import gather_in_turn, gather_rows, world_size
 from mh_lightning.errors import UserError
 from tests.fits import on_ranks
 from tests.products import products
@@ -128,7 +129,6 @@ def train(case: Case, rank: int, ranks: int) -> list[State]:
 def gathered(rank: int, ranks: int) -> dict[str, Any]:
     big = 2**63 - 1
     floats = torch.arange(6.0).view(2, 3) / 7 + rank
-    exchange = RowExchange()
     return {
         "size": world_size(),
         "even": gather_rows(floats, torch.tensor([big, rank]), torch.tensor([[[True]], [[rank == 1]]])),
@@ -136,7 +136,7 @@ def gathered(rank: int, ranks: int) -> dict[str, Any]:
         "first empty": gather_rows(torch.full((3 * (rank == 1), 1), 7, dtype=torch.int32)),
         "bfloat16": gather_rows(torch.full((3 * (rank == 0), 1), 7.0, dtype=torch.bfloat16)),
         "all empty": gather_rows(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)),
-        "in turn": [exchange.in_turn(torch.arange(rows)[rank::ranks])[0].tolist() for rows in (7, 1, 0, 4, 9)],
+        "in turn": [gather_in_turn(torch.arange(rows)[rank::ranks])[0].tolist() for rows in (7, 1, 0, 4, 9)],
     }
 
 
@@ -169,11 +169,38 @@ def bytes_of_updates(rank: int, ranks: int) -> dict[str, list[int]]:
         with counted(sizes):
             for rows in (4, 2, 1, 5, 3):
                 layer(torch.randn(rows * (rank == 0) + rows // 2 * (rank > 0), INPUTS)).sum().backward()
+            # whatever object a rank goes on with, all agree on the room
             for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-                assert "capacity" not in vars(twin._exchange) and twin.state_dict().keys() == layer.state_dict().keys()
-                twin(torch.randn(1, INPUTS)).sum().backward()
+                (twin if rank == 0 else layer)(torch.randn(1, INPUTS)).sum().backward()
         found[name] = [*sizes, layer.bytes_sent(0), layer.bytes_sent(1), layer.bytes_sent(4), layer.bytes_sent(5)]
     return found
+
+
+def bad_rows(rank: int, ranks: int) -> State:
+    """The state after steps in which a rank has rows that are not finite, or no others."""
+    torch.manual_seed(0)
+    layer = MHLinear(INPUTS, OUTPUTS, key_mem_units=6, tau_eta=0, distance="euclidean", sigma_eu="auto", **AD_HOC)
+    layer.double()
+    for step in range(4):
+        x = torch.randn(12, INPUTS, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        x[step :: ranks if ranks > 1 else RANKS[0], step % INPUTS] = torch.inf
+        layer(x[rank::ranks]).sum().backward()
+    return {name: value for name, value in layer.state_dict().items() if name != "M"}
+
+
+def joining_is_refused(rank: int) -> list[str]:
+    """With more batches on one rank than on the others."""
+    layer = MHLinear(INPUTS, OUTPUTS, key_mem_units=6, **AD_HOC)
+    model = DistributedDataParallel(layer)
+
+    def uneven() -> None:
+        with Join([model]):
+            for _ in range(1 + 2 * (rank == 0)):
+                model(torch.randn(2, INPUTS)).sum().backward()
+
+    with pytest.raises(UserError) as refused:
+        uneven()
+    return [str(refused.value)]
 
 
 def shards_are_refused() -> list[str]:
@@ -191,6 +218,7 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
     )
     found: dict[str, Any] = {"gathered": gathered(rank, ranks), "bytes": bytes_of_updates(rank, ranks)}
     found |= {name: train(case, rank, ranks) for name, case in CASES.items()}
+    found |= {"bad rows": bad_rows(rank, ranks), "joining": joining_is_refused(rank)}
     return found | {"refused": shards_are_refused()}
 
 
@@ -233,15 +261,33 @@ def test_ranks_train_like_one_process(name: str, results: list[dict[str, Any]]) 
 def test_an_update_is_one_collective_of_one_shape(results: list[dict[str, Any]]) -> None:
     for found in (result["bytes"] for result in results):
         for name, (*sizes, none, one, four, five) in found.items():
-            # two where a rank has more rows than any had before; the copies begin anew
-            assert sizes == [none, four, four, four, four, five, five, none, one, none, one]
+            # two where a rank has more rows than any had before
+            assert sizes == [none, four, four, four, four, five, five, five, five]
             row = 4 * INPUTS + (8 + 4) if name == "plain" else 4 * INPUTS + OUTPUTS * (8 + 4) + 8
-            assert (none, one, five) == (8, 8 + row, 8 + 5 * row)
+            assert (none, one, four, five) == (8, 8 + row, 8 + 4 * row, 8 + 5 * row)
 
 
 def test_sharded_memories_are_refused(results: list[dict[str, Any]]) -> None:
     for (sentence,) in (result["refused"] for result in results):
         assert sentence.startswith("MHLinear: M is spread over processes")
+
+
+def test_rows_that_are_not_finite_are_left_out_alike(results: list[dict[str, Any]]) -> None:
+    first, *others = (result["bad rows"] for result in results)
+    for other in others:
+        assert all(torch.equal(value, other[name]) for name, value in first.items())
+    assert all(value.isfinite().all() for value in first.values())
+    ranks = len(results)
+    good = sum(12 - len(range(step, 12, ranks)) for step in range(4))
+    assert first["key_counter"].sum() == first["scale.seen"] == good
+    if ranks == RANKS[0]:
+        for name, value in bad_rows(0, 1).items():
+            torch.testing.assert_close(first[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+def test_joining_with_uneven_batches_is_refused(results: list[dict[str, Any]]) -> None:
+    for (sentence,) in (result["joining"] for result in results):
+        assert sentence.startswith("MHLinear: ") and "Join" in sentence and "empty batches" in sentence
 
 
 def test_gather_rows(results: list[dict[str, Any]]) -> None:
@@ -282,4 +328,4 @@ def test_a_process_group_of_one_takes_sparse_gradients_too(tmp_path: Path) -> No
 def test_without_process_group() -> None:
     rows, more = torch.randn(3, 2), torch.arange(3)
     assert world_size() == 1
-    assert gather_rows(rows, more) == (rows, more) == RowExchange().in_turn(rows, more)
+    assert gather_rows(rows, more) == (rows, more) == gather_in_turn(rows, more)

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from mh_lightning.distributed import RowExchange, world_size
+from mh_lightning.distributed import gather_rows, world_size
 from mh_lightning.errors import UserError
 
 CHUNK = 2**20  # numbers at a time, so that no copy of a large tensor is made
@@ -32,7 +32,6 @@ class RankConsistency(Callback):
             raise UserError(f"RankConsistency: every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self._checked = 0
-        self._exchange = RowExchange()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,7 +42,7 @@ class RankConsistency(Callback):
         self._checked = trainer.global_step
         state = pl_module.state_dict()
         own = torch.stack([checksum(value).to(pl_module.device) for value in state.values()])
-        (sums,) = self._exchange(own.unsqueeze(0))
+        (sums,) = gather_rows(own.unsqueeze(0))
         ranks = torch.arange(len(sums), device=sums.device)
         same = sums == sums[0]
         for name, on_rank in zip(state, same.T, strict=True):

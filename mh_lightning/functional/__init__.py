@@ -9,16 +9,19 @@ CoLLAs 2024, section 3.
 
 from mh_lightning.functional.attention import EPSILON, Attention, attend, match, spread, unit_length
 from mh_lightning.functional.blending import blend, blend_vectors
-from mh_lightning.functional.key_updates import ScramblePlan, move_keys_, plan_scramble
+from mh_lightning.functional.key_updates import ScramblePlan, are_usable, move_keys_, plan_scramble, usable_rows
 from mh_lightning.functional.one_sample import (
     Floats,
     OneAttention,
     attend_one,
     blend_one,
+    is_finite,
     is_one_sample,
+    is_usable,
     move_key_,
     unit_to_scramble,
 )
+from mh_lightning.functional.recorded import in_function_transform
 
 __all__ = [
     "EPSILON",
@@ -26,12 +29,16 @@ __all__ = [
     "Floats",
     "OneAttention",
     "ScramblePlan",
+    "are_usable",
     "attend",
     "attend_one",
     "blend",
     "blend_one",
     "blend_vectors",
+    "in_function_transform",
+    "is_finite",
     "is_one_sample",
+    "is_usable",
     "match",
     "move_key_",
     "move_keys_",
@@ -39,4 +46,5 @@ __all__ = [
     "spread",
     "unit_length",
     "unit_to_scramble",
+    "usable_rows",
 ]

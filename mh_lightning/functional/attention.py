@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mh_lightning.functional.distances import squared_distances
+
 EPSILON = 1e-12  # the shortest length that is divided by, as in torch.nn.functional.normalize
 
 
@@ -41,33 +43,36 @@ def match(z: Tensor, keys: Tensor, distance: str = "cosine", sigma_eu: float | T
     q, m, d = keys.shape
     if distance != "euclidean":
         return F.linear(z, keys.reshape(q * m, d)).view(-1, q, m) / math.sqrt(d)
-    squared: Tensor = _SquaredDistances.apply(z, keys.reshape(q * m, d))
+    squared: Tensor = _SquaredDistances.apply(z, keys.reshape(q * m, d), m)
     return torch.exp(squared.clamp_min(0) / (-math.sqrt(d) * sigma_eu)).view(-1, q, m)
 
 
 class _SquaredDistances(torch.autograd.Function):
-    """Squared distances (b, m) of samples (b, d) and keys (m, d), slightly negative at worst. Its backward makes one
-    tensor of each argument's size.
+    """Squared distances (b, q * m) of samples (b, d) and keys (q * m, d) in sets of m. Its backward makes one tensor of
+    each argument's size.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, keys: Tensor) -> Tensor:
-        # distances do not feel a common shift, but the expanded square loses digits to it
-        centre = keys.mean(dim=0)
-        z, keys = z - centre, keys - centre
-        ctx.save_for_backward(z, keys)
-        return torch.addmm(keys.square().sum(1), z, keys.t(), alpha=-2) + z.square().sum(1, keepdim=True)
+    def forward(ctx: Any, z: Tensor, keys: Tensor, units: int) -> Tensor:
+        squared, exact = squared_distances(z, keys, units)
+        if any(ctx.needs_input_grad):
+            given = (z, keys) if exact else (z.double(), keys.double())
+            # gradients do not feel a common shift, but lose digits to it
+            centre = given[1].mean(dim=0)
+            ctx.save_for_backward(*(part - centre for part in given))
+        return squared
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         z, keys = ctx.saved_tensors
+        grad = given.to(z.dtype)
         grad_z = grad_keys = None
         if ctx.needs_input_grad[0]:
-            grad_z = torch.addmm(z * grad.sum(1, keepdim=True), grad, keys, beta=2, alpha=-2)
+            grad_z = torch.addmm(z * grad.sum(1, keepdim=True), grad, keys, beta=2, alpha=-2).to(given.dtype)
         if ctx.needs_input_grad[1]:
-            grad_keys = torch.addmm(keys * grad.sum(0).unsqueeze(1), grad.t(), z, beta=2, alpha=-2)
-        return grad_z, grad_keys
+            grad_keys = torch.addmm(keys * grad.sum(0).unsqueeze(1), grad.t(), z, beta=2, alpha=-2).to(given.dtype)
+        return grad_z, grad_keys, None
 
 
 class _UnitLength(torch.autograd.Function):

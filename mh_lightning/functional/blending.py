@@ -66,8 +66,11 @@ class _Blend(torch.autograd.Function):
         winner_only: bool,
         sparse: bool,
     ) -> Tensor:
-        outputs = _selected_outputs(inputs, _matrices(memories, inputs, bias), bias, units)
-        ctx.save_for_backward(inputs, memories, alphas, units, outputs if ctx.needs_input_grad[2] else None)
+        outputs = _selected_outputs(inputs, memories.view(_sizes(memories.shape, inputs, bias)), bias, units)
+        of_inputs, _, of_alphas, *_ = ctx.needs_input_grad
+        # where only the shape of the memories is needed, they may change before the backward pass
+        ctx.save_for_backward(inputs, memories if of_inputs else None, alphas, units, outputs if of_alphas else None)
+        ctx.shape, ctx.dtype = memories.shape, memories.dtype
         ctx.bias, ctx.winner_only, ctx.sparse = bias, winner_only, sparse
         weighted = alphas.to(outputs.dtype).unsqueeze(3) * outputs
         # no view is returned, so that it can be changed in place, like any layer's output
@@ -77,29 +80,35 @@ class _Blend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
         inputs, memories, alphas, units, outputs = ctx.saved_tensors
-        rows = _matrices(memories, inputs, ctx.bias)
-        grad = grad.reshape(len(grad), units.shape[1], rows.shape[2])
+        sizes = _sizes(ctx.shape, inputs, ctx.bias)
+        grad = grad.reshape(len(grad), sizes[0], sizes[2])
         grad_inputs = grad_memories = grad_alphas = None
         with without_autocast(grad):
             if ctx.needs_input_grad[0]:
-                grad_inputs = _grad_of_inputs(grad, inputs, rows[..., : inputs.shape[-1]], alphas, units)
+                weights = memories.view(sizes)[..., : inputs.shape[-1]]
+                grad_inputs = _grad_of_inputs(grad, inputs, weights, alphas, units)
             if ctx.needs_input_grad[1]:
                 learning = slice(0, 1 if ctx.winner_only else None)
                 grad_memories = _grad_of_memories(
-                    grad, inputs, memories, ctx.bias, alphas[..., learning], units[..., learning], ctx.sparse
+                    grad, inputs, sizes, ctx.dtype, alphas[..., learning], units[..., learning], ctx.sparse
                 )
             if ctx.needs_input_grad[2]:
                 grad_alphas = torch.matmul(outputs, grad.unsqueeze(3)).squeeze(3).to(alphas.dtype)
         return grad_inputs, grad_memories, grad_alphas, None, None, None, None
 
 
-def _matrices(memories: Tensor, inputs: Tensor, bias: bool) -> Tensor:
-    """Memories as (q, m, p, n + bias)."""
-    return memories.view(*memories.shape[:2], -1, inputs.shape[-1] + bias)
+Sizes = tuple[int, ...]
 
 
-def _grouped(inputs: Tensor, weights: Tensor, units: Tensor) -> bool:
-    q, m, p, n = weights.shape
+def _sizes(shape: torch.Size, inputs: Tensor, bias: bool) -> Sizes:
+    """Of memories of this shape, as matrices (q, m, p, n + bias)."""
+    q, m, u = shape
+    width = inputs.shape[-1] + bias
+    return q, m, u // width, width
+
+
+def _grouped(inputs: Tensor, sizes: Sizes, units: Tensor) -> bool:
+    q, m, p, n = sizes
     # groups depend on the data, and a recorded graph must not
     if q > 1 or recorded(units):
         return False
@@ -111,7 +120,7 @@ def _selected_outputs(inputs: Tensor, rows: Tensor, bias: bool, units: Tensor) -
     b, q, k = units.shape
     _, m, p, _ = rows.shape
     n = inputs.shape[-1]
-    if _grouped(inputs, rows, units):
+    if _grouped(inputs, rows.shape, units):
         groups = group_by_unit(units[:, 0], m, p * n)
         return grouped_products(inputs, rows[0, ..., :n], rows[0, ..., n] if bias else None, groups).view(b, q, k, p)
     rows = rows.to(inputs.dtype)
@@ -126,7 +135,7 @@ def _selected_outputs(inputs: Tensor, rows: Tensor, bias: bool, units: Tensor) -
 
 def _grad_of_inputs(grad: Tensor, inputs: Tensor, weights: Tensor, alphas: Tensor, units: Tensor) -> Tensor:
     q, m, p, n = weights.shape
-    if _grouped(inputs, weights, units):
+    if _grouped(inputs, weights.shape, units):
         groups = group_by_unit(units[:, 0], m, p * n)
         return grouped_sums(_pair_grads(grad, alphas), weights[0], groups, len(inputs))
     unit_grads = _unit_grads(grad, alphas, units, m)
@@ -137,15 +146,15 @@ def _grad_of_inputs(grad: Tensor, inputs: Tensor, weights: Tensor, alphas: Tenso
 
 
 def _grad_of_memories(
-    grad: Tensor, inputs: Tensor, memories: Tensor, bias: bool, alphas: Tensor, units: Tensor, sparse: bool
+    grad: Tensor, inputs: Tensor, sizes: Sizes, dtype: torch.dtype, alphas: Tensor, units: Tensor, sparse: bool
 ) -> Tensor:
-    rows = _matrices(memories, inputs, bias)
-    q, m, p, width = rows.shape
+    q, m, p, width = sizes
     n = inputs.shape[-1]
-    if not _grouped(inputs, rows, units):
+    bias, shape = width > n, (q, m, p * width)
+    if not _grouped(inputs, sizes, units):
         unit_grads = _unit_grads(grad, alphas, units, m)
         if inputs.dim() == 2 and not torch.compiler.is_compiling():
-            gradient = inputs.new_empty(rows.shape)
+            gradient = inputs.new_empty(sizes)
             torch.mm(unit_grads.flatten(1).t(), inputs, out=gradient.view(q * m * p, width)[:, :n])
             if bias:
                 torch.sum(unit_grads, dim=0, out=gradient[..., n])
@@ -153,15 +162,15 @@ def _grad_of_memories(
             gradient = torch.einsum("bqmp,bn->qmpn" if inputs.dim() == 2 else "bqmp,bqn->qmpn", unit_grads, inputs)
             if bias:
                 gradient = torch.cat([gradient, unit_grads.sum(dim=0).unsqueeze(3)], dim=3)
-        return gradient.view(memories.shape).to(memories.dtype)
+        return gradient.view(shape).to(dtype)
     groups = group_by_unit(units[:, 0], m, p * n, only_touched=sparse)
-    new = memories.new_empty if sparse else memories.new_zeros
-    values = new(len(groups.units), p * width)
+    new = inputs.new_empty if sparse else inputs.new_zeros
+    values = new(len(groups.units), p * width, dtype=dtype)
     grouped_outer_products(_pair_grads(grad, alphas), inputs, groups, out=values.view(-1, p, width))
     if not sparse:
         return values.unsqueeze(0)
     places = torch.stack([torch.zeros_like(groups.units), groups.units])
-    return torch.sparse_coo_tensor(places, values, memories.shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(places, values, shape, is_coalesced=True, check_invariants=False)
 
 
 def _unit_grads(grad: Tensor, alphas: Tensor, units: Tensor, count: int) -> Tensor:

@@ -9,6 +9,30 @@ from torch import Tensor
 YOUNGEST = torch.iinfo(torch.long).min
 
 
+def usable_rows(z: Tensor, winner_responses: Tensor) -> Tensor:
+    """The samples (b,) that keys may learn from: those whose numbers, and their squares, are finite.
+
+    Args:
+        z: (b, d).
+        winner_responses: (b, q), NaN for a sample that is to be left out.
+
+    Example:
+        >>> usable_rows(torch.tensor([[1.0], [torch.nan], [torch.inf], [1e30]]), torch.zeros(4, 1))
+        tensor([ True, False, False, False])
+    """
+    return (torch.linalg.vector_norm(z, dim=1) < longest(z.dtype)) & winner_responses.isfinite().all(dim=1)
+
+
+def are_usable(z: Tensor, winner_responses: Tensor) -> bool:
+    """Whether all rows are usable, as far as two numbers tell: no for some batches of which they are."""
+    return float(torch.linalg.vector_norm(z)) < longest(z.dtype) and math.isfinite(float(winner_responses.sum()))
+
+
+def longest(dtype: torch.dtype) -> float:
+    """The length of z from which on squared distances overflow."""
+    return math.sqrt(torch.finfo(dtype).max) / 8
+
+
 class ScramblePlan(NamedTuple):
     """The key sets that recycle a unit, which one, and for which sample."""
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.functional.attention import EPSILON
+from mh_lightning.functional.key_updates import longest
 from mh_lightning.functional.recorded import recorded, refuse_second_derivatives
 
+LARGEST_SQUARE = {dtype.itemsize: longest(dtype) ** 2 for dtype in (torch.float32, torch.float64)}  # of a length
 MOST_NUMBERS = 4096  # keys or memories of more numbers keep torch's calls busy
 
 Integers = NDArray[np.int64]
@@ -122,6 +124,26 @@ class _BlendOne(torch.autograd.Function):
             gradient[ctx.units, :, len(x) :] = rows
             grad_memories = torch.from_numpy(gradient).view(ctx.memory_shape)
         return grad_inputs, grad_memories, None, None, None
+
+
+def is_finite(numbers: Floats) -> bool:
+    """Whether all of some numbers (1, o) are finite.
+
+    Example:
+        >>> is_finite(np.array([[0.0, np.nan]])), is_finite(np.array([[1e9, -1e9]]))
+        (False, True)
+    """
+    return math.isfinite(numbers[0] @ numbers[0]) or bool(np.isfinite(numbers).all())
+
+
+def is_usable(z: Floats, response: float) -> bool:
+    """`usable_rows` for one sample (d,).
+
+    Example:
+        >>> is_usable(np.array([1.0, np.inf]), 0.5), is_usable(np.ones(2), 0.5)
+        (False, True)
+    """
+    return float(z @ z) < LARGEST_SQUARE[z.dtype.itemsize] and math.isfinite(response)
 
 
 def unit_to_scramble(

@@ -6,14 +6,20 @@ from torch import Tensor
 
 def recorded(tensor: Tensor) -> bool:
     """Whether operations on `tensor` are recorded, so that the way of computing must not depend on values:
-    torch.compile, torch.export, torch.jit.trace, make_fx, fake tensors.
+    torch.compile, torch.export, torch.jit.trace, make_fx, fake tensors, and transforms of torch.func.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or type(tensor) is not Tensor
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or in_function_transform()
     )
+
+
+def in_function_transform() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def refuse_second_derivatives() -> None:

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mh_lightning.functional import Floats
+from mh_lightning.layers.wide_state import WideState, at_least_float32
 
 AUTO = "auto"
 SHARPNESS = 25.0  # softmax's inverse temperature for responses between 0 and 1
@@ -14,7 +15,7 @@ CENTRED_AFTER = 100  # samples
 SMALLEST = 1e-18  # mean squared distance that is divided by, lest there are no numbers for samples that are all zero
 
 
-class AutoScale(nn.Module):
+class AutoScale(WideState):
     r"""A running estimate of how far apart the training samples are, and what follows from it.
 
     From the n samples z in key space that were learnt so far, :math:`S = 2\,\mathrm{mean}\,\|z - c\|^2` with
@@ -31,7 +32,7 @@ class AutoScale(nn.Module):
         key_size: d.
         start: S before the first sample.
         device: of the state.
-        dtype: of the state; at least float32.
+        dtype: of the state; at least float32, and it stays so.
 
     Attributes:
         seen: n, integer.
@@ -45,6 +46,8 @@ class AutoScale(nn.Module):
         >>> scale.squared_distance, scale.sigma_eu()
         (tensor(2.), tensor(0.2000))
     """
+
+    wide = ("mean", "variance", "squared_distance")
 
     seen: Tensor
     mean: Tensor
@@ -61,7 +64,7 @@ class AutoScale(nn.Module):
     ) -> None:
         super().__init__()
         self.start = start
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        dtype = at_least_float32(dtype or torch.get_default_dtype())
         self.register_buffer("seen", torch.zeros((), dtype=torch.long, device=device))
         self.register_buffer("mean", torch.zeros(key_size, dtype=dtype, device=device))
         self.register_buffer("variance", torch.zeros((), dtype=dtype, device=device))
@@ -74,32 +77,30 @@ class AutoScale(nn.Module):
         self.squared_distance.fill_(self.start)
 
     def sigma_eu(self) -> Tensor:
-        """Width of the euclidean response, a number of at least 32 bits."""
-        return self._wide() / (WIDTHS * math.sqrt(len(self.mean)))
+        """Width of the euclidean response."""
+        return self.squared_distance.clamp_min(SMALLEST) / (WIDTHS * math.sqrt(len(self.mean)))
 
     def gamma_alpha(self) -> Tensor:
-        """Inverse temperature for responses that are products over sqrt(d), as wide."""
-        return 2 * SHARPNESS * math.sqrt(len(self.mean)) / self._wide()
+        """Inverse temperature for responses that are products over sqrt(d)."""
+        return 2 * SHARPNESS * math.sqrt(len(self.mean)) / self.squared_distance.clamp_min(SMALLEST)
 
-    def _wide(self) -> Tensor:
-        wide = self.squared_distance.to(torch.promote_types(self.squared_distance.dtype, torch.float32))
-        return wide.clamp_min(SMALLEST)
-
-    def add(self, z: Tensor) -> None:
-        """Count samples in, (b, d) with b > 0."""
-        self.seen += len(z)
-        mean, variance, seen = self.mean.to(z.dtype), self.variance.to(z.dtype), self.seen.to(z.dtype)
-        batch_mean = z.mean(dim=0)
-        part = len(z) / seen
-        step = batch_mean - mean
-        spread = (z - batch_mean).square().sum(1).mean()
-        # averages, not sums: they do not overflow, and half precision only makes them stop moving
-        variance = variance + part * (spread - variance + (1 - part) * step.square().sum())
-        mean = mean + part * step
-        uncentred = (CENTRED_AFTER / (CENTRED_AFTER + seen)).square() * mean.square().sum()
-        self.mean.copy_(mean)
-        self.variance.copy_(variance)
-        self.squared_distance.copy_(2 * (variance + uncentred))
+    def add(self, z: Tensor, usable: Tensor | None = None) -> None:
+        """Count samples in, (b, d) with b > 0, or those of them that are `usable`, (b,); the others must be finite."""
+        weights = z.new_ones(len(z)) if usable is None else usable.to(z.dtype)
+        count = weights.sum()
+        self.seen += count.long()
+        weights = weights / count.clamp_min(1)
+        seen = self.seen.to(z.dtype)
+        batch_mean = weights @ z
+        part = count / seen.clamp_min(1)
+        step = batch_mean - self.mean
+        spread = weights @ (z - batch_mean).square().sum(1)
+        # averages, not sums: they do not overflow
+        self.variance += part * (spread - self.variance + (1 - part) * step.square().sum())
+        self.mean += part * step
+        uncentred = (CENTRED_AFTER / (CENTRED_AFTER + seen)).square() * self.mean.square().sum()
+        counted = count > 0  # before the first sample, there is another start
+        self.squared_distance.copy_(torch.where(counted, 2 * (self.variance + uncentred), self.squared_distance))
 
     def add_one(self, z: Floats) -> None:
         """As `add`, for one sample (d,), in NumPy."""

@@ -1,43 +1,50 @@
 """Keys that address memory units, and the counters that keep them in order."""
 
-import itertools
 import math
 import warnings
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from operator import is_
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import functional as MF
-from mh_lightning.distributed import HEADER_BYTES, RowExchange, world_size
+from mh_lightning.distributed import HEADER_BYTES, gather_in_turn, refuse_joining, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.after_backward import after_backward
 from mh_lightning.layers.auto_scale import AUTO, SHARPNESS, AutoScale
 from mh_lightning.layers.psi import PSI_NAMES, psi
+from mh_lightning.layers.wide_state import WideState, at_least_float32
 
 DISTANCES = ("cosine", "dot_scaled", "euclidean")
 KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
 COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
 
-_forward_order = itertools.count()
+
+class _Forward(NamedTuple):
+    """The state that a training forward was on."""
+
+    state: list[Tensor | None]
+    recycled: int
+    kept: bool  # whether its graph needs the state as it was
 
 
 class _Matched(NamedTuple):
     """What a training forward leaves behind for the update of the keys."""
 
-    order: int
+    forward: _Forward
     z: Tensor  # (b, d)
     winners: Tensor  # (b, q)
-    responses: Tensor  # (b, q), of the winners
+    responses: Tensor  # (b, q), of the winners; NaN for samples to be left out
 
 
 class _MatchedOne(NamedTuple):
     """The same for one sample and one key set."""
 
-    order: int
+    forward: _Forward
     z: MF.Floats  # (d,)
     winner: int
     response: float
@@ -47,10 +54,10 @@ def _as_batch(matched: _Matched | _MatchedOne) -> _Matched:
     if isinstance(matched, _Matched):
         return matched
     z = torch.from_numpy(matched.z).unsqueeze(0)
-    return _Matched(matched.order, z, torch.tensor([[matched.winner]]), z.new_tensor([[matched.response]]))
+    return _Matched(matched.forward, z, torch.tensor([[matched.winner]]), z.new_tensor([[matched.response]]))
 
 
-class KeyMemory(nn.Module):
+class KeyMemory(WideState):
     """Key-addressed memory: matches samples with keys, and moves keys and counters after each backward pass.
 
     Subclasses hold the memory units, blend them by what `_attend` returns, call `_update_after_backward` with their
@@ -62,8 +69,10 @@ class KeyMemory(nn.Module):
     """
 
     same_on_all_ranks = True  # buffers, see `mh_lightning.distributed.state_kept_alike`
+    wide = ("K",)
 
     K: Tensor
+    M: Tensor
     mu: Tensor
     eta: Tensor
     key_counter: Tensor
@@ -112,7 +121,8 @@ class KeyMemory(nn.Module):
                 stacklevel=3,
             )
             self.delta = key_mem_units
-        keys = torch.empty(key_sets, key_mem_units, key_size, device=device, dtype=dtype)
+        wide = at_least_float32(dtype or torch.get_default_dtype())
+        keys = torch.empty(key_sets, key_mem_units, key_size, device=device, dtype=wide)
         if self.upd_k == "ad_hoc_WTA":
             self.register_buffer("K", keys)
         else:
@@ -126,15 +136,37 @@ class KeyMemory(nn.Module):
         if (sigma_eu if distance == "euclidean" else gamma_alpha) == AUTO:
             start = 2.0 if distance == "cosine" else 2 / 3  # of two initial keys, see `_reset_keys`
             self.scale = AutoScale(key_size, start, device=device, dtype=dtype)
-        self.defer_key_updates = False
+        self._updates_at: Literal["backward", "call", "step"] = "backward"
         self._pending: list[_Matched | _MatchedOne] = []
-        self._exchange = RowExchange()
+        self._version_of_pending = 0
+        self._recycled = 0  # units, in this process
+
+    @property
+    def defer_key_updates(self) -> bool:
+        """Whether updates are collected until `apply_key_updates` is called. To turn it off drops what waits."""
+        return self._updates_at != "backward"
+
+    @defer_key_updates.setter
+    def defer_key_updates(self, value: bool) -> None:
+        self._updates_at = "call" if value else "backward"
+        if not value:
+            self.drop_key_updates()
+
+    def defer_key_updates_to_step(self) -> None:
+        """Let an optimizer that calls `apply_key_updates` when it steps do so, unless the updates are deferred."""
+        if self._updates_at == "backward":
+            self._updates_at = "step"
+
+    @property
+    def key_updates_wait_for_step(self) -> bool:
+        """Whether an optimizer is to call `apply_key_updates`."""
+        return self._updates_at == "step"
 
     def bytes_sent(self, rows: int) -> int:
         """Bytes that each rank sends in an update, if no rank has more than `rows` rows: 8 + rows · (w d + q (8 + w)),
         and 8 more a row with `random_memories`; w is 8 for float64, else 4.
         """
-        width = torch.promote_types(self.K.dtype, torch.float32).itemsize
+        width = self.K.dtype.itemsize
         row = width * self.key_size + len(self.K) * (8 + width) + 8 * self.random_memories
         return HEADER_BYTES + rows * row
 
@@ -151,6 +183,13 @@ class KeyMemory(nn.Module):
         """For the steps of the keys; 1/sqrt(d) makes them those that `MHLinear` describes for "auto"."""
         return 1 / math.sqrt(self.key_size) if isinstance(self.sigma_eu, str) else self.sigma_eu
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no optimizer that would step it."""
+        state = dict(self.__dict__)
+        if self.key_updates_wait_for_step:
+            state |= {"_updates_at": "backward", "_pending": []}
+        return state
+
     @torch.no_grad()
     def _reset_keys(self) -> None:
         bound = 1 / math.sqrt(self.key_size)
@@ -161,14 +200,15 @@ class KeyMemory(nn.Module):
             getattr(self, name).fill_(self.tau_eta if name == "eta" else 0)
         if self.scale is not None:
             self.scale.reset()
+        self.drop_key_updates()
 
     def _attend(self, x: Tensor) -> tuple[MF.Attention, Tensor]:
         keys_by_gradient = self.upd_k != "ad_hoc_WTA"
         if self.detach_gradients and not (self.distance == "cosine" and keys_by_gradient):
             x = x.detach()
-        # half-precision keys cannot tell close responses apart
-        wide = torch.promote_types(self.K.dtype, torch.float32)
-        z, keys = psi(x.to(wide), self.psi_fn, self.key_size), self.K.to(wide)
+        z, keys = psi(x.to(self.K.dtype), self.psi_fn, self.key_size), self.K
+        if x.requires_grad and not keys_by_gradient and self.training:
+            keys = keys.clone()  # they move, and the graph may be kept
         if self.distance == "cosine":
             z = MF.unit_length(z)
             if keys_by_gradient:
@@ -176,11 +216,27 @@ class KeyMemory(nn.Module):
         sigma, gamma = self._sigma_and_gamma()
         return MF.attend(MF.match(z, keys, self.distance, sigma), self.delta, gamma), z
 
-    def _update_after_backward(self, y: Tensor, attention: MF.Attention, z: Tensor) -> None:
-        # what waits for an optimizer step must not change with a buffer that the caller fills again
-        z = z.detach().clone() if self.defer_key_updates else z.detach()
-        matched = _Matched(next(_forward_order), z, attention.units[..., 0], attention.responses[..., 0].detach())
-        after_backward(y, self, matched, self._end_of_backward)
+    def _update_after_backward(
+        self, y: Tensor, attention: MF.Attention, z: Tensor, *, kept: bool, matched_is_all: bool
+    ) -> None:
+        """Update once `y` is back-propagated.
+
+        Args:
+            y: output, (*, o).
+            attention: of its samples.
+            z: what was matched, (b, d).
+            kept: whether y's graph needs the memories as they are.
+            matched_is_all: whether z is not finite where a sample is not.
+        """
+        refuse_joining(type(self).__name__)
+        z = z.detach()
+        if self._updates_at != "backward" and self.distance != "cosine":
+            z = z.clone()  # what waits must not change with an input that the caller fills again
+        responses = attention.responses[..., 0].detach()
+        if not matched_is_all:
+            responses = responses + _nan_if_not_finite(y.detach(), responses)
+        matched = _Matched(self._this_forward(kept), z, attention.units[..., 0], responses)
+        after_backward(y, self, lambda gradient: self._reached(matched, gradient), self._end_of_backward)
 
     def _attend_one(self, x: Tensor) -> tuple[MF.OneAttention, MF.Floats]:
         """As `_attend` for one sample (1, d) that is matched as it is; see `mh_lightning.functional.one_sample`."""
@@ -191,40 +247,103 @@ class KeyMemory(nn.Module):
         return MF.attend_one(z, keys, self.distance, float(sigma), self.delta, float(gamma)), z
 
     def _update_one_after_backward(self, y: Tensor, attention: MF.OneAttention, z: MF.Floats) -> None:
-        z = z.copy() if self.defer_key_updates else z
-        matched = _MatchedOne(next(_forward_order), z, int(attention.units[0]), float(attention.responses[0]))
-        after_backward(y, self, matched, self._end_of_backward)
+        refuse_joining(type(self).__name__)
+        z = z.copy() if self._updates_at != "backward" else z
+        winner, response = int(attention.units[0]), float(attention.responses[0])
+        matched = _MatchedOne(self._this_forward(kept=False), z, winner, response)
+        after_backward(y, self, lambda gradient: self._reached_one(matched, gradient), self._end_of_backward)
+
+    def _this_forward(self, kept: bool) -> _Forward:
+        return _Forward(self._updated_state(), self._recycled, kept)
+
+    def _updated_state(self) -> list[Tensor | None]:
+        """The tensors that an update changes, as far as they are this layer's own."""
+        return [*self._buffers.values(), *(self._parameters.values() if self.scramble else ())]
+
+    def _reached(self, matched: _Matched, gradient: Tensor) -> _Matched:
+        """What a backward pass that reaches the output leaves to the update: no sample whose gradient is not finite."""
+        self._check_pass(matched.forward)
+        responses = matched.responses
+        if gradient.device.type == "cpu" and math.isfinite(float(gradient.sum(dtype=responses.dtype))):
+            return matched
+        return matched._replace(responses=responses + _nan_if_not_finite(gradient, responses))
+
+    def _reached_one(self, matched: _MatchedOne, gradient: Tensor) -> _MatchedOne:
+        self._check_pass(matched.forward)
+        return matched if MF.is_finite(gradient.detach().numpy()) else matched._replace(response=math.nan)
+
+    def refuse_passes_after_recycling(self, y: Tensor) -> None:
+        """For outputs of layers whose units are recycled with this one's: a graph may need them as they are."""
+        forward = self._this_forward(kept=True)
+        y.register_hook(lambda _: self._check_pass(forward))  # type: ignore[no-untyped-call]
+
+    def _check_pass(self, forward: _Forward) -> None:
+        name = type(self).__name__
+        if forward.kept and forward.recycled != self._recycled:
+            raise UserError(
+                f"{name}: scramble=True has recycled a unit between a forward and this backward pass through it; call "
+                "backward once for all, or set defer_key_updates=True and call apply_key_updates() after the last."
+            )
+        if self._pending and self._updates_at == "step":
+            if self.M._version != self._version_of_pending:
+                raise UserError(
+                    f"{name}: memory_head_optimizer moves the keys when it steps, but another optimizer has stepped "
+                    "M; set defer_key_updates=False before it takes over."
+                )
+            if self.M.grad is None:  # what the updates came with was dropped
+                self.drop_key_updates()
+
+    def _require_own(self, state: list[Tensor | None]) -> None:
+        """Refuse to move what is not, or no longer, this layer's own."""
+        own, name = self._updated_state(), type(self).__name__
+        if len(own) != len(state) or not all(map(is_, own, state)):
+            require_whole(self)
+            raise UserError(
+                f"{name}: this forward has read tensors that were put in the place of its own "
+                "(torch.func.functional_call), which it must not move; call it in eval mode."
+            )
+        if "K" not in self._buffers and "K" not in self._parameters:
+            raise UserError(f"{name}: K is parametrized, or that of a replica, so it cannot be moved; use eval mode.")
 
     def _end_of_backward(self, collected: list[_Matched | _MatchedOne]) -> None:
-        if len(collected) > 1:
-            collected.sort(key=lambda one: one.order)
-        if self.defer_key_updates:
+        for matched in collected:
+            self._require_own(matched.forward.state)
+        if self._updates_at != "backward":
             self._pending += collected
+            self._version_of_pending = self.M._version
             return
         for matched in collected:
-            if isinstance(matched, _MatchedOne) and world_size() == 1:
-                self._update_one(matched)
-            else:
-                with without_autocast(self.K):
-                    self._update(*_as_batch(matched)[1:])
+            self._update_from(matched)
 
     def apply_key_updates(self) -> None:
         """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
         been one batch. To be called before each optimizer step, on all ranks.
         """
         pending, self._pending = self._pending, []
-        if len(pending) == 1 and isinstance(pending[0], _MatchedOne) and world_size() == 1:
-            self._update_one(pending[0])
+        if len(pending) == 1:
+            self._update_from(pending[0])
             return
         batches = [_as_batch(matched) for matched in pending]
-        empty = self.K.new_zeros(0, self.key_size, dtype=torch.promote_types(self.K.dtype, torch.float32))
+        empty = self.K.new_zeros(0, self.key_size)
         zero_sets = empty.new_zeros(0, self.K.shape[0])
         with without_autocast(self.K):
             self._update(
-                torch.cat([empty, *(one.z for one in batches)]),
-                torch.cat([zero_sets.long(), *(one.winners for one in batches)]),
-                torch.cat([zero_sets, *(one.responses for one in batches)]),
+                torch.cat([empty, *(one.z.to(empty) for one in batches)]),
+                torch.cat([zero_sets.long(), *(one.winners.to(empty.device) for one in batches)]),
+                torch.cat([zero_sets, *(one.responses.to(empty) for one in batches)]),
             )
+
+    def _update_from(self, matched: _Matched | _MatchedOne) -> None:
+        if isinstance(matched, _MatchedOne) and world_size() == 1:
+            self._update_one(matched)
+        else:
+            _, z, winners, responses = _as_batch(matched)
+            with without_autocast(self.K):
+                self._update(z.to(self.K), winners.to(self.K.device), responses.to(self.K))
+
+    def drop_key_updates(self) -> None:
+        """With `defer_key_updates`: forget what waits, for an optimizer step that is not taken."""
+        self._pending = []
 
     @torch.inference_mode()
     def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
@@ -233,15 +352,25 @@ class KeyMemory(nn.Module):
         seeds = []
         if self.random_memories:  # every rank draws, to keep the generators in step; the first row's draw is used
             seeds.append(torch.randint(2**31, (1,)).to(z.device).expand(len(z)))
-        z, winners, responses, *seeds = self._exchange.in_turn(z, winners, responses, *seeds)
+        z, winners, responses, *seeds = gather_in_turn(z, winners, responses, *seeds)
+        usable = None  # rows, where not all of them are known to be
+        if not self._may_wait_for(z.device):
+            usable = MF.usable_rows(z, responses)
+            z, responses = (rows.masked_fill(~usable.unsqueeze(1), 0) for rows in (z, responses))
+        elif not MF.are_usable(z, responses):
+            chosen = MF.usable_rows(z, responses)
+            z, winners, responses = z[chosen], winners[chosen], responses[chosen]
         batch = z.shape[0]
         if batch == 0:
             return
-        keys = self.K.to(z.dtype)
+        keys = self.K
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
         sigma, _ = self._sigma_and_gamma()
-        self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
+        if usable is None:
+            self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
+        else:
+            self.key_counter.scatter_add_(1, winners.t(), usable.long().expand(len(keys), batch))
         if self.scramble:
             plan = MF.plan_scramble(
                 responses, self.mu, self.eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
@@ -249,6 +378,7 @@ class KeyMemory(nn.Module):
             if len(plan.sets):
                 sources = winners[plan.samples, plan.sets]
                 self._recycle_memories(plan.sets, plan.units, sources, int(seeds[0][0]) if seeds else 0)
+                self._recycled += 1
                 keys[plan.sets, plan.units] = z[plan.samples]
                 self.mu[plan.sets, plan.units] = 0
                 self.scrambling_count[plan.sets] += 1
@@ -265,14 +395,20 @@ class KeyMemory(nn.Module):
             self.mu.scatter_(1, winners.t(), 1, reduce="add")
             self.eta.add_(batch)
         if self.scale is not None:
-            self.scale.add(z)
+            self.scale.add(z, usable)
+
+    def _may_wait_for(self, device: torch.device) -> bool:
+        """Whether to look at values: on a GPU that takes waiting for it, as the plan of scrambling does anyway."""
+        return self.scramble or device.type == "cpu"
 
     def _update_one(self, matched: _MatchedOne) -> None:
         """As `_update`, for one sample and one key set whose keys are moved ad hoc."""
         _, z, winner, response = matched
+        seed = int(torch.randint(2**31, (1,))) if self.random_memories else 0
+        if not MF.is_usable(z, response):
+            return
         keys, mu, eta = self.K.numpy()[0], self.mu.numpy()[0], self.eta.numpy()[0]
         self.key_counter.numpy()[0, winner] += 1
-        seed = int(torch.randint(2**31, (1,))) if self.random_memories else 0
         if self.scramble:
             unit = MF.unit_to_scramble(
                 response, mu, eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
@@ -281,6 +417,7 @@ class KeyMemory(nn.Module):
                 with torch.inference_mode():
                     self._recycle_memories(torch.tensor([0]), torch.tensor([unit]), torch.tensor([winner]), seed)
                     self.scrambling_count += 1
+                self._recycled += 1
                 keys[unit], mu[unit] = z, 0
         width = self._sigma_of_steps()
         MF.move_key_(keys[winner], z, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=width)
@@ -296,6 +433,8 @@ class KeyMemory(nn.Module):
         """Overwrite unit `units[i]` of key set `sets[i]` with its `sources[i]`, or anew from the seed."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if any(prefix + name in state_dict for name in ("K", "M")):
+            self.drop_key_updates()
         if not self.scramble and f"{prefix}K" in state_dict:
             # the published code saves no counters without scrambling
             for name in COUNTERS:
@@ -341,6 +480,11 @@ def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, 
     """Refuse an option that is none of the choices."""
     if value not in choices:
         raise UserError(f"{type(layer).__name__}: {name} must be one of {', '.join(choices)}; got {value!r}.")
+
+
+def _nan_if_not_finite(rows: Tensor, like: Tensor) -> Tensor:
+    """For each of rows (b, o), or of (*, o), 0 or NaN as a column (b, 1), without a look at its values."""
+    return 0 * rows.reshape(len(like), rows.shape[-1]).sum(dim=1, keepdim=True, dtype=like.dtype)
 
 
 class _Normalised(torch.autograd.Function):

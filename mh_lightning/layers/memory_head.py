@@ -30,6 +30,23 @@ class MHLinear(KeyMemory):
     of `nn.Linear`. Evaluation and ``torch.no_grad()`` forwards change nothing, and neither do those of a layer whose
     memories are frozen (``layer.M.requires_grad_(False)``).
 
+    Samples that are not finite (their numbers, their squares, their outputs' gradients) move nothing and count nothing:
+    keys, counters, scrambling and the automatic scale are as if they had not been in the batch. Whether an optimizer
+    then takes its step cannot be known at the end of a backward pass: where a loop skips steps (``GradScaler``,
+    ``clip_grad_norm_(..., error_if_nonfinite=True)``), use `mh_lightning.memory_head_optimizer`, which moves keys when
+    it steps, or set `defer_key_updates` and call `apply_key_updates` before each step that is taken and
+    `drop_key_updates` in place of one that is not. Methods under the trainer do so. Updates that wait are like
+    gradients: copies take them along, no state dict holds them, and loading, resetting and turning deferral off drop
+    them; a run that is resumed from before a step takes them again from its samples.
+
+    Keys and the automatic scale are float32 or wider, whatever the module is cast to: in half precision their small
+    steps would be rounded away.
+
+    A graph may be kept and passed again (``retain_graph``), unless a unit that it needs was recycled since. The layer
+    may be used more than once within reentrant checkpoints, if these are not nested. ``torch.func.functional_call`` and
+    parametrizations work as long as no update would move what is not the layer's own (in evaluation, and for M without
+    `scramble`); transforms of ``torch.func`` (vmap, grad, ...) are refused.
+
     With ``sigma_eu="auto"`` (euclidean), :math:`\sigma = S / (10 \sqrt d)`, where S estimates the mean squared distance
     between two training samples in key space: responses are :math:`\exp(-10\,\|z - K_j\|^2 / S)`, and ad-hoc keys move
     by :math:`\beta\,r\,(z - K_w)`, whatever the features' scale. With ``gamma_alpha="auto"``, :math:`\gamma` is 25 over
@@ -70,7 +87,8 @@ class MHLinear(KeyMemory):
         scrambling_count: units recycled, (q,), integer.
         scale: the `AutoScale` of a layer with "auto", else None.
         followers: layers with memory units of their own, in which units are recycled when they are here.
-        defer_key_updates: collect the updates until `apply_key_updates` is called; off by default.
+        defer_key_updates: collect the updates until `apply_key_updates` is called; off by default, on after
+            `memory_head_optimizer`, which then calls it.
         sparse_gradients: where it costs less, M's gradient is a sparse tensor of the units that have one;
             `memory_head_optimizer` turns it on; turn it off before another optimizer takes over. Off by default, and
             without effect in a process group or with `layer_norm`.
@@ -80,7 +98,8 @@ class MHLinear(KeyMemory):
         Output (*, o) or (b, o).
 
     Raises:
-        UserError: on contradictory options or an input of the wrong width.
+        UserError: on contradictory options or an input of the wrong width; from a backward pass that cannot be right,
+            see above.
 
     Source: Tiezzi et al., CoLLAs 2024, section 3.
 
@@ -204,6 +223,11 @@ class MHLinear(KeyMemory):
 
     def forward_with_attention(self, x: Tensor, key_input: Tensor | None = None) -> tuple[Tensor, MF.Attention]:
         """As `forward`, with what each sample attends to."""
+        if MF.in_function_transform():
+            raise UserError(
+                "MHLinear: transforms of torch.func (vmap, grad, jvp, ...) cannot pass through it; loop over the "
+                "samples with torch.autograd.grad instead."
+            )
         images, rows, batch_shape = self._arrange(x)
         if self.key_features is not None or key_input is not None:
             images = self._arrange_key_input(key_input, batch_shape)
@@ -221,7 +245,9 @@ class MHLinear(KeyMemory):
             if y.requires_grad:
                 y = y.clone()  # no view, so that it can be changed in place, as an output of nn.Linear can
         if self.training and y.requires_grad and self.M.requires_grad:
-            self._update_after_backward(y, attention, z)
+            kept = x.requires_grad or images.requires_grad or self.layer_norm
+            matched_is_all = self.psi_fn == "identity" and self.key_features is None
+            self._update_after_backward(y, attention, z, kept=kept, matched_is_all=matched_is_all)
         return y, attention
 
     def _arrange(self, x: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
@@ -284,6 +310,8 @@ class MHLinear(KeyMemory):
 
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
         for memories in (self.M, *(layer.M for layer in self.followers)):
+            if not isinstance(memories, nn.Parameter):
+                raise UserError("MHLinear: M is parametrized, so its units cannot be recycled; set scramble=False.")
             if self.random_memories:
                 generator = torch.Generator().manual_seed(seed)
                 fresh = fill_with_random_memories(torch.empty(memories[:, 0].shape), generator).to(memories)

@@ -104,6 +104,8 @@ class StackedMemoryHeads(nn.Module):
                 y = layer(hidden, attention)
             else:
                 y = layer(hidden, x if self.key_input else None)
+        if self.first.followers and self.training and y.requires_grad:
+            self.first.refuse_passes_after_recycling(y)
         return y.view(*batch_shape, y.shape[-1]) if len(batch_shape) > 1 else y
 
 

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from mh_lightning.backbones import as_backbone
 from mh_lightning.backbones.base import check_features
 from mh_lightning.distributed import (
-    RowExchange,
     broadcast_from_first_rank,
+    gather_rows,
     state_kept_alike,
     sum_over_ranks,
     world_size,
@@ -36,7 +36,14 @@ from mh_lightning.methods.checks import (
     trainer_options,
 )
 from mh_lightning.methods.chunks import check_trainer_of_chunks, learn_chunk
-from mh_lightning.methods.optimization import for_trainer, make_lr_scheduler, make_optimizer, settings_to_resume_with
+from mh_lightning.methods.optimization import (
+    for_trainer,
+    gradients_are_finite,
+    make_lr_scheduler,
+    make_optimizer,
+    may_skip_steps,
+    settings_to_resume_with,
+)
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 
@@ -114,7 +121,6 @@ class ContinualMethod(LightningModule):
         self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
-        self.exchange_rows = RowExchange()
 
     # --- the parts that methods override
 
@@ -161,7 +167,7 @@ class ContinualMethod(LightningModule):
         if self.classes_in_loss == "all":
             return logits
         if self.classes_in_loss == "batch":
-            return among_classes(logits, self.exchange_rows(targets)[0])
+            return among_classes(logits, gather_rows(targets)[0])
         task = self._stream.tasks[self._stream.task_of_epoch(self.trainer.current_epoch)]
         return among_classes(logits, torch.tensor(task.classes, device=logits.device))
 
@@ -411,9 +417,12 @@ class ContinualMethod(LightningModule):
                 module.training = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Update keys and counters from all micro-batches of this step, as if they had been one batch."""
+        """Update keys and counters from all micro-batches of this step, as if they had been one batch; unless the step
+        is going to be skipped, or refused, for a gradient that is not finite.
+        """
+        skipped = self._memory_heads and may_skip_steps(self) and not gradients_are_finite(optimizer)
         for layer in self._memory_heads:
-            layer.apply_key_updates()
+            (layer.drop_key_updates if skipped else layer.apply_key_updates)()
         self.adjust_gradients()
 
     def on_fit_end(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mh_lightning.distributed import gather_in_turn
 from mh_lightning.errors import blame
 from mh_lightning.layers import ClosedFormHead
 from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -58,7 +59,7 @@ class ClosedFormMethod(ContinualMethod):
         Raises:
             UserError: on all ranks, if the head refuses those of one, such as features that are not finite.
         """
-        rows = self.exchange_rows.in_turn(features, targets)
+        rows = gather_in_turn(features, targets)
         with blame("model.init_args.backbone, or the training data"):
             self.closed_form_head.update(*rows)
 

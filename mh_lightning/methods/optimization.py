@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -67,6 +68,23 @@ def _optimizer_of_touched_units(
         for layer in method.memory_heads().values():
             layer.sparse_gradients = False  # torch clips no values of sparse tensors, and lately only norms
     return optimizer
+
+
+def may_skip_steps(method: "ContinualMethod") -> bool:
+    """Whether gradients that are not finite may keep the trainer from a step: a precision that scales the loss does,
+    and a method's own way of clipping may, with ``error_if_nonfinite``.
+    """
+    scaled = getattr(method.trainer.precision_plugin, "scaler", None) is not None
+    return scaled or is_overridden("configure_gradient_clipping", method)
+
+
+def gradients_are_finite(optimizer: Optimizer) -> bool:
+    """Whether all gradients that an optimizer steps by are."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    gradients = (
+        one.grad.coalesce().values() if one.grad.is_sparse else one.grad for one in parameters if one.grad is not None
+    )
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def make_lr_scheduler(make: LRSchedulerCallable, optimizer: Optimizer) -> LRSchedulerTypeUnion:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mh_lightning.distributed import process_rank, world_size
+from mh_lightning.distributed import gather_in_turn, process_rank, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod
 from mh_lightning.methods.replay_buffer import ReplayBuffer, ReservoirBuffer, Samples
@@ -55,7 +55,7 @@ class ReplayMethod(ContinualMethod):
         """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""
         assert self.replay_buffer is not None
         if not self.trainer.current_epoch % self._stream.epochs_per_task:
-            self.replay_buffer.add(*self.exchange_rows.in_turn(*batch))
+            self.replay_buffer.add(*gather_in_turn(*batch))
         else:
             self.replay_buffer.pass_by(len(batch[1]) if world_size() == 1 else self.rows_of_batch)
 

@@ -1,5 +1,6 @@
 """`MHLinear` against the oracle, and what it promises about gradients, precision, shapes, size and options."""
 
+import copy
 import math
 from typing import Any
 
@@ -290,7 +291,55 @@ def test_half_precision_layer_counts_every_sample() -> None:
     layer = MHLinear(6, 3, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, dtype=torch.bfloat16)
     for _ in range(40):
         layer(torch.randn(16, 6, dtype=torch.bfloat16)).sum().backward()
-    assert layer.key_counter.sum() == 640 and layer.K.dtype == torch.bfloat16
+    assert layer.key_counter.sum() == 640 and layer.K.dtype == torch.float32 and layer.M.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("made", ["cast", "option", "loaded"])
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+@every_distance
+def test_keys_of_a_half_precision_layer_move_as_in_float32(distance: str, lower: torch.dtype, made: str) -> None:
+    options: dict[str, Any] = {
+        "key_mem_units": 4, "delta": 2, "upd_m": "WTA", "upd_k": "ad_hoc_WTA", "beta_k": 1e-4, "distance": distance,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    full = MHLinear(6, 3, **options)
+    half = copy.deepcopy(full).to(lower) if made == "cast" else MHLinear(6, 3, dtype=lower, **options)
+    assert half.M.dtype == lower
+    half.load_state_dict(full.state_dict(), assign=made == "loaded")
+    half.M.data = half.M.data.to(lower)
+    start, samples = full.K.clone(), torch.randn(300, 2, 6).to(lower)
+    for x in samples:
+        full(x.float()).sum().backward()
+        half(x).float().sum().backward()
+    moved, wanted = (half.K - start).norm(), (full.K - start).norm()
+    assert half.K.dtype == torch.float32 and wanted > 1e-3
+    torch.testing.assert_close(moved, wanted, rtol=0.01, atol=0)
+    torch.testing.assert_close(half.K, full.K, rtol=0, atol=0.01 * float(wanted))
+
+
+def test_state_of_half_precision_layers() -> None:
+    """What older versions and the published code have saved is read; what is given back loads anywhere."""
+    for upd_k in ("ad_hoc_WTA", "grad_WTA"):
+        layer = MHLinear(6, 3, delta=2, upd_m="WTA", upd_k=upd_k, scramble=True, distance="euclidean", sigma_eu="auto")
+        layer(torch.randn(4, 6)).sum().backward()
+        kept = layer.K.detach().clone()
+        half = copy.deepcopy(layer).half()
+        assert torch.equal(half.K, kept) and isinstance(half.K, nn.Parameter) == (upd_k == "grad_WTA")
+        assert half.K.grad is None or half.K.grad.dtype == torch.float32
+        assert half.scale is not None and layer.scale is not None
+        for name, value in layer.scale.state_dict().items():
+            assert torch.equal(half.scale.state_dict()[name], value), name
+        assert torch.equal(half.double().half().float().K, kept)
+        assert torch.equal(half.reference_state_dict()["K"], kept)
+        old = {name: value.half() if value.is_floating_point() else value for name, value in layer.state_dict().items()}
+        for assign in (False, True):
+            other = copy.deepcopy(layer)
+            other.load_state_dict(old, assign=assign)
+            assert other.K.dtype == torch.float32 and torch.equal(other.K, kept.half().float())
+        again = MHLinear(6, 3, delta=2, upd_m="WTA", upd_k=upd_k, scramble=True, distance="euclidean", sigma_eu="auto")
+        again.half().load_state_dict(half.half().state_dict())
+        assert torch.equal(again.K, kept)
+        again.to("meta")
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (5, 4), (2, 3, 4), (2, 1, 3, 4), (0, 4)])
