@@ -53,12 +53,13 @@ def class_groups(
             raise UserError(f"data.{name} must be at least 1, got {size}.")
     between = num_classes - first - last
     if between < 0 or between % increment:
-        sizes = {"first_task_size": first_task_size, "increment": increment, "last_task_size": last_task_size}
+        sizes = {"first_task_size": first_task_size, "last_task_size": last_task_size, "increment": increment}
         given = [f"data.{name}={size}" for name, size in sizes.items() if size is not None]
+        place = " between the first and the last task" if last else " after the first task" if len(given) > 1 else ""
         rest = f", or give data.last_task_size={between % increment}" if between > 0 and not last else ""
         raise UserError(
-            f"Tasks of {' and '.join(given)} classes do not add up to the data's {num_classes} classes; what no "
-            f"other option takes must be a multiple of the increment{rest}."
+            f"Tasks of {' and '.join(given)} classes do not add up to the data's {num_classes} classes; the classes"
+            f"{place} must be a multiple of the increment{rest}."
         )
     if class_order is not None and class_order_seed is not None:
         raise UserError("data.class_order and data.class_order_seed exclude each other; give one.")
