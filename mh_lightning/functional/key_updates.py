@@ -20,7 +20,8 @@ def usable_rows(z: Tensor, winner_responses: Tensor) -> Tensor:
         >>> usable_rows(torch.tensor([[1.0], [torch.nan], [torch.inf], [1e30]]), torch.zeros(4, 1))
         tensor([ True, False, False, False])
     """
-    return (torch.linalg.vector_norm(z, dim=1) < longest(z.dtype)) & winner_responses.isfinite().all(dim=1)
+    short: Tensor = torch.linalg.vector_norm(z, dim=1) < longest(z.dtype)
+    return short & winner_responses.isfinite().all(dim=1)
 
 
 def are_usable(z: Tensor, winner_responses: Tensor) -> bool:

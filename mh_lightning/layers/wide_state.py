@@ -38,7 +38,7 @@ class WideState(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = {name: getattr(self, name).detach() for name in self.wide}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, values in before.items():
             state = getattr(self, name)
             if state.dtype != at_least_float32(state.dtype):
