@@ -15,6 +15,7 @@ from benchmarks import (
     ridge_memory,
     ridge_memory_ablations,
     training_step,
+    units_against_one,
 )
 from mh_lightning.functional import grouped
 from mh_lightning.layers import RidgeMemoryUnits
@@ -49,6 +50,20 @@ def test_cost_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(results) == 2 and all(loss >= 1 for result in results for loss in result.values())
     assert "4, 6, 3, 5, 2" in capsys.readouterr().out
     assert grouped.GROUPING["cpu"] == before
+
+
+def test_units_against_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 4 * torch.rand(900, 2, generator=generator)
+    board = {"x_train": x, "y_train": x.long().sum(dim=1) % 2, "domain_train": (x[:, 0] > 2).long()}
+    torch.save(board, tmp_path / "board.pt")
+    plain = ["--features", str(tmp_path / "board.pt"), "--orders", "2", "--normalization", "none"]
+    assert all(0.2 < gain < 0.6 for gain in units_against_one.main([*plain, "--units", "40"]))
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert units_against_one.main([*plain, "--units", "1"]) == [0, 0]
+    train, validation = units_against_one.stream(board, 0, 1)
+    assert sorted([*train.tolist(), *validation.tolist()]) == list(range(900)) and len(validation) == 180
+    assert board["domain_train"][train].diff().min() == 0  # one domain after the other
 
 
 def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
