@@ -65,11 +65,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
             measure(entries, order, options.in_a_task, units, options.normalization) for units in (1, options.units)
         )
         differences.append(many["accuracy"] - one["accuracy"])
-        cells = [
-            f"{order}",
-            *(f"{100 * found['accuracy']:.2f}" for found in (one, many)),
-            f"{100 * differences[-1]:+.2f}",
-        ]
+        gain = f"{100 * differences[-1]:+.2f}"
+        cells = [f"{order}", *(f"{100 * found['accuracy']:.2f}" for found in (one, many)), gain]
         print(f"| {' | '.join(cells)} | {many['ridge']:.3g} | {many['seconds']:.1f} |", flush=True)
     return differences
 

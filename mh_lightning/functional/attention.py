@@ -54,24 +54,24 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, keys: Tensor, units: int) -> Tensor:
-        squared, exact = squared_distances(z, keys, units)
+        squared, enough = squared_distances(z, keys, units)
         if any(ctx.needs_input_grad):
-            given = (z, keys) if exact else (z.double(), keys.double())
-            # gradients do not feel a common shift, but lose digits to it
-            centre = given[1].mean(dim=0)
-            ctx.save_for_backward(*(part - centre for part in given))
+            wide = keys if enough else keys.double()
+            # gradients do not feel a common shift, but lose digits to it; the samples are shifted when they are needed
+            centre = wide.mean(dim=0)
+            ctx.save_for_backward(z, wide - centre, centre)
         return squared
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        z, keys = ctx.saved_tensors
-        grad = given.to(z.dtype)
+        z, keys, centre = ctx.saved_tensors
+        z, grad = z - centre, given.to(keys.dtype)
         grad_z = grad_keys = None
-        if ctx.needs_input_grad[0]:
-            grad_z = torch.addmm(z * grad.sum(1, keepdim=True), grad, keys, beta=2, alpha=-2).to(given.dtype)
         if ctx.needs_input_grad[1]:
             grad_keys = torch.addmm(keys * grad.sum(0).unsqueeze(1), grad.t(), z, beta=2, alpha=-2).to(given.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_z = z.mul_(grad.sum(1, keepdim=True)).addmm_(grad, keys, beta=2, alpha=-2).to(given.dtype)
         return grad_z, grad_keys, None
 
 

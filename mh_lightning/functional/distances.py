@@ -27,7 +27,9 @@ def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool
         units: m.
 
     Returns:
-        Squared distances (b, q * m), slightly negative at worst, and whether z's precision was enough for all.
+        Squared distances (b, q * m), slightly negative at worst, and whether z's precision is enough for a gradient: it
+        is where samples lie on a key, as they do on those that they have become, but not where all keys of a set near a
+        sample are much nearer to it than the mean key.
 
     Example:
         >>> keys = torch.tensor([[0.25], [0.5], [1e6]])
@@ -47,8 +49,10 @@ def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool
         again = _from_differences(z[lost], keys)
     else:
         again = squared_distances(z[lost].double(), keys.double(), units)[0].to(z.dtype)
+    others = squared.view(len(z), -1, units).kthvalue(min(2, units), dim=2).values
+    enough = bool((others * AS_FAR > norms).all())
     squared[lost] = again
-    return squared, False
+    return squared, enough
 
 
 def _expanded(z: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
