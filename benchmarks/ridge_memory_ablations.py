@@ -27,7 +27,7 @@ from mh_lightning.data.features import FeatureCache
 from mh_lightning.experiments.statistics import Interval, mean_interval, paired_difference
 from mh_lightning.functional import spread
 from mh_lightning.layers import ClosedFormHead, RandomProjectionRidge, RidgeMemoryUnits, StreamingLinearDiscriminant
-from mh_lightning.layers.random_projection import draw_projection, ridge_weights
+from mh_lightning.layers.random_projection import draw_projection
 from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
 from mh_lightning.methods import NearestClassMean
 
@@ -134,34 +134,35 @@ class LowRankUnits(RidgeMemoryUnits):
         return self.total.double()
 
 
-class SmallUnits(RidgeMemoryUnits):
+class SmallUnits(ClosedFormHead):
     """Units see few directions (n, r) of the features, and correct what one regression of these leaves over; the shared
     unit sees all features, and has sums of its own.
     """
 
     def __init__(self, directions: Tensor, kept: bool) -> None:
-        super().__init__(directions.shape[1], CLASSES, normalization="none")
+        super().__init__(len(directions), CLASSES)
         self.directions, self.whole = directions, RidgeMemoryUnits(len(directions), CLASSES, 1)
-        self.state_bytes += self.whole.state_bytes + 4 * directions.numel() * kept
+        self.units, self.one = (
+            RidgeMemoryUnits(directions.shape[1], CLASSES, units, normalization="none") for units in (10, 1)
+        )
+        self.state_bytes = self.units.state_bytes + self.whole.state_bytes + 4 * directions.numel() * kept
 
     def see(self, features: Tensor) -> Tensor:
         return self.whole.normalise(features) @ self.directions
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
-        super().accumulate(self.see(features), targets)
         self.whole.update(features, targets)
-        self.whole.settle()
+        for head in (self.units, self.one):
+            head.update(self.see(features), targets)
 
     def solve(self) -> tuple[Tensor, ...]:
-        (weights,) = super().solve()
-        shared = ridge_weights(self.total_gram(), self.class_sums.sum(dim=0).T, float(self.ridge[0]))
-        assert shared is not None  # as before
-        units = len(self.class_sums)
-        weights[:, : units * CLASSES] -= shared.T.repeat(1, units)
-        return weights, *self.whole.solve()
+        for head in (self.whole, self.units, self.one):
+            head.ensure_solved()
+        return ()
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
-        return super().logits(self.see(features), solution[0]) + self.whole.logits(features, solution[1])
+        seen = self.see(features)
+        return self.whole(features) + self.units(seen) - self.one(seen)
 
 
 def cut_back(gram: Tensor, rank: int) -> Tensor:
