@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from mh_lightning.cli import main
@@ -55,8 +54,6 @@ def _no_environment_of_another_test() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
-    if dist.is_initialized():  # by a fit with ddp; a later fit in a forked process would wait for this one
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -201,6 +201,7 @@ def test_what_changes_no_numbers_may_change(run: Run, tiny_config: Path, finishe
                "--num_threads", "1")  # fmt: skip
     with pytest.warns(UserWarning, match=r"num_threads None -> 1, trainer.strategy auto -> ddp.$"):
         resumed = run("fit", tiny_config, "--ckpt_path", checkpoint, *options)
+    torch.distributed.destroy_process_group()  # a later fit in a forked process would wait for this one
     assert results_of(resumed) == results_of(finished)
 
 
