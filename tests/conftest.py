@@ -19,6 +19,10 @@ from tests.fashion_mnist import write_fashion_mnist
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# autograd counts devices at its first backward pass, and where torch.compile came before it, it starts threads, with
+# which processes that tests fork cannot have a backward pass
+torch.ones(1, requires_grad=True).sum().backward()
+
 CLASSES, FEATURES = 6, 16
 
 TINY = """
