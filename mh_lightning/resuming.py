@@ -1,22 +1,16 @@
-"""What a resumed run goes on from: its folder, its newest whole checkpoint, the configuration it began with."""
+"""What a resumed run may change of its configuration, and the rows of its table that stay."""
 
 import csv
 import re
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from filelock import FileLock, Timeout
 from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mh_lightning.errors import UNREADABLE, UserError, reason_of
-
-CHECKPOINTS = "checkpoints"  # in the folder of each fit, from its start
+from mh_lightning.errors import UserError, reason_of
 
 # options that do not change what a run finds
 FREE = r"config|run_dir|experiment|ckpt_path|verbose|pictures|trainer\.(enable_\w+|logger|default_root_dir)"
@@ -38,75 +32,6 @@ ONLOOKERS = re.compile(
     r"|lightning\.pytorch\.callbacks\.(\w+\.)*(DeviceStatsMonitor|LearningRateMonitor|ModelCheckpoint|ModelSummary"
     r"|OnExceptionCheckpoint|RichModelSummary|RichProgressBar|ThroughputMonitor|TQDMProgressBar)"
 )
-
-
-def version_folders(experiment: Path) -> list[Path]:
-    """The run folders of an experiment, the newest first.
-
-    Args:
-        experiment: the folder ``<run_dir>/<experiment>``.
-    """
-    numbers = [path.name.removeprefix("version_") for path in experiment.glob("version_*")]
-    newest_first = sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
-    return [experiment / f"version_{number}" for number in newest_first]
-
-
-def newest_fit(experiment: Path) -> Path | None:
-    """The run folder of the newest fit of an experiment, finished or not, or None."""
-    return next((folder for folder in version_folders(experiment) if (folder / CHECKPOINTS).is_dir()), None)
-
-
-def newest_whole_checkpoint(run_folder: Path) -> Path | None:
-    """The newest checkpoint that can be read to its end, or None if there is none at all. Damaged ones are told.
-
-    Raises:
-        UserError: if all of them are damaged.
-    """
-    folder = run_folder / CHECKPOINTS
-    tasks = sorted(folder.glob("task_*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    candidates = [path for path in (folder / "last.ckpt", *tasks) if path.is_file()]
-    for path in candidates:
-        try:
-            check_checkpoint(path)
-        except UserError as error:
-            rank_zero_warn(f"{error} An older one is taken, if there is one.")
-        else:
-            return path
-    if candidates:
-        raise UserError(
-            f"ckpt_path=last: no checkpoint in {str(folder)!r} is whole; leave --ckpt_path out to begin anew."
-        )
-    return None
-
-
-def check_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, its tensors mapped into memory, and compare its content with its checksums.
-
-    Raises:
-        UserError: if there is none, or it is damaged, would run code, or is none of this package.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"ckpt_path={str(path)!r} is no file; give one of a run folder's checkpoints/, or 'last' for the newest of "
-            "the newest run."
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        complete = "architecture" in content and "state_dict" in content
-    except UNREADABLE as error:
-        raise UserError(
-            f"ckpt_path={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
-            "which is never loaded."
-        ) from error
-    if not complete:
-        raise UserError(
-            f"ckpt_path={str(path)!r} is no checkpoint of mh_lightning; give one of a run folder's checkpoints/."
-        )
-    loaded: dict[str, Any] = content
-    return loaded
 
 
 def check_configuration(text: Any, own: dict[str, Any]) -> None:
@@ -171,34 +96,6 @@ def _leaves(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[s
 def _shown(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextmanager
-def held(folder: Path, option: str = "ckpt_path=last") -> Iterator[None]:
-    """Keep other processes out of a run's folder; the system's locks end with the process, however it ends.
-
-    Args:
-        folder: the run folder, or another one that a run writes into.
-        option: that led there.
-
-    Raises:
-        UserError: if another process is in it.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(
-            f"{option}: the run in {str(folder)!r} is still going on; wait for its end, or stop it."
-        ) from error
-    except (OSError, NotImplementedError):  # a disk without locks: nobody can be kept out
-        yield
-        return
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def logged_rows(metrics: Path, checkpoint: dict[str, Any], chunks: bool) -> list[dict[str, Any]]:

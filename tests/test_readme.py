@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,21 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    return found.group(1)
+def block(language: str, place: int = 0) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[place]
+
+
+def test_a_fit_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("python", 0), names)
+    assert f"{names['results']['average_accuracy']:.3f}".removeprefix("0") in README
+    assert (tmp_path / "runs" / "my_first" / "version_0" / "accuracy_matrix.png").exists()
 
 
 @pytest.mark.filterwarnings("error")
-def test_python_example() -> None:
-    exec(block("python"), {})
+def test_the_layer_in_python() -> None:
+    exec(block("python", 1), {})
 
 
 def test_yaml_example(run: Callable[..., Path], tmp_path: Path) -> None:

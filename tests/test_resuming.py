@@ -24,7 +24,7 @@ from mh_lightning.data.features import store
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ClassifierAlignment, FineTuning
 from mh_lightning.methods.base import ContinualMethod
-from mh_lightning.resuming import held
+from mh_lightning.run_folders import locked
 from tests import fits
 from tests.blobs import FEATURES
 from tests.conftest import results_of, weights_of
@@ -148,7 +148,7 @@ def test_evaluation_takes_the_last_fit_not_the_last_folder(
 
 def test_a_run_that_is_still_going_on_is_left_alone(finished: Path, tiny_config: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with held(finished):
+    with locked(finished):
         assert go_on(tiny_config, tmp_path / "runs", log) == 2
     assert "still going on" in log.read_text()
     assert go_on(tiny_config, tmp_path / "runs", log) == 0

@@ -12,7 +12,7 @@ from mh_lightning.callbacks import PredictionWriter, TaskCheckpoints
 from mh_lightning.cli import main
 from mh_lightning.errors import UserError
 from mh_lightning.methods import FineTuning, NearestClassMean
-from mh_lightning.resuming import held
+from mh_lightning.run_folders import locked
 from tests import fits
 from tests.blobs import FEATURES
 from tests.conftest import results_of, weights_of
@@ -68,7 +68,7 @@ def test_the_table_of_another_run_is_no_loggers_to_remove(
     with pytest.raises(SystemExit):
         fit(tiny_config, *options)
     assert "trainer.logger: " in (said := capsys.readouterr().err) and "is of another run" in said
-    with held(table.parent), pytest.raises(SystemExit):  # as if both had started at the same instant
+    with locked(table.parent), pytest.raises(SystemExit):  # as if both had started at the same instant
         fit(tiny_config, *options)
     assert "trainer.logger: the run in" in capsys.readouterr().err
     assert table.read_bytes() == whole

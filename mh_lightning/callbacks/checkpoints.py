@@ -20,7 +20,7 @@ from mh_lightning.callbacks.run import current_task, ends_task, is_trial, refuse
 from mh_lightning.callbacks.stop_signal import StopSignal
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, writing
-from mh_lightning.resuming import CHECKPOINTS
+from mh_lightning.run_folders import CHECKPOINTS
 
 WAITING = ".last.ckpt.tmp"  # whole, but not yet in its place
 

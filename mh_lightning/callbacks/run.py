@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mh_lightning.errors import UserError, writing
-from mh_lightning.resuming import CHECKPOINTS
+from mh_lightning.run_folders import CHECKPOINTS
 
 
 def stream_of(trainer: Trainer) -> Any:

@@ -11,7 +11,7 @@ import yaml
 from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.metrics import continual_metrics
-from mh_lightning.resuming import version_folders
+from mh_lightning.run_folders import version_folders
 
 METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
 OTHER_TRANSFERS = "backward_transfer_clipped"  # in results whose transfers are those over all pairs of tasks

@@ -41,8 +41,8 @@ def check_trainer(trainer: Trainer) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if trainer.state.fn == "fit" and not any(isinstance(one, TaskBoundaries) for one in callbacks):
         raise UserError(
-            "trainer.callbacks lack mh_lightning.callbacks.TaskBoundaries, which lays the tasks of a stream out over "
-            "the epochs; add it."
+            "trainer: lightning.pytorch.Trainer does not lay the tasks of a stream out over its epochs; use "
+            "mh_lightning.Trainer, or add mh_lightning.callbacks.TaskBoundaries to its callbacks."
         )
 
 

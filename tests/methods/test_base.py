@@ -74,7 +74,7 @@ def test_a_method_needs_a_stream_and_its_boundaries(stream: Callable[..., Tensor
     for act in ("fit", "test", "predict"):
         with pytest.raises(UserError, match="A method learns a stream, and the trainer was given loaders; give it a"):
             getattr(Trainer(**options), act)(method, loader)
-    with pytest.raises(UserError, match=r"trainer.callbacks lack mh_lightning.callbacks.TaskBoundaries"):
+    with pytest.raises(UserError, match=r"use mh_lightning.Trainer, or add"):
         Trainer(**options).fit(method, stream())
 
 
