@@ -36,8 +36,8 @@ def tiny(path: Path) -> tuple[FineTuning, TensorFile]:
     """What `tests.conftest.TINY` says, in Python."""
 
     def head(features: int, classes: int) -> MHLinear:
-        return MHLinear(features, classes, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA",
-                        distance="euclidean", gamma_alpha=5, scramble=True, tau_alpha=0.95, tau_mu=5, tau_eta=5)  # fmt: skip
+        return MHLinear(features, classes, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", gamma_alpha=5,
+                        distance="euclidean", scramble=True, tau_alpha=0.95, tau_mu=5, tau_eta=5)  # fmt: skip
 
     method = FineTuning(
         Identity(TINY_FEATURES),
@@ -105,7 +105,7 @@ def test_each_fit_has_a_folder_and_evaluations_stay_in_it(tmp_path: Path) -> Non
     assert trainer.run_folder == tmp_path / "experiment" / "version_0"
     trainer.predict(method, data)
     assert (trainer.run_folder / "predictions.csv").exists()
-    with pytest.raises(UserError, match="has learnt a stream already; make a new mh_lightning.Trainer"):
+    with pytest.raises(UserError, match=r"has learnt a stream already; make a new mh_lightning\.Trainer"):
         trainer.fit(method, data)
     other = mh_lightning.Trainer(**options)
     other.test(linear(), data, ckpt_path="last")
@@ -126,9 +126,9 @@ def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contradicts the stream's 3 tasks"):
         mh_lightning.fit(linear(), stream(), run_dir=tmp_path, max_epochs=10, **QUIET)
     assert not any((tmp_path / "experiment").iterdir())
-    with pytest.raises(UserError, match="weights_only=False would let a checkpoint run code"):
+    with pytest.raises(UserError, match=r"weights_only=False would let a checkpoint run code"):
         mh_lightning.Trainer(run_dir=tmp_path, **QUIET).fit(linear(), stream(), weights_only=False)
-    with pytest.raises(UserError, match="no checkpoint in .*; fit first"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*; fit first"):
         mh_lightning.Trainer(run_dir=tmp_path, **QUIET).test(linear(), stream(), ckpt_path="last")
 
 
