@@ -200,11 +200,14 @@ class StreamCLI(LightningCLI):
         """Hand on the options of the run folder."""
         options = {name: self._get(self.config_init, name) for name in ("run_dir", "experiment", "pictures")}
         try:
-            return super().instantiate_trainer(**options, **kwargs)
+            trainer = super().instantiate_trainer(**options, **kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"trainer: {error}") from error
+        if isinstance(trainer, Trainer):
+            trainer.configuration = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        return trainer
 
 
 class _ConfigurationOnly(StreamCLI):

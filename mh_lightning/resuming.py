@@ -50,7 +50,7 @@ def check_configuration(text: Any, own: dict[str, Any]) -> None:
         saved = None
     if not isinstance(saved, dict):
         raise UserError("ckpt_path: the checkpoint's configuration is damaged; give another checkpoint.")
-    before, now = dict(_leaves(_essence(saved))), dict(_leaves(_essence(own)))
+    before, now = dict(leaves(_essence(saved))), dict(leaves(_essence(own)))
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     changed = [name for name in changed if not re.fullmatch(FREE, name)]
     told = {name: f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in changed}
@@ -85,10 +85,11 @@ def _looks_on(callback: Any) -> bool:
     return isinstance(callback, dict) and ONLOOKERS.fullmatch(str(callback.get("class_path"))) is not None
 
 
-def _leaves(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration by their dotted names."""
     for name, value in configuration.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -47,6 +47,7 @@ FIRST = stream_callbacks.TaskBoundaries  # of all callbacks, since it prepares w
 LATER: tuple[type[Callback], ...] = (
     stream_callbacks.CostMonitor,
     stream_callbacks.ContinualMetrics,
+    stream_callbacks.HyperParameters,
     stream_callbacks.MemoryHeadMonitor,
     stream_callbacks.TaskCheckpoints,
     stream_callbacks.PredictionWriter,
@@ -126,6 +127,7 @@ class Trainer(lightning.pytorch.Trainer):
         log_every_n_steps: int | None = 1,
         **options: Any,
     ) -> None:
+        self.configuration: dict[str, Any] = {}  # of the command line
         self.run_folder: Path | None = None  # of the newest run, on rank 0; others are told when they ask for it
         self.experiment_folder = one_run_dir(run_dir, default_root_dir) / name_of_experiment(experiment)
         self._own_loggers = logger in (None, True)
@@ -185,9 +187,12 @@ class Trainer(lightning.pytorch.Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> _EVALUATE_OUTPUT:
-        """Evaluate on the samples of all tasks, validation samples included; see `fit`."""
+        """Evaluate on the samples of all tasks, validation samples included, and return what callbacks see; see
+        `fit`.
+        """
         with self._in_folder_of_evaluation(ckpt_path) as checkpoint:
-            return super().validate(model, dataloaders, checkpoint, verbose, datamodule, _safely(weights_only))
+            super().validate(model, dataloaders, checkpoint, verbose, datamodule, _safely(weights_only))
+        return [{name: float(value) for name, value in self.callback_metrics.items()}]
 
     def test(
         self,
@@ -198,9 +203,10 @@ class Trainer(lightning.pytorch.Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
     ) -> _EVALUATE_OUTPUT:
-        """Evaluate on the test samples of all tasks; see `fit`."""
+        """Evaluate on the test samples of all tasks, and return what callbacks see; see `fit`."""
         with self._in_folder_of_evaluation(ckpt_path) as checkpoint:
-            return super().test(model, dataloaders, checkpoint, verbose, datamodule, _safely(weights_only))
+            super().test(model, dataloaders, checkpoint, verbose, datamodule, _safely(weights_only))
+        return [{name: float(value) for name, value in self.callback_metrics.items()}]
 
     def predict(
         self,

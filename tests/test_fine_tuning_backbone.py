@@ -94,7 +94,7 @@ def test_one_list_in_the_order_of_the_model_where_nothing_is_special() -> None:
         (group,) = made_optimizer(method).param_groups
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in trained]
-        assert group["lr"] == 0.5 and method._optimizer_settings.keys() == made_optimizer(method).defaults.keys()
+        assert group["lr"] == 0.5 and method.optimizer_settings.keys() == made_optimizer(method).defaults.keys()
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adadelta])

@@ -3,6 +3,7 @@
 from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO, TaskCheckpoints
 from mh_lightning.callbacks.continual_metrics import ContinualMetrics
 from mh_lightning.callbacks.cost import CostMonitor
+from mh_lightning.callbacks.hyper_parameters import HyperParameters
 from mh_lightning.callbacks.memory_heads import MemoryHeadMonitor
 from mh_lightning.callbacks.online_accuracy import OnlineAccuracy
 from mh_lightning.callbacks.predictions import PredictionWriter
@@ -15,6 +16,7 @@ __all__ = [
     "ContinualMetrics",
     "CostMonitor",
     "DecisionSurfaces",
+    "HyperParameters",
     "MemoryHeadMonitor",
     "OnlineAccuracy",
     "PredictionWriter",

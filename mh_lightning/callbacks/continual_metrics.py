@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from mh_lightning.callbacks.run import (
 )
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, write_at_once
-from mh_lightning.metrics import AccuracyMatrix, continual_metrics
+from mh_lightning.metrics import AccuracyMatrix, Evaluations, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import average_accuracy, most_likely
 
@@ -50,12 +51,19 @@ class ContinualMetrics(Callback):
     untrained model was not evaluated. Its state is part of every checkpoint. Of a stream of more than `MOST_CURVES`
     tasks, so many, evenly spaced, have curves of their own in the loggers; results.json has all.
 
+    All values of an evaluation are in `trainer.callback_metrics`, as ``test/average_accuracy`` and so on, when it ends:
+    for `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, and as what `trainer.test` and `trainer.validate`
+    return.
+
     Args:
         figures: draw heat maps, in TensorBoard after the first and the last task and every ten seconds.
+        extra: more metrics by name, functions of `mh_lightning.metrics.Evaluations`.
     """
 
-    def __init__(self, figures: bool = True) -> None:
+    def __init__(self, figures: bool = True, extra: dict[str, Callable[[Evaluations], Any]] | None = None) -> None:
         self._figures = figures
+        self.extra = extra or {}
+        continual_metrics(1, extra=self.extra)  # which refuses names that are taken
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
         self._counts: dict[str, dict[str, Tensor]] = {}  # (evaluations, T) for each split; see _sum_counts
@@ -121,9 +129,9 @@ class ContinualMetrics(Callback):
         with_top5 = stream.num_classes > TOP_K and all("correct_top5" in counts for counts in self._counts.values())
         spaced_by = stream.evaluate_every_n_tasks if is_fitting(trainer) else stream.num_tasks
         self._metrics = {
-            split: continual_metrics(stream.num_tasks, stream.num_evaluated_tasks(split), with_top5, spaced_by).to(
-                pl_module.device
-            )
+            split: continual_metrics(
+                stream.num_tasks, stream.num_evaluated_tasks(split), with_top5, spaced_by, self.extra
+            ).to(pl_module.device)
             for split in splits
         }
         self._losses = {split: torch.zeros(2, stream.num_tasks, device=pl_module.device) for split in splits}
@@ -200,6 +208,7 @@ class ContinualMetrics(Callback):
         losses = loss_sums / loss_counts
         self._losses[split].zero_()
         scalars = {f"{split}/{name}": value for name, value in defined(results).items()}
+        hand_to_trainer(pl_module, scalars)
         for other in evenly_spaced(matrix.shape[1], MOST_CURVES):
             scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[-1, other])
             if losses[other] < LARGEST_LOSS:
@@ -230,6 +239,9 @@ class ContinualMetrics(Callback):
 
     def _report_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         counts = self._accuracy_matrix(split)
+        results = self._metrics[split].compute()
+        results.pop("accuracy_matrix")
+        hand_to_trainer(pl_module, {f"{split}/{name}": value for name, value in defined(results).items()})
         correct, total = (
             sum_over_ranks(getattr(counts, name)[0, : counts.num_evaluated_tasks]) for name in ("correct", "total")
         )
@@ -332,6 +344,14 @@ class ContinualMetrics(Callback):
         """Keep the counts until the fit starts."""
         self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
         self._untrained = state_dict.get("untrained")
+
+
+def hand_to_trainer(pl_module: LightningModule, values: dict[str, float]) -> None:
+    """Put values of an evaluation, the same on all ranks, where the trainer's callbacks and schedulers look for them;
+    loggers have them from here.
+    """
+    for name, value in values.items():
+        pl_module.log(name, value, logger=False, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
 
 
 def _last_task(trainer: Trainer) -> int:

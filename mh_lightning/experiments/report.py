@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.experiments.figures import series_figure
-from mh_lightning.experiments.runs import METRICS
 from mh_lightning.experiments.streams import Stream
 from mh_lightning.experiments.tables import (
     Published,
@@ -56,7 +55,7 @@ def write_report(folder: Path, series: Series, results: Results) -> None:
         results: of all experiments, by seed and class order.
     """
     write_file(folder / SERIES, json.dumps(asdict(series), indent=1, ensure_ascii=False) + "\n")
-    write_file(folder / RUNS, runs_csv(results))
+    write_file(folder / RUNS, runs_csv(results, series.metric))
     _write_tables(folder, series, results)
 
 
@@ -92,12 +91,12 @@ def rebuild_report(folder: Path) -> None:
     """
     try:
         series = _series(json.loads((folder / SERIES).read_text(encoding="utf-8")))
-        results = read_runs((folder / RUNS).read_text(encoding="utf-8"))
+        results = read_runs((folder / RUNS).read_text(encoding="utf-8"), series.metric)
         strangers = results.keys() - {name for stream in series.streams for name in stream.experiments}
         if strangers:
             raise ValueError(f"no stream has {min(strangers)}")
-        if series.metric not in METRICS:
-            raise ValueError(f"its metric {series.metric!r} is none of {', '.join(METRICS)}")
+        if not any(series.metric in run for runs in results.values() for run in runs.values()):
+            raise ValueError(f"no run has its metric {series.metric!r}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
         raise UserError(
             f"tables: {str(folder)!r} needs the {SERIES} and {RUNS} that run has written ({reason_of(error)}); give "

@@ -134,6 +134,13 @@ class Experiment:
     arguments: tuple[str, ...]
     configuration: dict[str, Any]
 
+    @property
+    def extra_metrics(self) -> list[str]:
+        """Names of the metrics of one's own that its results will have."""
+        given = self.configuration["trainer"].get("callbacks") or []
+        options = [one.get("init_args") or {} for one in (given if isinstance(given, list) else [given])]
+        return [name for one in options for name in one.get("extra") or {}]
+
     def run(self, folder: Path, seed: int, order: int | None = None) -> Run:
         """One run of it, in `folder`/seed_<seed>[_order_<order>]."""
         arguments = (*self.arguments, f"--{SEED}={seed}")

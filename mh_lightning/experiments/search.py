@@ -217,7 +217,6 @@ def run_search(
         UserError: if an argument does not fit; nothing is run or written then.
     """
     need_optuna()
-    check_metric(metric)
     check_workers(workers)
     if trials < 1:
         raise UserError(f"--trials must be at least 1, got {trials}.")
@@ -225,6 +224,7 @@ def run_search(
     firsts = [f"{key}={as_text(first_value(distribution))}" for key, distribution in distributions.items()]
     read_experiment(config, [*overrides, *firsts], seeds[0])  # so that an option that does not exist is refused here
     experiment = read_experiment(config, overrides, seeds[0])
+    check_metric(metric, [experiment])
     if not _has_validation(experiment.configuration["data"]):
         raise UserError(
             f"{config}: the search chooses on validation data, and there is none; set it aside, "

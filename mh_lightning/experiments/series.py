@@ -12,7 +12,7 @@ import torch
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.progress import Progress
 from mh_lightning.experiments.report import Series, write_report
-from mh_lightning.experiments.runs import METRICS, Run, read_experiment
+from mh_lightning.experiments.runs import METRICS, Experiment, Run, read_experiment
 from mh_lightning.experiments.sharing import run_shared
 from mh_lightning.experiments.statistics import Key
 from mh_lightning.experiments.streams import group_by_stream
@@ -59,7 +59,6 @@ def run_series(
     Raises:
         UserError: if an argument does not fit; nothing is run or written then.
     """
-    check_metric(metric)
     check_workers(workers)
     names = [config.stem for config in configs]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -68,6 +67,7 @@ def run_series(
     published = {} if reference is None else read_published(reference)
     orders: Sequence[int | None] = list(class_order_seeds) or [None]
     experiments = [read_experiment(config, overrides, seeds[0], orders[0]) for config in configs]
+    check_metric(metric, experiments)
     streams = group_by_stream(experiments, baseline)
     for folder, option in ((output, "--output"), (run_dir, "--run_dir")):
         make_folder(folder, option)
@@ -125,10 +125,12 @@ def make_folder(folder: Path, option: str) -> None:
         ) from error
 
 
-def check_metric(metric: str) -> None:
-    """Refuse what results.json does not have."""
-    if metric not in METRICS:
-        raise UserError(f"--metric: {metric!r} is none of {', '.join(METRICS)}.")
+def check_metric(metric: str, experiments: Sequence[Experiment]) -> None:
+    """Refuse what results.json will not have."""
+    for experiment in experiments:
+        known = (*METRICS, *experiment.extra_metrics)
+        if metric not in known:
+            raise UserError(f"--metric: {metric!r} is none of {', '.join(known)} of {experiment.name}.")
 
 
 def check_workers(workers: int) -> None:

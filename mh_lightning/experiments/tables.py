@@ -69,12 +69,18 @@ def summarise(stream: Stream, results: Results, metric: str, published: Mapping[
 
     summaries = []
     for experiment in stream.experiments:
-        numbers = {name: mean_interval(found) for name in NUMBERS if (found := values(experiment, name))}
+        names = numbers_with(metric)
+        numbers = {name: mean_interval(found) for name in names if (found := values(experiment, name))}
         difference = None
         if stream.baseline not in (None, experiment):
             difference = paired_difference(values(experiment, metric), values(str(stream.baseline), metric))
         summaries.append(Summary(experiment, numbers, difference, published.get(experiment)))
     return summaries
+
+
+def numbers_with(metric: str) -> tuple[str, ...]:
+    """The columns of tables; a metric of one's own comes last."""
+    return NUMBERS if metric in NUMBERS else (*NUMBERS, metric)
 
 
 def _number(result: Mapping[str, Any], name: str) -> float | None:
@@ -190,7 +196,7 @@ def experiments_csv(streams: Sequence[Stream], summaries: Sequence[Sequence[Summ
         metric: that differences and published values are of.
     """
     columns = ["stream", "experiment", "runs", "seeds", "orders"]
-    for name in NUMBERS:
+    for name in numbers_with(metric):
         columns += [name, f"{name}_half_width"]
     columns += ["baseline", f"{metric}_difference", f"{metric}_difference_half_width", "pairs"]
     columns += ["pair_seeds", "pair_orders", f"{metric}_published", "source"]
@@ -199,7 +205,7 @@ def experiments_csv(streams: Sequence[Stream], summaries: Sequence[Sequence[Summ
         for row in rows:
             counted = row.numbers[metric][3:] if metric in row.numbers else (None, None)
             line: list[object] = [stream.title, row.experiment, row.runs, *counted]
-            for name in NUMBERS:
+            for name in numbers_with(metric):
                 line += list(row.numbers[name][:2]) if name in row.numbers else [None, None]
             line += [stream.baseline, *(row.difference or [None] * 5)]
             line += [row.published.value, row.published.source] if row.published else [None, None]
@@ -207,24 +213,26 @@ def experiments_csv(streams: Sequence[Stream], summaries: Sequence[Sequence[Summ
     return _csv(lines)
 
 
-def runs_csv(results: Results) -> str:
+def runs_csv(results: Results, metric: str = METRICS[0]) -> str:
     """A line a run, with its metrics.
 
     Args:
         results: of all experiments, by seed and class order.
+        metric: one that has a column, too, if it is one's own.
 
     Example:
         >>> result = {name: 0.5 for name in NUMBERS}
         >>> print(runs_csv({"replay": {(0, None): result}}).splitlines()[1][:20])
         replay,0,,0.5,0.5,0.
     """
-    lines: list[Sequence[object]] = [[*RUN_COLUMNS, *NUMBERS]]
+    names = numbers_with(metric)
+    lines: list[Sequence[object]] = [[*RUN_COLUMNS, *names]]
     for experiment, runs in results.items():
-        lines += [[experiment, *key, *(_number(result, name) for name in NUMBERS)] for key, result in runs.items()]
+        lines += [[experiment, *key, *(_number(result, name) for name in names)] for key, result in runs.items()]
     return _csv(lines)
 
 
-def read_runs(text: str) -> dict[str, dict[Key, dict[str, Any]]]:
+def read_runs(text: str, metric: str = METRICS[0]) -> dict[str, dict[Key, dict[str, Any]]]:
     r"""The results that a runs.csv holds.
 
     Raises:
@@ -236,17 +244,18 @@ def read_runs(text: str) -> dict[str, dict[Key, dict[str, Any]]]:
     """
     rows = csv.DictReader(io.StringIO(text))
     names = list(rows.fieldnames or [])
-    if names[:3] != RUN_COLUMNS or not set(names[3:]) <= set(NUMBERS):
-        raise ValueError(f"its columns should be {', '.join(RUN_COLUMNS)}, and then some of {', '.join(NUMBERS)}")
+    numbers = numbers_with(metric)
+    if names[:3] != RUN_COLUMNS or not set(names[3:]) <= set(numbers):
+        raise ValueError(f"its columns should be {', '.join(RUN_COLUMNS)}, and then some of {', '.join(numbers)}")
     results: dict[str, dict[Key, dict[str, Any]]] = {}
     for row in rows:
         key = int(row["seed"]), int(row["class_order_seed"]) if row["class_order_seed"] else None
-        numbers = {name: float(row[name]) for name in names[3:] if row[name]}
+        found = {name: float(row[name]) for name in names[3:] if row[name]}
         runs = results.setdefault(row["experiment"], {})
         if key in runs:
             raise ValueError(f"{row['experiment']} has two runs with seed and class order {key}")
-        runs[key] = {name: value for name, value in numbers.items() if name not in COSTS}
-        runs[key]["cost"] = {name: value for name, value in numbers.items() if name in COSTS}
+        runs[key] = {name: value for name, value in found.items() if name not in COSTS}
+        runs[key]["cost"] = {name: value for name, value in found.items() if name in COSTS}
     return results
 
 

@@ -116,7 +116,7 @@ class ContinualMethod(LightningModule):
         self.losses, self.classes_in_loss = LOSSES[loss], classes_in_loss
         self.reset_optimizer = reset_optimizer
         self.only_touched_units = only_touched_units
-        self._optimizer_settings: dict[str, str] = {}
+        self.optimizer_settings: dict[str, str] = {}
         self._settings_of_checkpoint: dict[str, str] | None = None
         self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
@@ -275,7 +275,7 @@ class ContinualMethod(LightningModule):
         if self._make_lr_scheduler is not None:
             with blame("model.init_args.lr_scheduler"):
                 scheduler = make_lr_scheduler(self._make_lr_scheduler, optimizer)
-        self._optimizer_settings = settings_to_resume_with(self, optimizer, scheduler)
+        self.optimizer_settings = settings_to_resume_with(self, optimizer, scheduler)
         optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
         return for_trainer(optimizer, scheduler)
 
@@ -382,7 +382,7 @@ class ContinualMethod(LightningModule):
                 f"ckpt_path: the checkpoint holds the state of {self._optimizers_of_checkpoint} optimizers, the run "
                 f"has {len(self.trainer.optimizers)}; use the configuration it was trained with."
             )
-        check_optimizer_settings(self._settings_of_checkpoint, self._optimizer_settings)
+        check_optimizer_settings(self._settings_of_checkpoint, self.optimizer_settings)
         broadcast_from_first_rank(value for _, value in state_kept_alike(self))
         check_first_sample(self)
         if self._stream.chunk_size is not None:
@@ -434,7 +434,7 @@ class ContinualMethod(LightningModule):
         """Note which method, backbone, head, optimizer and trainer the state belongs to."""
         checkpoint["architecture"], checkpoint["num_classes"] = self._architecture(), self._stream.num_classes
         checkpoint["trainer_options"] = trainer_options(self.trainer)
-        checkpoint["optimizer_settings"] = self._optimizer_settings
+        checkpoint["optimizer_settings"] = self.optimizer_settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with this model, and where a fit goes on, with its trainer.

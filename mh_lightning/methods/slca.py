@@ -125,7 +125,7 @@ class SLCA(ContinualMethod):
         configured = super().configure_optimizers()
         if self.alignment is not None:
             options = dataclasses.asdict(self.alignment)
-            self._optimizer_settings |= {f"alignment.{name}": str(value) for name, value in options.items()}
+            self.optimizer_settings |= {f"alignment.{name}": str(value) for name, value in options.items()}
         return configured
 
     def on_task_start(self, task: int) -> None:

@@ -1,31 +1,5 @@
-"""Continual metrics: classes here, the pure functions in `mh_lightning.metrics.functional`."""
+"""Continual metrics: classes and the table of all here, the pure functions in `mh_lightning.metrics.functional`."""
 
-from mh_lightning.metrics.continual import (
-    AccuracyMatrix,
-    AllPairsBackwardTransfer,
-    AllPairsForwardTransfer,
-    AverageAccuracy,
-    BackwardTransfer,
-    Forgetting,
-    ForwardTransfer,
-    IncrementalAccuracy,
-    LastAccuracy,
-    LastAccuracyNew,
-    LastAccuracyOld,
-    continual_metrics,
-)
+from mh_lightning.metrics.continual import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics
 
-__all__ = [
-    "AccuracyMatrix",
-    "AllPairsBackwardTransfer",
-    "AllPairsForwardTransfer",
-    "AverageAccuracy",
-    "BackwardTransfer",
-    "Forgetting",
-    "ForwardTransfer",
-    "IncrementalAccuracy",
-    "LastAccuracy",
-    "LastAccuracyNew",
-    "LastAccuracyOld",
-    "continual_metrics",
-]
+__all__ = ["METRICS", "AccuracyMatrix", "ContinualMetric", "Evaluations", "continual_metrics"]

@@ -1,6 +1,7 @@
-"""Continual metrics as torchmetrics classes over predictions."""
+"""Continual metrics as torchmetrics classes over predictions: a matrix, and a table of what follows from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,47 @@ from mh_lightning.errors import UserError
 from mh_lightning.metrics import functional as MF
 
 TOP_K = 5  # of the metrics that are named after it, ..._top5
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What a metric is computed from: the evaluations of a stream so far.
+
+    Attributes:
+        matrix: (e, v) accuracies in [0, 1] on each of the v tasks seen, after each of e evaluations.
+        samples: (v,) test samples of each task.
+        after: the number of tasks trained at each evaluation; 1 to e unless evaluation is spaced.
+        untrained: (v,) accuracies before the first task, NaN where they were not evaluated.
+    """
+
+    matrix: Tensor
+    samples: Tensor
+    after: list[int]
+    untrained: Tensor
+
+
+Function = Callable[[Evaluations], Tensor | float]  # a metric
+
+
+def _forward_transfer(seen: Evaluations) -> Tensor:
+    known = MF.forward_transfer(seen.matrix, seen.untrained, seen.after)
+    return known.new_full((), torch.nan) if seen.untrained.isnan().any() else known
+
+
+METRICS: dict[str, Function] = {
+    "average_accuracy": lambda seen: MF.average_accuracy(seen.matrix),
+    "forgetting": lambda seen: MF.forgetting(seen.matrix, seen.after),
+    "backward_transfer": lambda seen: MF.backward_transfer(seen.matrix, seen.after),
+    "forward_transfer": _forward_transfer,
+    "all_pairs_backward_transfer": lambda seen: MF.all_pairs_backward_transfer(seen.matrix, False, seen.after),
+    "all_pairs_backward_transfer_clipped": lambda seen: MF.all_pairs_backward_transfer(seen.matrix, True, seen.after),
+    "all_pairs_forward_transfer": lambda seen: MF.all_pairs_forward_transfer(seen.matrix, seen.after),
+    "last_accuracy": lambda seen: MF.last_accuracy(seen.matrix, seen.samples),
+    "last_accuracy_old": lambda seen: MF.last_accuracy_old(seen.matrix, seen.samples, seen.after),
+    "last_accuracy_new": lambda seen: MF.last_accuracy_new(seen.matrix, seen.after),
+    "incremental_accuracy": lambda seen: MF.incremental_accuracy(seen.matrix, seen.samples, seen.after),
+}
+OVER_TOP_K = ("last_accuracy", "incremental_accuracy")
 
 
 class AccuracyMatrix(Metric):
@@ -84,13 +126,13 @@ class AccuracyMatrix(Metric):
         row = after_task // self.every_n_tasks
         if after_task >= 0 and after_task + 1 != self.evaluated_after[row]:
             raise UserError(
-                f"{type(self).__name__}: every_n_tasks={self.every_n_tasks} leaves out an evaluation after task "
+                f"{self.name}: every_n_tasks={self.every_n_tasks} leaves out an evaluation after task "
                 f"{after_task + 1} of {self.num_tasks}."
             )
         ranked = predictions if predictions.ndim == 2 else predictions[:, None]
         if ranked.shape[1] < self.top_k:
             raise UserError(
-                f"{type(self).__name__}: top_k={self.top_k} needs as many predictions a sample, got {ranked.shape[1]}."
+                f"{self.name}: top_k={self.top_k} needs as many predictions a sample, got {ranked.shape[1]}."
             )
         self._make_room()
         right = (ranked[:, : self.top_k] == targets[:, None]).any(dim=1)
@@ -138,143 +180,82 @@ class AccuracyMatrix(Metric):
         """Numbers of tasks trained at the evaluations so far."""
         return self.evaluated_after[: int((self.total.sum(dim=1) > 0).sum())]
 
-    def _seen(self) -> tuple[Tensor, Tensor, list[int]]:
-        """The accuracies (e, v) after e evaluations, the test samples (v,), and the tasks trained at each evaluation,
-        t at the last: v = t, if not fewer are evaluated at all.
+    def evaluations(self) -> Evaluations:
+        """The evaluations so far, of the tasks seen: v = t, if not fewer are evaluated at all.
+
+        Raises:
+            UserError: if there is none, or one does not cover all tasks.
         """
         after = self.tasks_trained
         rows, seen = len(after), min(after[-1] if after else 0, self.num_evaluated_tasks)
         if not after or not (self.total[:rows, :seen] > 0).all():
             raise UserError(
-                f"{type(self).__name__}: evaluations must cover all tasks, those to come included, after each in turn."
+                f"{self.name}: evaluations must cover all tasks, those to come included, after each in turn."
             )
-        return self.correct[:rows, :seen].double() / self.total[:rows, :seen], self.total[rows - 1, :seen], after
+        matrix = self.correct[:rows, :seen].double() / self.total[:rows, :seen]
+        return Evaluations(matrix, self.total[rows - 1, :seen], after, self.untrained()[:seen])
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
 
-class AverageAccuracy(AccuracyMatrix):
-    """Mean accuracy over the tasks seen; see `functional.average_accuracy`.
-
-    Example:
-        >>> metric = AverageAccuracy(num_tasks=2)
-        >>> metric.update(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0, 0]), after_task=0)
-        >>> metric.compute().item()
-        0.5
-    """
-
-    def compute(self) -> Tensor:
-        """A fraction in [0, 1]."""
-        matrix, _, _ = self._seen()
-        return MF.average_accuracy(matrix)
-
-
-class Forgetting(AccuracyMatrix):
-    """Accuracy lost since each task's best; see `functional.forgetting`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [-1, 1], NaN if none of it was measured."""
-        matrix, _, after = self._seen()
-        return MF.forgetting(matrix, after)
-
-
-class BackwardTransfer(AccuracyMatrix):
-    """Change of each task's accuracy since it was learnt; see `functional.backward_transfer`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [-1, 1], NaN if none of it was measured."""
-        matrix, _, after = self._seen()
-        return MF.backward_transfer(matrix, after)
-
-
-class ForwardTransfer(AccuracyMatrix):
-    """What is gained on each task before it is learnt; see `functional.forward_transfer`.
-
-    Example:
-        >>> metric = ForwardTransfer(num_tasks=2)
-        >>> for after_task, second in ((-1, 0), (0, 3), (1, 3)):
-        ...     metric.update(torch.tensor([0, second]), torch.tensor([0, 3]), torch.tensor([0, 1]), after_task)
-        >>> metric.compute().item()
-        1.0
-    """
-
-    def compute(self) -> Tensor:
-        """A fraction in [-1, 1], NaN if none of it was measured, or the untrained model was not evaluated."""
-        matrix, _, after = self._seen()
-        untrained = self.untrained()[: matrix.shape[1]]
-        known = MF.forward_transfer(matrix, untrained, after)
-        return known.new_full((), torch.nan) if untrained.isnan().any() else known
-
-
-class AllPairsBackwardTransfer(AccuracyMatrix):
-    """The same as `BackwardTransfer` at all later times; see `functional.all_pairs_backward_transfer`.
+class ContinualMetric(AccuracyMatrix):
+    """A number that follows from the accuracy matrix.
 
     Args:
+        metric: the name of one in `METRICS`, or a function of `Evaluations`.
         num_tasks: T.
         num_evaluated_tasks: V, by default all.
-        clip: report at least 0.
         options: of `AccuracyMatrix`.
+
+    Raises:
+        UserError: if there is no such metric.
+
+    Example:
+        >>> def worst_task(seen: Evaluations) -> Tensor:
+        ...     return seen.matrix[-1].min()
+        >>> metrics = [ContinualMetric(kind, num_tasks=2) for kind in ("average_accuracy", worst_task)]
+        >>> for metric in metrics:
+        ...     metric.update(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1]), after_task=0)
+        ...     metric.update(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1]), after_task=1)
+        >>> [metric.compute().item() for metric in metrics]
+        [0.75, 0.5]
     """
 
     def __init__(
-        self, num_tasks: int, num_evaluated_tasks: int | None = None, clip: bool = False, **options: Any
+        self, metric: str | Function, num_tasks: int, num_evaluated_tasks: int | None = None, **options: Any
     ) -> None:
         super().__init__(num_tasks, num_evaluated_tasks, **options)
-        self.clip = clip
+        self.metric = metric
+        if isinstance(metric, str) and metric not in METRICS:
+            raise UserError(f"metric={metric!r} is none of {', '.join(METRICS)}.")
 
     def compute(self) -> Tensor:
-        """A fraction in [-1, 1], NaN if none of it was measured."""
-        matrix, _, after = self._seen()
-        return MF.all_pairs_backward_transfer(matrix, self.clip, after)
+        """A scalar; NaN if none of it was measured."""
+        function = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        seen = self.evaluations()
+        value = torch.as_tensor(function(seen), dtype=seen.matrix.dtype, device=seen.matrix.device)
+        if value.numel() != 1:
+            raise UserError(f"{self.name} must give one number, got a tensor of shape {tuple(value.shape)}.")
+        return value.reshape(())
 
-
-class AllPairsForwardTransfer(AccuracyMatrix):
-    """Accuracy on tasks before they are learnt; see `functional.all_pairs_forward_transfer`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [0, 1], NaN if none of it was measured."""
-        matrix, _, after = self._seen()
-        return MF.all_pairs_forward_transfer(matrix, after)
-
-
-class LastAccuracy(AccuracyMatrix):
-    """Accuracy over the test samples of all classes seen; see `functional.last_accuracy`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [0, 1]."""
-        matrix, samples, _ = self._seen()
-        return MF.last_accuracy(matrix, samples)
-
-
-class LastAccuracyOld(AccuracyMatrix):
-    """Accuracy over the test samples of all tasks before the last; see `functional.last_accuracy_old`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [0, 1], NaN after the first task."""
-        matrix, samples, after = self._seen()
-        return MF.last_accuracy_old(matrix, samples, after)
-
-
-class LastAccuracyNew(AccuracyMatrix):
-    """Accuracy on the last task; see `functional.last_accuracy_new`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [0, 1], NaN after a task that is not evaluated."""
-        matrix, _, after = self._seen()
-        return MF.last_accuracy_new(matrix, after)
-
-
-class IncrementalAccuracy(AccuracyMatrix):
-    """Mean of the last accuracy over tasks; see `functional.incremental_accuracy`."""
-
-    def compute(self) -> Tensor:
-        """A fraction in [0, 1]."""
-        matrix, samples, after = self._seen()
-        return MF.incremental_accuracy(matrix, samples, after)
+    @property
+    def name(self) -> str:
+        """That of the metric or the function."""
+        return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", repr(self.metric))
 
 
 def continual_metrics(
-    num_tasks: int, num_evaluated_tasks: int | None = None, with_top5: bool = False, every_n_tasks: int = 1
+    num_tasks: int,
+    num_evaluated_tasks: int | None = None,
+    with_top5: bool = False,
+    every_n_tasks: int = 1,
+    extra: Mapping[str, Function] | None = None,
 ) -> MetricCollection:
-    """All of them, under the names of results.json, sharing one state, and those over top-5 predictions another.
+    """The accuracy matrix and all of `METRICS`, under the names of results.json, sharing one state, and those over
+    top-5 predictions another.
 
     The five are among all classes, seen or not, as the one prediction is. So top-5 accuracy says little where at most
     five classes are seen: it is 1 with every method that ranks classes to come last.
@@ -284,35 +265,39 @@ def continual_metrics(
         num_evaluated_tasks: V, by default all.
         with_top5: last and incremental accuracy over top-5 predictions too; `update` then takes (samples, 5).
         every_n_tasks: evaluations take place after every so many tasks and after the last.
+        extra: more metrics by name, functions of `Evaluations`.
+
+    Raises:
+        UserError: if an extra one has the name of another.
 
     Example:
         >>> sorted(continual_metrics(2))[:3]
         ['accuracy_matrix', 'all_pairs_backward_transfer', 'all_pairs_backward_transfer_clipped']
         >>> sorted(set(continual_metrics(2, with_top5=True)) - set(continual_metrics(2)))
         ['incremental_accuracy_top5', 'last_accuracy_top5']
+        >>> "worst" in continual_metrics(2, extra={"worst": lambda seen: seen.matrix[-1].min()})
+        True
     """
 
-    def make(kind: type[AccuracyMatrix], **options: Any) -> Metric:
-        return kind(num_tasks, num_evaluated_tasks, every_n_tasks=every_n_tasks, **options)
+    def make(metric: str | Function, top_k: int = 1) -> ContinualMetric:
+        return ContinualMetric(metric, num_tasks, num_evaluated_tasks, top_k=top_k, every_n_tasks=every_n_tasks)
 
     members: dict[str, Metric | MetricCollection] = {
-        "accuracy_matrix": make(AccuracyMatrix),
-        "average_accuracy": make(AverageAccuracy),
-        "forgetting": make(Forgetting),
-        "backward_transfer": make(BackwardTransfer),
-        "forward_transfer": make(ForwardTransfer),
-        "all_pairs_backward_transfer": make(AllPairsBackwardTransfer),
-        "all_pairs_backward_transfer_clipped": make(AllPairsBackwardTransfer, clip=True),
-        "all_pairs_forward_transfer": make(AllPairsForwardTransfer),
-        "last_accuracy": make(LastAccuracy),
-        "last_accuracy_old": make(LastAccuracyOld),
-        "last_accuracy_new": make(LastAccuracyNew),
-        "incremental_accuracy": make(IncrementalAccuracy),
+        "accuracy_matrix": AccuracyMatrix(num_tasks, num_evaluated_tasks, every_n_tasks=every_n_tasks),
+        **{name: make(name) for name in METRICS},
     }
     top5: dict[str, Metric | MetricCollection] = {
-        "last_accuracy_top5": make(LastAccuracy, top_k=TOP_K),
-        "incremental_accuracy_top5": make(IncrementalAccuracy, top_k=TOP_K),
+        f"{name}_top5": make(name, TOP_K) for name in (OVER_TOP_K if with_top5 else ())
     }
-    if not with_top5:
-        return MetricCollection(members, compute_groups=[list(members)])
-    return MetricCollection(members | top5, compute_groups=[list(members), list(top5)])
+    for name, function in (extra or {}).items():
+        if name in RESERVED or not name.isidentifier():
+            raise UserError(f"extra: {name!r} cannot name a metric; take another name of letters, digits and _.")
+        members[name] = make(function)
+    return MetricCollection(members | top5, compute_groups=[list(group) for group in (members, top5) if group])
+
+
+# what results.json holds besides, and what comes first in the names of curves
+RESERVED = {
+    "accuracy_matrix", *METRICS, *(f"{name}_top5" for name in OVER_TOP_K), "by_task", "cost", "evaluated_after",
+    "num_tasks", "parameters", "seconds", "seed", "tasks_trained", "test", "untrained_accuracy", "validation",
+}  # fmt: skip

@@ -256,3 +256,18 @@ def test_mistakes_are_told_in_one_sentence(
     assert all(word in errors[0] for word in told), errors[0]
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_metric_of_ones_own(tmp_path: Path, tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = {"class_path": "mh_lightning.callbacks.ContinualMetrics",
+                "init_args": {"extra": {"worst_task": "tests.metrics.evaluations.worst_task"}}}  # fmt: skip
+    extra = ("--overrides", f"trainer.callbacks={json.dumps([callback])}")
+    assert series(tmp_path, "--configs", tiny_config, "--seeds", 0, "--metric", "worst_task", *extra) == 0
+    (line,) = runs_csv(tmp_path)
+    results = json.loads((tmp_path / "runs" / "tiny" / "seed_0" / "version_0" / "results.json").read_text())
+    assert float(line["worst_task"]) == results["worst_task"] == min(results["accuracy_matrix"][-1])
+    assert "| experiment | worst task |" in (tmp_path / "out" / "table.md").read_text()
+    assert main(["tables", str(tmp_path / "out")]) == 0
+    assert series(tmp_path, "--configs", tiny_config, "--seeds", 0, "--metric", "worst_task") == 2
+    assert "--metric: 'worst_task' is none of all_pairs" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -13,20 +14,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from mh_lightning.errors import UserError
-from mh_lightning.metrics import (
-    AccuracyMatrix,
-    AllPairsBackwardTransfer,
-    AllPairsForwardTransfer,
-    AverageAccuracy,
-    BackwardTransfer,
-    Forgetting,
-    ForwardTransfer,
-    IncrementalAccuracy,
-    LastAccuracy,
-    LastAccuracyNew,
-    LastAccuracyOld,
-    continual_metrics,
-)
+from mh_lightning.metrics import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics
 from mh_lightning.metrics import functional as MF
 from tests.metrics.evaluations import assert_same, evaluation, outputs, split
 
@@ -54,23 +42,23 @@ def test_accuracy_matrix_of_one_task_is_a_matrix() -> None:
 @pytest.mark.parametrize("num_tasks", [1, 3])
 def test_classes_follow_functions(num_tasks: int) -> None:
     metrics = {
-        AverageAccuracy: lambda matrix, samples: MF.average_accuracy(matrix),
-        Forgetting: lambda matrix, samples: MF.forgetting(matrix),
-        BackwardTransfer: lambda matrix, samples: MF.backward_transfer(matrix),
-        ForwardTransfer: lambda matrix, samples: MF.forward_transfer(matrix, untrained[: len(matrix)]),
-        AllPairsBackwardTransfer: lambda matrix, samples: MF.all_pairs_backward_transfer(matrix),
-        AllPairsForwardTransfer: lambda matrix, samples: MF.all_pairs_forward_transfer(matrix),
-        LastAccuracy: MF.last_accuracy,
-        LastAccuracyOld: MF.last_accuracy_old,
-        LastAccuracyNew: lambda matrix, samples: MF.last_accuracy_new(matrix),
-        IncrementalAccuracy: MF.incremental_accuracy,
+        "average_accuracy": lambda matrix, samples: MF.average_accuracy(matrix),
+        "forgetting": lambda matrix, samples: MF.forgetting(matrix),
+        "backward_transfer": lambda matrix, samples: MF.backward_transfer(matrix),
+        "forward_transfer": lambda matrix, samples: MF.forward_transfer(matrix, untrained[: len(matrix)]),
+        "all_pairs_backward_transfer": lambda matrix, samples: MF.all_pairs_backward_transfer(matrix),
+        "all_pairs_forward_transfer": lambda matrix, samples: MF.all_pairs_forward_transfer(matrix),
+        "last_accuracy": MF.last_accuracy,
+        "last_accuracy_old": MF.last_accuracy_old,
+        "last_accuracy_new": lambda matrix, samples: MF.last_accuracy_new(matrix),
+        "incremental_accuracy": MF.incremental_accuracy,
     }
     evaluations = [evaluation(num_tasks, after) for after in range(num_tasks)]
     before = evaluation(num_tasks, -1)
     right = torch.bincount(before.tasks[before.predictions[:, 0] == before.targets], minlength=num_tasks)
     untrained = right / torch.bincount(before.tasks).double()
     for kind, function in metrics.items():
-        metric, matrix = kind(num_tasks), AccuracyMatrix(num_tasks)
+        metric, matrix = ContinualMetric(kind, num_tasks), AccuracyMatrix(num_tasks)
         metric.update(*before)
         for trained, batch in enumerate(evaluations, start=1):
             metric.update(*batch)
@@ -83,7 +71,7 @@ def test_classes_follow_functions(num_tasks: int) -> None:
 
 def test_clipped_all_pairs_backward_transfer() -> None:
     for right, expected in ((False, 0.0), (True, 1.0)):
-        metric = AllPairsBackwardTransfer(2, clip=True)
+        metric = ContinualMetric("all_pairs_backward_transfer_clipped", 2)
         for after_task, answer in enumerate((not right, right)):
             predictions = torch.tensor([0 if answer else 3, 3])
             metric.update(predictions, torch.tensor([0, 3]), torch.tensor([0, 1]), after_task)
@@ -108,7 +96,10 @@ def test_forward_transfer_needs_the_untrained_model() -> None:
 
 
 def test_last_accuracy_is_scikit_learns() -> None:
-    metric, batches = LastAccuracy(4), [evaluation(4, after, seed=7, samples=300) for after in range(4)]
+    metric, batches = (
+        ContinualMetric("last_accuracy", 4),
+        [evaluation(4, after, seed=7, samples=300) for after in range(4)],
+    )
     for batch in batches:
         metric.update(*batch)
         seen = batch.tasks <= batch.after_task
@@ -160,8 +151,10 @@ def test_top_k_by_hand() -> None:
 
 def test_too_few_predictions_are_refused() -> None:
     for predictions, got in ((torch.tensor([0]), 1), (torch.tensor([[0, 1]]), 2)):
-        with pytest.raises(UserError, match=f"^LastAccuracy: top_k=5 .* got {got}"):
-            LastAccuracy(1, top_k=5).update(predictions, torch.tensor([0]), torch.tensor([0]), after_task=0)
+        with pytest.raises(UserError, match=f"^last_accuracy: top_k=5 .* got {got}"):
+            ContinualMetric("last_accuracy", 1, top_k=5).update(
+                predictions, torch.tensor([0]), torch.tensor([0]), after_task=0
+            )
 
 
 @settings(max_examples=30, deadline=None)
@@ -235,19 +228,19 @@ def alone(num_tasks: int, evaluations: int) -> dict[str, Tensor]:
     """The members one by one, without compute groups."""
     members: dict[str, AccuracyMatrix] = {
         "accuracy_matrix": AccuracyMatrix(num_tasks),
-        "average_accuracy": AverageAccuracy(num_tasks),
-        "forgetting": Forgetting(num_tasks),
-        "backward_transfer": BackwardTransfer(num_tasks),
-        "forward_transfer": ForwardTransfer(num_tasks),
-        "all_pairs_backward_transfer": AllPairsBackwardTransfer(num_tasks),
-        "all_pairs_backward_transfer_clipped": AllPairsBackwardTransfer(num_tasks, clip=True),
-        "all_pairs_forward_transfer": AllPairsForwardTransfer(num_tasks),
-        "last_accuracy": LastAccuracy(num_tasks),
-        "last_accuracy_old": LastAccuracyOld(num_tasks),
-        "last_accuracy_new": LastAccuracyNew(num_tasks),
-        "incremental_accuracy": IncrementalAccuracy(num_tasks),
-        "last_accuracy_top5": LastAccuracy(num_tasks, top_k=5),
-        "incremental_accuracy_top5": IncrementalAccuracy(num_tasks, top_k=5),
+        "average_accuracy": ContinualMetric("average_accuracy", num_tasks),
+        "forgetting": ContinualMetric("forgetting", num_tasks),
+        "backward_transfer": ContinualMetric("backward_transfer", num_tasks),
+        "forward_transfer": ContinualMetric("forward_transfer", num_tasks),
+        "all_pairs_backward_transfer": ContinualMetric("all_pairs_backward_transfer", num_tasks),
+        "all_pairs_backward_transfer_clipped": ContinualMetric("all_pairs_backward_transfer_clipped", num_tasks),
+        "all_pairs_forward_transfer": ContinualMetric("all_pairs_forward_transfer", num_tasks),
+        "last_accuracy": ContinualMetric("last_accuracy", num_tasks),
+        "last_accuracy_old": ContinualMetric("last_accuracy_old", num_tasks),
+        "last_accuracy_new": ContinualMetric("last_accuracy_new", num_tasks),
+        "incremental_accuracy": ContinualMetric("incremental_accuracy", num_tasks),
+        "last_accuracy_top5": ContinualMetric("last_accuracy", num_tasks, top_k=5),
+        "incremental_accuracy_top5": ContinualMetric("incremental_accuracy", num_tasks, top_k=5),
     }
     for after_task in range(-1, evaluations):
         for member in members.values():
@@ -312,23 +305,13 @@ def test_counts_of_a_checkpoint_go_on() -> None:
     assert_same(resumed.compute(), alone(3, 3))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        AverageAccuracy,
-        Forgetting,
-        BackwardTransfer,
-        ForwardTransfer,
-        LastAccuracy,
-        LastAccuracyOld,
-        LastAccuracyNew,
-        IncrementalAccuracy,
-    ],
-)
-def test_evaluation_that_misses_a_seen_task(kind: type[AccuracyMatrix]) -> None:
+@pytest.mark.parametrize("name", METRICS)
+def test_evaluation_that_misses_a_seen_task(name: str) -> None:
+    kind = partial(ContinualMetric, name)
+
     def refused(metric: AccuracyMatrix) -> None:
         metric._update_count = 1
-        with pytest.raises(UserError, match=f"^{kind.__name__}: .*all tasks, those to come included") as caught:
+        with pytest.raises(UserError, match=f"^{name}: .*all tasks, those to come included") as caught:
             metric.compute()
         assert "\n" not in str(caught.value)
 
@@ -344,3 +327,33 @@ def test_evaluation_that_misses_a_seen_task(kind: type[AccuracyMatrix]) -> None:
     for after_task in (0, 2):  # nothing after the second task
         gap.update(*evaluation(3, after_task))
     refused(gap)
+
+
+def test_a_metric_of_ones_own() -> None:
+    def gap(seen: Evaluations) -> float:
+        """Between the best and the worst task."""
+        assert seen.matrix.shape == (len(seen.after), len(seen.samples)) and seen.untrained.shape == seen.samples.shape
+        return float(seen.matrix[-1].max() - seen.matrix[-1].min())
+
+    metrics = continual_metrics(3, extra={"gap": gap})
+    for after_task in range(3):
+        metrics.update(*evaluation(3, after_task))
+    found = metrics.compute()
+    row = found["accuracy_matrix"][-1]
+    assert found["gap"] == row.max() - row.min() and found["gap"] > 0
+    alone = ContinualMetric(lambda seen: seen.matrix, 1)
+    alone.update(*evaluation(1, 0))
+    assert alone.compute().ndim == 0  # of a single entry
+    several = ContinualMetric(lambda seen: seen.matrix[-1], 2)
+    for after_task in range(2):
+        several.update(*evaluation(2, after_task))
+    with pytest.raises(UserError, match="must give one number, got a tensor of shape \\(2,\\)"):
+        several.compute()
+
+
+@pytest.mark.parametrize("name", ["forgetting", "seconds", "accuracy_matrix", "a/b", ""])
+def test_names_that_are_taken_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"^extra: {name!r} cannot name a metric"):
+        continual_metrics(2, extra={name: lambda seen: 0.0})
+    with pytest.raises(UserError, match=r"metric='nonsense' is none of average_accuracy, "):
+        ContinualMetric("nonsense", 2)
