@@ -9,6 +9,7 @@ from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
 from mh_lightning.data.imagenet import ImageNet100, ImageNet1000
 from mh_lightning.data.imagenet_r import ImageNetR
+from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.mini_imagenet import MiniImageNet
 from mh_lightning.data.perturbations import GaussianNoise, Occlusion, Perturbation, Unperturbed
 from mh_lightning.data.resisc45 import RESISC45
@@ -31,6 +32,7 @@ __all__ = [
     "ImageNet100",
     "ImageNet1000",
     "ImageNetR",
+    "Labelled",
     "MiniImageNet",
     "Modes",
     "Moons",

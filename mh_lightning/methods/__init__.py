@@ -2,7 +2,7 @@
 
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.averaged_gem import AveragedGEM
-from mh_lightning.methods.base import ContinualMethod
+from mh_lightning.methods.base import Batch, ContinualMethod, Head
 from mh_lightning.methods.closed_form import ClosedFormMethod
 from mh_lightning.methods.ensemble import Ensemble
 from mh_lightning.methods.experience_replay import ExperienceReplay
@@ -20,6 +20,7 @@ from mh_lightning.methods.streaming_lda import StreamingLDA
 __all__ = [
     "SLCA",
     "AveragedGEM",
+    "Batch",
     "ClassifierAlignment",
     "ClosedFormMethod",
     "ContinualMethod",
@@ -28,6 +29,7 @@ __all__ = [
     "FeCAM",
     "FineTuning",
     "GDumb",
+    "Head",
     "JointTraining",
     "MaximallyInterferedRetrieval",
     "NearestClassMean",

@@ -22,7 +22,7 @@ from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, reason_of
 
 if TYPE_CHECKING:
-    from mh_lightning.methods.base import ContinualMethod
+    from mh_lightning.methods.frame import MethodFrame
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -65,7 +65,7 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def check_first_sample(method: "ContinualMethod") -> None:
+def check_first_sample(method: "MethodFrame") -> None:
     """Pass the first test sample through the model, which stays what it is.
 
     Raises:

@@ -44,7 +44,7 @@ class ClosedFormMethod(ContinualMethod):
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> Learnt | None:
         """Learn a batch, or a chunk, in the first epoch of its task."""
-        if self.trainer.current_epoch % self._stream.epochs_per_task:
+        if self.trainer.current_epoch % self.stream.epochs_per_task:
             return None
         return self.learn(self.features(batch[0]), batch[1])
 
@@ -65,7 +65,7 @@ class ClosedFormMethod(ContinualMethod):
 
     def on_task_end(self, task: int) -> None:
         """Solve where predictions follow, so that it counts as training."""
-        if self._stream.evaluates_after(task):
+        if self.stream.evaluates_after(task):
             self.closed_form_head.ensure_solved()
 
     @property

@@ -1,6 +1,5 @@
 """An ensemble of heads."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning.errors import UserError
-from mh_lightning.methods.base import Batch, ContinualMethod
+from mh_lightning.methods.base import Batch, ContinualMethod, Head
 
 
 class EnsembleHead(nn.Module):
@@ -41,7 +40,7 @@ def mean_of_members(logits: Tensor) -> Tensor:
     return torch.logsumexp(torch.log_softmax(logits, dim=2), dim=0) - torch.tensor(float(len(logits))).log()
 
 
-def _ensemble_of(members: int, head: Callable[[int, int], nn.Module], features: int, classes: int) -> EnsembleHead:
+def _ensemble_of(members: int, head: Head, features: int, classes: int) -> EnsembleHead:
     return EnsembleHead([head(features, classes) for _ in range(members)])
 
 
@@ -56,9 +55,7 @@ class Ensemble(ContinualMethod):
         options: of `ContinualMethod`.
     """
 
-    def __init__(
-        self, backbone: nn.Module, head: Callable[[int, int], nn.Module], members: int = 5, **options: Any
-    ) -> None:
+    def __init__(self, backbone: nn.Module, head: Head, members: int = 5, **options: Any) -> None:
         if members < 1:
             raise UserError(f"model.init_args.members must be at least 1, got {members}.")
         super().__init__(backbone, partial(_ensemble_of, members, head), **options)

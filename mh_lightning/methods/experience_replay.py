@@ -1,11 +1,10 @@
 """Experience replay: each batch is learnt together with samples of the past."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mh_lightning.methods.base import Batch
+from mh_lightning.methods.base import Batch, Head
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.replay_buffer import RandomReplacementBuffer, ReservoirBuffer
 
@@ -28,7 +27,7 @@ class ExperienceReplay(ReplayMethod):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Callable[[int, int], nn.Module],
+        head: Head,
         buffer_size: int,
         replay_batch_size: int = 10,
         replacement: Literal["reservoir", "random"] = "reservoir",

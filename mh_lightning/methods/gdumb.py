@@ -1,13 +1,13 @@
 """GDumb: a class-balanced buffer, and a model trained on it from scratch."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from mh_lightning.methods.base import Batch, Learnt
+from mh_lightning.methods.base import Batch, Head, Learnt
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.replay_buffer import ClassBalancedBuffer
 from mh_lightning.methods.retraining import RetrainingMethod
@@ -33,7 +33,7 @@ class GDumb(RetrainingMethod, ReplayMethod):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Callable[[int, int], nn.Module],
+        head: Head,
         buffer_size: int,
         replay_batch_size: int = 10,
         epochs: int = 10,

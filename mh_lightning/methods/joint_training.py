@@ -1,6 +1,7 @@
 """Joint training: the upper bound of continual learning."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from mh_lightning.methods.base import Batch
 from mh_lightning.methods.retraining import RetrainingMethod
@@ -14,5 +15,5 @@ class JointTraining(RetrainingMethod):
 
     def batches(self, task: int, epoch: int) -> Iterable[tuple[Batch, int]]:
         """The samples of all tasks so far."""
-        loader = self._stream.joint_train_dataloader(task, epoch)
+        loader: Any = self.stream.joint_train_dataloader(task, epoch)
         return zip(loader, loader.batch_sampler.sizes, strict=True)

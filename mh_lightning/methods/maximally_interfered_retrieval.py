@@ -1,6 +1,5 @@
 """Maximally interfered retrieval: replay what the next step would harm most."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mh_lightning.distributed import sum_over_ranks, world_size
-from mh_lightning.methods.base import Batch
+from mh_lightning.methods.base import Batch, Head
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.replay_buffer import Samples
 
@@ -47,7 +46,7 @@ class MaximallyInterferedRetrieval(ReplayMethod):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Callable[[int, int], nn.Module],
+        head: Head,
         buffer_size: int,
         replay_batch_size: int = 10,
         candidates: int = 50,

@@ -24,7 +24,7 @@ class NearestClassMean(ClosedFormMethod):
     def learn(self, features: Tensor, targets: Tensor) -> Learnt:
         """Classify and then learn, batch after batch of a chunk."""
         correct = []
-        size = self._stream.batch_size
+        size = self.stream.batch_size
         for rows, classes in zip(*(torch.split(part, size) for part in (features, targets)), strict=True):
             correct.append(self.closed_form_head(rows).argmax(dim=1) == classes)
             self.update_head(rows, classes)

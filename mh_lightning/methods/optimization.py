@@ -14,12 +14,12 @@ from mh_lightning.errors import UserError
 from mh_lightning.optimizer import memory_head_optimizer
 
 if TYPE_CHECKING:
-    from mh_lightning.methods.base import ContinualMethod
+    from mh_lightning.methods.frame import MethodFrame
 
 FACTOR = "learning_rate_factor"  # of a parameter group, until its learning rate is multiplied by it
 
 
-def make_optimizer(make: OptimizerCallable, method: "ContinualMethod") -> Optimizer:
+def make_optimizer(make: OptimizerCallable, method: "MethodFrame") -> Optimizer:
     """An optimizer over the parameters that a method trains.
 
     Args:
@@ -42,7 +42,7 @@ def make_optimizer(make: OptimizerCallable, method: "ContinualMethod") -> Optimi
     return optimizer
 
 
-def parameters_or_groups(method: "ContinualMethod") -> list[nn.Parameter] | list[dict[str, Any]]:
+def parameters_or_groups(method: "MethodFrame") -> list[nn.Parameter] | list[dict[str, Any]]:
     """The parameters that a method trains, in one list, or in groups if the backbone's are treated in their own way:
     first what is not the backbone's, then the backbone's groups in their order.
     """
@@ -59,7 +59,7 @@ def parameters_or_groups(method: "ContinualMethod") -> list[nn.Parameter] | list
 
 
 def _optimizer_of_touched_units(
-    make: OptimizerCallable, method: "ContinualMethod", params: list[nn.Parameter] | list[dict[str, Any]]
+    make: OptimizerCallable, method: "MethodFrame", params: list[nn.Parameter] | list[dict[str, Any]]
 ) -> Optimizer:
     if not any(layer.M.requires_grad for layer in method.memory_heads().values()):
         raise UserError("only_touched_units=true needs a Memory Head that is trained, e.g. model.init_args.head")
@@ -70,7 +70,7 @@ def _optimizer_of_touched_units(
     return optimizer
 
 
-def may_skip_steps(method: "ContinualMethod") -> bool:
+def may_skip_steps(method: "MethodFrame") -> bool:
     """Whether gradients that are not finite may keep the trainer from a step: a precision that scales the loss does,
     and a method's own way of clipping may, with ``error_if_nonfinite``.
     """
@@ -109,7 +109,7 @@ def make_lr_scheduler(make: LRSchedulerCallable, optimizer: Optimizer) -> LRSche
 
 
 def settings_to_resume_with(
-    method: "ContinualMethod", optimizer: Optimizer, scheduler: LRSchedulerTypeUnion | None
+    method: "MethodFrame", optimizer: Optimizer, scheduler: LRSchedulerTypeUnion | None
 ) -> dict[str, str]:
     """What a run must have in common with the checkpoint that it resumes, by the names of options."""
     settings = {name: str(value) for name, value in optimizer.defaults.items()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mh_lightning.distributed import gather_in_turn, process_rank, world_size
 from mh_lightning.errors import UserError
-from mh_lightning.methods.base import Batch, ContinualMethod
+from mh_lightning.methods.base import Batch, ContinualMethod, Head
 from mh_lightning.methods.replay_buffer import ReplayBuffer, ReservoirBuffer, Samples
 
 
@@ -29,7 +29,7 @@ class ReplayMethod(ContinualMethod):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Callable[[int, int], nn.Module],
+        head: Head,
         buffer_size: int,
         replay_batch_size: int = 10,
         **options: Any,
@@ -46,15 +46,15 @@ class ReplayMethod(ContinualMethod):
         if self.replay_buffer is None:
             self.replay_buffer = self.buffer_kind(
                 self.buffer_size,
-                self._stream.first_input().shape[1:],
-                self._stream.num_classes,
+                self.stream.first_input().shape[1:],
+                self.stream.num_classes,
                 seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
             )
 
     def remember(self, batch: Batch) -> None:
         """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""
         assert self.replay_buffer is not None
-        if not self.trainer.current_epoch % self._stream.epochs_per_task:
+        if not self.trainer.current_epoch % self.stream.epochs_per_task:
             self.replay_buffer.add(*gather_in_turn(*batch))
         else:
             self.replay_buffer.pass_by(len(batch[1]) if world_size() == 1 else self.rows_of_batch)

@@ -1,7 +1,7 @@
 """What methods share that learn anew at the end of each task."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mh_lightning.distributed import broadcast_from_first_rank, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
-from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
+from mh_lightning.methods.base import Batch, ContinualMethod, Head, Learnt
 
 
 class RetrainingMethod(ContinualMethod):
@@ -24,9 +24,7 @@ class RetrainingMethod(ContinualMethod):
         options: of `ContinualMethod`.
     """
 
-    def __init__(
-        self, backbone: nn.Module, head: Callable[[int, int], nn.Module], *, epochs: int = 10, **options: Any
-    ) -> None:
+    def __init__(self, backbone: nn.Module, head: Head, *, epochs: int = 10, **options: Any) -> None:
         super().__init__(backbone, head, **options)
         if self._make_lr_scheduler is not None:
             raise UserError(

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mh_lightning.errors import UserError
 from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads, TruncatedNormalLinear
 from mh_lightning.methods.alignment import ClassifierAlignment
-from mh_lightning.methods.base import Batch, ContinualMethod
+from mh_lightning.methods.base import Batch, ContinualMethod, Head
 
 
 class SLCA(ContinualMethod):
@@ -52,7 +52,7 @@ class SLCA(ContinualMethod):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Callable[[int, int], nn.Module] = TruncatedNormalLinear,
+        head: Head = TruncatedNormalLinear,
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         alignment: ClassifierAlignment | None = None,
@@ -64,7 +64,7 @@ class SLCA(ContinualMethod):
 
     def configure_model(self) -> None:
         """Make the heads of all tasks, and what aligns them."""
-        stream, features = self._stream, self.backbone.num_features
+        stream, features = self.stream, self.backbone.num_features
         super().configure_model()
         if self.task_heads.class_groups != [list(group) for group in stream.class_groups]:
             raise UserError(
@@ -86,7 +86,7 @@ class SLCA(ContinualMethod):
         Raises:
             UserError: if a class belongs to several tasks.
         """
-        stream = self._stream
+        stream = self.stream
         if sum(map(len, stream.class_groups)) != stream.num_classes:
             raise UserError(
                 f"data.scenario={stream.scenario}: {type(self).__name__} has a head for each task, so each class must "
@@ -145,7 +145,7 @@ class SLCA(ContinualMethod):
 
     def _begin_task(self) -> None:
         """Freeze the heads of former tasks; only the current head's keys move."""
-        task = self._stream.task_of_epoch(self.trainer.current_epoch)
+        task = self.stream.task_of_epoch(self.trainer.current_epoch)
         self.task_heads.begin_task(task)
         current = self.task_heads.heads[task]
         self._memory_heads = [module for module in current.modules() if isinstance(module, MHLinear)]
@@ -172,7 +172,7 @@ class SLCA(ContinualMethod):
             return
         assert self.aligned_heads is not None and self.class_gaussians is not None
         quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
-        self.class_gaussians.gather(self._stream.class_groups[task], self._features_of(task, quiet))
+        self.class_gaussians.gather(self.stream.class_groups[task], self._features_of(task, quiet))
         if task == 0:
             return
         aligned = copy.deepcopy(self.task_heads)
@@ -183,7 +183,7 @@ class SLCA(ContinualMethod):
     @torch.no_grad()
     def _features_of(self, task: int, quiet: bool) -> Iterator[tuple[Tensor, Tensor]]:
         plugin = self.trainer.precision_plugin
-        loader = self._stream.unaugmented_train_dataloader(task)
+        loader = self.stream.unaugmented_train_dataloader(task)
         with self.evaluating():
             for batch in tqdm(loader, desc="Class statistics", unit="batch", leave=False, disable=quiet):
                 x, targets, _ = plugin.convert_input([part.to(self.device) for part in batch])

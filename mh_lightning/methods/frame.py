@@ -1,0 +1,361 @@
+"""What carries a method through a trainer's stages: its parts are made, stepped, evaluated, saved and compared."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypedDict
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mh_lightning.backbones import Backbone, as_backbone
+from mh_lightning.backbones.base import check_features
+from mh_lightning.data.stream import StreamDataModule
+from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike, world_size
+from mh_lightning.errors import UserError, blame
+from mh_lightning.layers import MHLinear
+from mh_lightning.losses import LOSSES
+from mh_lightning.methods.checks import (
+    check_complete,
+    check_first_sample,
+    check_kept_features,
+    check_optimizer_settings,
+    check_optimizer_state,
+    check_state,
+    check_strategy,
+    check_trainer,
+    check_trainer_options,
+    trainer_options,
+)
+from mh_lightning.methods.chunks import check_trainer_of_chunks
+from mh_lightning.methods.optimization import (
+    for_trainer,
+    gradients_are_finite,
+    make_lr_scheduler,
+    make_optimizer,
+    may_skip_steps,
+    settings_to_resume_with,
+)
+
+Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
+Head = Callable[[int, int], nn.Module]  # makes a head from the numbers of features and of classes
+
+
+class Evaluation(TypedDict):
+    """What an evaluation step hands to the callbacks."""
+
+    logits: Tensor  # (b, C)
+    targets: Tensor  # (b,)
+    tasks: Tensor  # (b,)
+    losses: Tensor  # (b,)
+
+
+class MethodFrame(LightningModule, ABC):
+    """A backbone, a head for all classes, their optimizer and their checkpoints.
+
+    Args:
+        backbone: maps inputs to features; a plain module becomes a `mh_lightning.backbones.ModuleBackbone`.
+        head: makes the head from the numbers of features and of classes.
+        optimizer: makes the optimizer.
+        lr_scheduler: makes the learning-rate scheduler.
+        loss: of a sample, see `mh_lightning.losses`.
+        reset_optimizer: start each task with a new optimizer and scheduler.
+        only_touched_units: step only the memory units that have a gradient.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: Head,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        loss: Literal["cross_entropy", "hinge"],
+        reset_optimizer: bool,
+        only_touched_units: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone = as_backbone(backbone)
+        self.head: nn.Module | None = None
+        self._make_head = head
+        self._make_optimizer = optimizer
+        self._make_lr_scheduler = lr_scheduler
+        self.losses = LOSSES[loss]
+        self.reset_optimizer = reset_optimizer
+        self.only_touched_units = only_touched_units
+        self.optimizer_settings: dict[str, str] = {}
+        self._settings_of_checkpoint: dict[str, str] | None = None
+        self._optimizers_of_checkpoint: int | None = None
+        self._memory_heads: list[MHLinear] = []
+        self._inputs_are_features = False
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `ContinualMethod`."""
+
+    @abstractmethod
+    def adjust_gradients(self) -> None:
+        """See `ContinualMethod`."""
+
+    @abstractmethod
+    def head_parameters_to_train(self) -> list[nn.Parameter]:
+        """See `ContinualMethod`."""
+
+    @abstractmethod
+    def make_head(self) -> nn.Module:
+        """See `ContinualMethod`."""
+
+    @abstractmethod
+    def make_module(self, name: str) -> nn.Module:
+        """See `ContinualMethod`."""
+
+    @property
+    def stream(self) -> StreamDataModule:
+        """What is learnt: its tasks, classes and loaders."""
+        stream: StreamDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return stream
+
+    def parameter_counts(self) -> dict[str, int]:
+        """How many numbers the model has in all, and how many of them are trained at some time."""
+        trained = [one for one in self.backbone.parameters() if one.requires_grad] + self.head_parameters_to_train()
+        return {
+            "total": sum(parameter.numel() for parameter in self.parameters()),
+            "trainable": sum(parameter.numel() for parameter in trained),
+        }
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The first that a trainer asks: see that it has what a stream needs, and note the state of torch's generator
+        before a distributed strategy sets it back to the seed.
+        """
+        check_trainer(self.trainer)
+        self._random_state = torch.get_rng_state()
+        return []
+
+    def weights_change_outside_of_steps(self) -> bool:
+        """Whether weights are also learnt elsewhere than in the trainer's optimizer steps."""
+        return not self.automatic_optimization
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that would break a method's state."""
+        check_strategy(self.trainer.strategy)
+
+    def configure_model(self) -> None:
+        """Make the head, once."""
+        self._inputs_are_features = self.stream.feature_cache is not None
+        if self.stream.chunk_size is not None:
+            self.automatic_optimization = False
+        if self.head is None:
+            if not self._inputs_are_features:
+                self.backbone.prepare(self.stream.first_input())
+            if world_size() > 1:
+                torch.set_rng_state(self._random_state)  # so that the head is the same as in one process
+            # Lightning makes the head on a GPU otherwise, from other random numbers
+            with torch.device("cpu"), blame("model.init_args.head"):
+                self.head = self.make_head()
+
+    def teardown(self, stage: str) -> None:
+        """Without the stream, inputs are what the backbone takes."""
+        self.leave_stream()
+
+    def leave_stream(self) -> None:
+        """Take images again where the stream gave features; the trainer's hooks call it however a run ends."""
+        self._inputs_are_features = False
+
+    def memory_heads(self) -> dict[str, MHLinear]:
+        """All Memory Head layers, by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, MHLinear)}
+
+    def features(self, x: Tensor, backbone: Backbone | None = None) -> Tensor:
+        """Features (b, num_features) of a batch of inputs, of which there may be none, and which are features already
+        where the stream keeps them.
+
+        Args:
+            x: (b, ...), what the stream gives.
+            backbone: by default the method's own, or a copy of it.
+        """
+        if self._inputs_are_features:
+            return x
+        backbone = self.backbone if backbone is None else backbone
+        features = _no_features(x, backbone) if len(x) == 0 else backbone(x)
+        return check_features(features, len(x), backbone.num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (b, C) of a batch of inputs."""
+        assert self.head is not None, "the head is made when a trainer runs the method"
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all trainable parameters, and the scheduler if there is one."""
+        with blame("model.init_args.optimizer"):
+            optimizer = self._new_optimizer()
+        scheduler = None
+        if self._make_lr_scheduler is not None:
+            with blame("model.init_args.lr_scheduler"):
+                scheduler = make_lr_scheduler(self._make_lr_scheduler, optimizer)
+        self.optimizer_settings = settings_to_resume_with(self, optimizer, scheduler)
+        optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
+        return for_trainer(optimizer, scheduler)
+
+    def _new_optimizer(self) -> Optimizer:
+        return make_optimizer(self._make_optimizer, self)
+
+    def on_train_epoch_end(self) -> None:
+        """Step the scheduler where the trainer leaves that to the method."""
+        if self.automatic_optimization or self._make_lr_scheduler is None:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            with blame("model.init_args.lr_scheduler"):
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a scheduler for the trainer.
+
+        Raises:
+            UserError: if its options turn out to be wrong only now.
+        """
+        with blame("model.init_args.lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _evaluate(self, batch: Batch) -> Evaluation:
+        x, targets, tasks = batch
+        logits = self(x)
+        if not bool(logits.isfinite().all()):
+            raise UserError(
+                "The model's outputs hold NaN or infinite values; check the weights of the checkpoint and of "
+                "model.init_args.backbone, and the learning rate where there is one."
+            )
+        return Evaluation(
+            logits=logits,
+            targets=targets,
+            tasks=tasks,
+            losses=self.losses(logits.float(), targets),
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Evaluate a batch; callbacks make the metrics."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Evaluate a batch; callbacks make the metrics."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class probabilities (b, C)."""
+        return torch.softmax(self(batch[0]).float(), dim=1)
+
+    def on_fit_start(self) -> None:
+        """Let Memory Heads collect their updates until the optimizer steps, and all ranks start from one state.
+
+        Raises:
+            UserError: on resuming with other settings of the optimizer, which the checkpoint's would silently replace.
+        """
+        if self._optimizers_of_checkpoint not in (None, len(self.trainer.optimizers)):
+            raise UserError(
+                f"ckpt_path: the checkpoint holds the state of {self._optimizers_of_checkpoint} optimizers, the run "
+                f"has {len(self.trainer.optimizers)}; use the configuration it was trained with."
+            )
+        check_optimizer_settings(self._settings_of_checkpoint, self.optimizer_settings)
+        broadcast_from_first_rank(value for _, value in state_kept_alike(self))
+        check_first_sample(self)
+        if self.stream.chunk_size is not None:
+            check_trainer_of_chunks(self.trainer)
+        if not self.automatic_optimization:
+            return
+        self._memory_heads = list(self.memory_heads().values())
+        for layer in self._memory_heads:
+            layer.defer_key_updates = True
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel, which asks for it by this name, shall not send around at each step."""
+        return [name for name, _ in state_kept_alike(self)]
+
+    def share_buffers(self) -> None:
+        """Give all ranks the buffers of rank 0, as DistributedDataParallel does at each step, so that all evaluate the
+        same model: averages of BatchNorm were moved by each rank's own samples since.
+        """
+        kept = {id(value) for _, value in state_kept_alike(self)}
+        broadcast_from_first_rank(buffer for buffer in self.buffers() if id(buffer) not in kept)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """All modules in evaluation mode, so that a forward leaves no trace in them."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Update keys and counters from all micro-batches of this step, as if they had been one batch; unless the step
+        is going to be skipped, or refused, for a gradient that is not finite.
+        """
+        skipped = self._memory_heads and may_skip_steps(self) and not gradients_are_finite(optimizer)
+        for layer in self._memory_heads:
+            (layer.drop_key_updates if skipped else layer.apply_key_updates)()
+        self.adjust_gradients()
+
+    def on_fit_end(self) -> None:
+        """Hand Memory Heads back as plain layers."""
+        for layer in self.memory_heads().values():
+            layer.defer_key_updates = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which method, backbone, head, optimizer and trainer the state belongs to."""
+        checkpoint["architecture"], checkpoint["num_classes"] = self._architecture(), self.stream.num_classes
+        checkpoint["trainer_options"] = trainer_options(self.trainer)
+        checkpoint["optimizer_settings"] = self.optimizer_settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint with this model, and where a fit goes on, with its trainer.
+
+        Raises:
+            UserError: if the checkpoint belongs to another configuration.
+        """
+        fitting = self.trainer.state.fn == "fit"
+        check_complete(checkpoint, fitting)
+        if fitting and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_trainer_options(checkpoint.get("trainer_options"), trainer_options(self.trainer))
+        self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
+        self._optimizers_of_checkpoint = len(checkpoint.get("optimizer_states") or []) if fitting else None
+        self._make_what_came_later(checkpoint.get("state_dict"))
+        check_state(checkpoint, self._architecture(), self.stream.num_classes, self.state_dict())
+        if self._inputs_are_features:
+            check_kept_features(checkpoint["state_dict"], self.backbone)
+
+    def _make_what_came_later(self, weights: Any) -> None:
+        """Make the modules and buffers that a method had made while it was trained, for a checkpoint to fill."""
+        for name, value in weights.items() if isinstance(weights, dict) else ():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                continue  # refused below
+            child, dot, _ = name.partition(".")
+            if dot and self._modules.get(child) is None and vars(self).get(child) is None:
+                setattr(self, child, self.make_module(child).to(self.device))
+            elif not dot and name not in self._parameters and _differs(self._buffers.get(name), value):
+                self.register_buffer(name, torch.empty_like(value, device=self.device))
+
+    def _architecture(self) -> str:
+        parts = [type(self).__name__, type(self.backbone).__name__]
+        if hasattr(self.backbone, "name"):
+            parts.append(str(self.backbone.name))
+        return "/".join([*parts, type(self.head).__name__])
+
+
+def _no_features(x: Tensor, backbone: Backbone) -> Tensor:
+    """Features of no sample, through which the backbone's gradients are zero. Not every backbone takes an empty batch,
+    and the averages of BatchNorm must not see it.
+    """
+    if any(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules()):
+        return backbone(x)  # type: ignore[no-any-return]  # other ranks wait for this one there
+    zeros = x.new_zeros(0, backbone.num_features)
+    return sum((one.sum() for one in backbone.parameters() if one.requires_grad), start=zeros)
+
+
+def _differs(buffer: Tensor | None, saved: Tensor) -> bool:
+    return buffer is None or buffer.shape != saved.shape
