@@ -4,21 +4,33 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from mh_lightning.layers import MHLinear
-from mh_lightning.optimizer import memory_head_optimizer
-
 if TYPE_CHECKING:
+    from mh_lightning.layers import MHLinear
+    from mh_lightning.optimizer import memory_head_optimizer
     from mh_lightning.results import Results
     from mh_lightning.trainer import Trainer, fit
 
 __version__ = version("mh_lightning")
 __all__ = ["MHLinear", "Results", "Trainer", "__version__", "fit", "memory_head_optimizer"]
 
-# imported when they are asked for, since Lightning takes seconds that the layer does not need
-LAZY = {"Results": "mh_lightning.results", "Trainer": "mh_lightning.trainer", "fit": "mh_lightning.trainer"}
+# all is imported when it is asked for, since torch and Lightning take seconds
+PLACES = {
+    "MHLinear": "layers",
+    "Results": "results",
+    "Trainer": "trainer",
+    "fit": "trainer",
+    "memory_head_optimizer": "optimizer",
+}
+PACKAGES = ("backbones", "callbacks", "data", "experiments", "functional", "layers", "methods", "metrics")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LAZY:
+    if name in PACKAGES:
+        return import_module(f"mh_lightning.{name}")
+    if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(LAZY[name]), name)
+    return getattr(import_module(f"mh_lightning.{PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PLACES, *PACKAGES])

@@ -1,6 +1,7 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
 import atexit
+import itertools
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, writing
 from mh_lightning.methods import ContinualMethod
 from mh_lightning.mistakes import sentence_of
+from mh_lightning.packaged import config_file
 from mh_lightning.resuming import check_configuration
 from mh_lightning.run_folders import CHECKPOINTS, LAST, RUN_DIR, check_checkpoint, chosen_checkpoint
 from mh_lightning.threads import use_threads
@@ -247,6 +249,39 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
     return configuration
 
 
+def with_packaged(args: list[str]) -> list[str]:
+    """The same arguments, with paths in place of the names of configurations that come with the package.
+
+    Example:
+        >>> with_packaged(["fit", "--config", "quickstart.yaml"])[-1] == config_file("quickstart.yaml")
+        True
+    """
+    words = []
+    for before, word in itertools.pairwise(["", *args]):
+        option, equals, value = word.partition("=")
+        if before in ("--config", "-c"):
+            word = config_file(word)
+        elif equals and option == "--config":
+            word = f"{option}={config_file(value)}"
+        words.append(word)
+    return words
+
+
+def with_folder(sentence: str, args: Any) -> str:
+    """Name the folder in which a file was looked for that a configuration names.
+
+    Example:
+        >>> with_folder("--model.backbone: no such file as 'x.yaml' (see --help).", ["fit", "--config", "/a/b.yaml"])
+        "--model.backbone: no such file as 'x.yaml' in '/a' or the working directory."
+    """
+    if "no such file as '" not in sentence or not isinstance(args, list | tuple):
+        return sentence
+    files = [given for option, given in itertools.pairwise(map(str, args)) if option in ("--config", "-c")]
+    folders = " or ".join(sorted({repr(str(Path(file).resolve().parent)) for file in files}))
+    place = f" in {folders} or the working directory" if folders else " in the working directory"
+    return sentence.replace(" (see --help)", place)
+
+
 class _Stopped(BaseException):
     """A signal ended the run."""
 
@@ -282,7 +317,9 @@ def main(args: ArgsType = None) -> None:
     broken: list[BaseException] = []  # where TensorBoard's writer cannot write, its thread ends
     threading.excepthook = lambda ended: broken.append(ended.exc_value or SystemExit())
     try:
-        StreamCLI(args)
+        if args is None:
+            sys.argv[1:] = with_packaged(sys.argv[1:])  # from there other ranks are started, too
+        StreamCLI(with_packaged(args) if isinstance(args, list) else args)
         for error in broken:
             raise error
         if in_process_group():  # a script may call `main` again, in the same group
@@ -292,6 +329,7 @@ def main(args: ArgsType = None) -> None:
         sentence = sentence_of(error)
         if sentence is None:  # a bug
             raise
+        sentence = with_folder(sentence, sys.argv[1:] if args is None else args)
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except _Stopped as stopped:

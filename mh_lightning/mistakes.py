@@ -11,6 +11,7 @@ from torch.distributed import DistError
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from mh_lightning.errors import UserError, out_of_memory, reason_of
+from mh_lightning.suggestions import with_suggestion
 
 # the frame that jsonargparse puts around the reason why it refuses a value
 PARSER_NOISE = (
@@ -103,4 +104,5 @@ def _parser_sentence(message: str) -> str:
     reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
     reason = reason.partition(". Add the import path")[0]
     reason = re.sub("^Expected a dot import path string: *(.*)", r"'\1' is no class that is known here", reason)
-    return f"--{option}: {reason} (see --help)." if option else f"{reason.rstrip(' :')}."
+    reason = re.sub(r"^Unexpected import path format: *(.*\.ya?ml)$", r"no such file as '\1'", reason)
+    return with_suggestion(f"--{option}: {reason} (see --help)." if option else f"{reason.rstrip(' :')}.")

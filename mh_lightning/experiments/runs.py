@@ -11,6 +11,7 @@ import yaml
 from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.metrics import continual_metrics
+from mh_lightning.packaged import config_file
 from mh_lightning.run_folders import version_folders
 
 METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
@@ -165,6 +166,7 @@ def read_experiment(config: Path, overrides: Sequence[str] = (), seed: int = 0, 
     Raises:
         UserError: if the parser refuses any of it.
     """
+    config = Path(config_file(str(config)))
     if not config.is_file():
         raise UserError(f"--config: {str(config)!r} is no file; give a YAML file such as configs/quickstart.yaml.")
     options = []
