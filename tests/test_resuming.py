@@ -57,7 +57,7 @@ def test_killed_where_it_hurts_equals_uninterrupted(tmp_path: Path) -> None:
         (os, "fsync", 5, False),  # a checkpoint is written, but not yet in its place
         (os, "fsync", 5, True),
         (shutil, "copyfile", 1, True),  # the checkpoint of a task
-        (ClassifierAlignment, "_step", 9, False),
+        (ClassifierAlignment, "_loss", 9, False),
         (ContinualMethod, "validation_step", 2, False),
         (json, "dumps", 1, False),  # the results
     ):

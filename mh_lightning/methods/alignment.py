@@ -13,6 +13,7 @@ from mh_lightning.distributed import process_rank, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads
 from mh_lightning.layers.class_gaussians import Covariance, check_options
+from mh_lightning.methods.steps import OptimizerStep
 
 SMALLEST_NORM = 1e-7
 
@@ -102,20 +103,14 @@ class ClassifierAlignment:
         trained = [parameter for parameter in begun.parameters() if parameter.requires_grad]
         optimizer = torch.optim.SGD(trained, self.learning_rate, self.momentum, weight_decay=self.weight_decay)
         schedule = CosineAnnealingLR(optimizer, self.epochs)
+        moving = [] if self.freeze_keys else layers
+        learn = OptimizerStep(optimizer, optimizer.step, moving, shared=trained)
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
             for _ in tqdm(range(self.epochs), desc="Alignment", unit="epoch", leave=False, disable=quiet):
                 features, targets = self.draw(heads, gaussians, generator)
                 for batch in zip(*(torch.split(part, self.batch_size) for part in (features, targets)), strict=True):
-                    optimizer.zero_grad()
-                    self._step(heads, *batch)
-                    if not self.freeze_keys:
-                        for layer in layers:
-                            layer.apply_key_updates()
-                    for parameter in trained:
-                        if parameter.grad is not None:
-                            parameter.grad = sum_over_ranks(parameter.grad)
-                    optimizer.step()
+                    learn(self._loss(heads, *batch))
                 schedule.step()
         heads.requires_grad_(False)
         optimizer.zero_grad()
@@ -137,13 +132,13 @@ class ClassifierAlignment:
         features = torch.cat(parts)
         return features[order.to(features.device)], places[order].to(features.device)
 
-    def _step(self, heads: TaskHeads, features: Tensor, targets: Tensor) -> None:
-        """Back-propagate this rank's share of the mean loss of a batch."""
+    def _loss(self, heads: TaskHeads, features: Tensor, targets: Tensor) -> Tensor:
+        """What this rank has of the mean loss of a batch."""
         rows = slice(process_rank(), None, world_size())
         logits = heads.logits_by_task(features[rows].to(_dtype_of(heads)))
         loss = F.cross_entropy(self.normalised(logits).float(), targets[rows], reduction="sum") / len(targets)
         self._check_finite(sum_over_ranks(loss.detach()).item())  # on all ranks alike
-        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
     def _check_finite(self, value: float) -> None:
         if not math.isfinite(value):

@@ -1,17 +1,14 @@
 """Learning a whole chunk of the stream in one training step: optimizer steps without the trainer's cost for each."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from mh_lightning.errors import UserError
+from mh_lightning.methods.steps import OptimizerStep, bare_step
 
 if TYPE_CHECKING:
     from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -43,17 +40,12 @@ def check_trainer_of_chunks(trainer: Trainer) -> None:
 def learn_chunk(method: "ContinualMethod", chunk: "Batch", batch_size: int) -> "Learnt":
     """Learn a chunk in optimizer steps of `batch_size`, as the trainer would."""
     optimizer = method.trainer.optimizers[0]
-    step = _bare_step(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    learn = OptimizerStep(optimizer, bare_step(optimizer), adjust=method.adjust_gradients)
     losses: list[Tensor] = []
     logits: list[Tensor] = []
     for batch in zip(*(torch.split(part, batch_size) for part in chunk), strict=True):
-        for parameter in parameters:
-            parameter.grad = None
         loss, logits_of_batch = method.training_loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        method.adjust_gradients()
-        step()
+        learn(loss)
         losses.append(loss.detach())
         logits.append(logits_of_batch.detach())
     _count_optimizer_steps(method, len(losses))
@@ -67,19 +59,3 @@ def _count_optimizer_steps(method: "ContinualMethod", steps: int) -> None:
         tracker.ready += steps
         tracker.completed += steps
     method.log("step", float(method.global_step))  # the axis of the logged curves
-
-
-def _bare_step(optimizer: Optimizer) -> Callable[[], Any]:
-    """The optimizer's step, without what serves profilers and hooks around it where there are none: a tenth of the time
-    that a small model needs for a sample.
-    """
-    step: Any = type(optimizer).step
-    hooks = (
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-    )
-    watched = any(hooks) or "step" in vars(optimizer)  # a scheduler counts steps by an attribute of the instance
-    # only the outermost wrapper goes: the next one turns gradients off
-    return optimizer.step if watched or not hasattr(step, "__wrapped__") else partial(step.__wrapped__, optimizer)

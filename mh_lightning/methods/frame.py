@@ -40,6 +40,7 @@ from mh_lightning.methods.optimization import (
     may_skip_steps,
     settings_to_resume_with,
 )
+from mh_lightning.methods.steps import complete_gradients
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 Head = Callable[[int, int], nn.Module]  # makes a head from the numbers of features and of classes
@@ -296,10 +297,8 @@ class MethodFrame(LightningModule, ABC):
         """Update keys and counters from all micro-batches of this step, as if they had been one batch; unless the step
         is going to be skipped, or refused, for a gradient that is not finite.
         """
-        skipped = self._memory_heads and may_skip_steps(self) and not gradients_are_finite(optimizer)
-        for layer in self._memory_heads:
-            (layer.drop_key_updates if skipped else layer.apply_key_updates)()
-        self.adjust_gradients()
+        skipped = bool(self._memory_heads) and may_skip_steps(self) and not gradients_are_finite(optimizer)
+        complete_gradients(self._memory_heads, self.adjust_gradients, skipped)
 
     def on_fit_end(self) -> None:
         """Hand Memory Heads back as plain layers."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mh_lightning.distributed import broadcast_from_first_rank, sum_over_ranks, world_size
+from mh_lightning.distributed import broadcast_from_first_rank, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod, Head, Learnt
+from mh_lightning.methods.steps import OptimizerStep
 
 
 class RetrainingMethod(ContinualMethod):
@@ -80,8 +81,9 @@ class RetrainingMethod(ContinualMethod):
         """Learn from scratch."""
         self.load_state_dict(self._initial_weights, strict=False)
         optimizer = self._new_optimizer()
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         heads = list(self.memory_heads().values())
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        learn = OptimizerStep(optimizer, optimizer.step, heads, shared=trained, share=1 / world_size())
         for layer in heads:
             layer.defer_key_updates = True
         quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
@@ -93,17 +95,9 @@ class RetrainingMethod(ContinualMethod):
                     x, targets, _ = self.trainer.precision_plugin.convert_input(
                         [part.to(self.device) for part in batch]
                     )
-                    optimizer.zero_grad()
                     with self.trainer.precision_plugin.forward_context():
                         loss = self.mean_loss(self(x), targets, rows)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    for layer in heads:
-                        layer.apply_key_updates()
-                    if world_size() > 1:
-                        for parameter in trained:
-                            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                            parameter.grad = sum_over_ranks(gradient) / world_size()
-                    optimizer.step()
+                    learn(loss)
 
 
 def _learns(module: nn.Module) -> bool:

@@ -287,7 +287,7 @@ def test_an_interrupted_alignment_does_not_predict(tmp_path: Path, monkeypatch: 
     def interrupted(*args: Any) -> None:
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(ClassifierAlignment, "_step", interrupted)
+    monkeypatch.setattr(ClassifierAlignment, "_loss", interrupted)
     with pytest.raises(RuntimeError, match="stopped"):
         fit(model, tmp_path)
     assert model._predicting_heads() is model.task_heads
