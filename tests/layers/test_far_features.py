@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mh_lightning.layers import ClassMeans, ClosedFormHead, StreamingLinearDiscriminant
+from mh_lightning.layers import ClassMeans, ClosedFormHead, RandomProjectionRidge, StreamingLinearDiscriminant
 from mh_lightning.layers.closed_form import STEADY
 
 FEATURES, CLASSES = 8, 5
@@ -50,3 +50,24 @@ def test_logits_beyond_float32_are_less_by_the_largest_of_the_classes_seen(kind:
     near = head.logits(x, *head.solve()).float()  # which are as they were
     near[:, 2] = torch.finfo(torch.float32).min / 2
     assert torch.equal(head(x), near)
+
+
+# --- sums
+
+
+@pytest.mark.parametrize("place", [0, 300, 600])
+def test_a_row_of_zeros_before_an_offset_costs_nothing_wherever_it_comes(place: int) -> None:
+    x, targets = samples()
+    x += 1e4
+    rows = torch.cat([x[:place], torch.zeros(1, FEATURES), x[place:]])
+    head = RandomProjectionRidge(FEATURES, CLASSES, 200, seed=0)
+    head.update(rows, torch.cat([targets[:place], targets[:1], targets[place:]]))
+    assert accuracy(head, x, targets) > 0.95
+
+
+@pytest.mark.parametrize("far", [1e3, 1e4, 1e6])
+def test_a_far_class_leaves_random_projections_the_others(far: float) -> None:
+    x, targets = samples(far)
+    head = RandomProjectionRidge(FEATURES, CLASSES, 200, seed=0)
+    head.update(x, targets)
+    assert accuracy(head, x, targets) > 0.95
