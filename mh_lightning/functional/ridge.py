@@ -1,5 +1,6 @@
 """Ridge regressions from sums of products, and the choice of their ridges without samples held out."""
 
+import math
 from typing import NamedTuple
 
 import scipy.linalg
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 CANDIDATES_A_DECADE = 4
-DECADES = 7  # below ten times the largest eigenvalue; sums in float32 hold no more
+DECADES = 7  # below ten times the largest eigenvalue, at least; sums in float32 hold no more
 PROMISE = 0.05  # of the error: attention changes after units have learnt, and smaller gains did not last
 ROUNDING = 1e-6  # of the sum of the targets' squares: errors that are less are as good as none
 
@@ -34,15 +35,25 @@ class RidgeFits(NamedTuple):
     freedom: Tensor  # degrees of freedom
 
 
-def candidate_ridges(largest: Tensor) -> Tensor:
-    """Ridges to choose from, (29,), relative to the largest eigenvalue, the largest first: of equals, it is taken.
+def candidate_ridges(largest: Tensor, rounding: Tensor | float = 0.0) -> Tensor:
+    """Ridges to choose from, four a decade, the largest first: of equals, it is taken.
+
+    They reach from ten times the largest eigenvalue to ten times what rounding makes of one that is 0, and over seven
+    decades at least, which are 29.
+
+    Args:
+        largest: eigenvalue.
+        rounding: of the eigenvalues; 0 where it is not known.
 
     Example:
         >>> candidate_ridges(torch.tensor(1.0))[[0, -1]]
         tensor([1.0000e+01, 1.0000e-06], dtype=torch.float64)
+        >>> candidate_ridges(torch.tensor(1.0), 1e-14)[[0, 28, -1]]
+        tensor([1.0000e+01, 1.0000e-06, 1.0000e-13], dtype=torch.float64)
     """
-    steps = torch.arange(DECADES * CANDIDATES_A_DECADE + 1, dtype=torch.float64, device=largest.device)
-    scale = torch.where(largest > 0, largest.double(), 1.0)  # where all features are 0, any ridge will do
+    scale = float(largest) or 1.0  # where all features are 0, any ridge will do
+    decades = max(DECADES, math.log10(scale / float(rounding))) if rounding else DECADES
+    steps = torch.arange(math.floor(decades * CANDIDATES_A_DECADE) + 1, dtype=torch.float64, device=largest.device)
     return 10 * scale * 10 ** (-steps / CANDIDATES_A_DECADE)
 
 

@@ -122,7 +122,13 @@ class ShrunkClassCovariances(ClosedFormHead):
         shrunk = covariance + off
         shrunk.diagonal().add_(on - off)
         deviations = shrunk.diagonal().sqrt()
-        factor, failed = torch.linalg.cholesky_ex(shrunk / deviations / deviations.unsqueeze(1))
+        correlations = shrunk / deviations / deviations.unsqueeze(1)
+        factor, failed = torch.linalg.cholesky_ex(correlations)
+        rounding = torch.finfo(scatter.dtype).eps * self.num_features
+        while bool(failed) and 0 < self.diagonal_shrinkage >= self.off_diagonal_shrinkage:  # then it is all that fails
+            correlations.diagonal().add_(rounding)
+            factor, failed = torch.linalg.cholesky_ex(correlations)
+            rounding *= 10
         singular = self.diagonal_shrinkage == 0 and count <= self.num_features  # whatever rounding makes of it
         if singular or bool(failed):
             raise UserError(

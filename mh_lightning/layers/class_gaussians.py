@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError
+from mh_lightning.layers.closed_form import check_classes, check_features
 
 Covariance = Literal["full", "low_rank", "shared"]
 
@@ -26,7 +27,8 @@ class ClassGaussians(nn.Module):
       and the variances that they leave over, 4 C n (rank + 1) bytes (with rank 32: 101 MB);
     - "shared": one S for all classes, :math:`S = \sum_c (N_c - 1) S_c / \sum_c (N_c - 1)`, 8 n² bytes (5 MB).
 
-    Sums are in float64 on the features' device; the classes that are gathered at a time take 8 n² bytes each.
+    Sums are in float64 on the features' device; the classes that are gathered at a time take 8 n² bytes each, and with
+    "full" 4 n² more.
 
     Args:
         num_features: n.
@@ -88,25 +90,32 @@ class ClassGaussians(nn.Module):
     def gather(self, classes: Sequence[int], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Learn classes from all their samples, those of the other ranks included; each once until `forget`.
 
+        If anything is refused, none of them is learnt.
+
         Args:
             classes: to be learnt.
             batches: features (b, n) and classes (b,), this rank's share.
 
         Raises:
-            UserError: if features are not finite, or a class is not among those to be learnt, or learnt already.
+            UserError: if features and classes are no tensors of such shapes, features are not finite or too large to be
+                squared, or a class is not in [0, C), not among those to be learnt, or learnt already.
         """
+        name = type(self).__name__
+        check_classes(name, torch.tensor([*classes], dtype=torch.long), len(classes), self.num_classes)
         known = [label for label in classes if self.counts[label]]
         if known:
-            raise UserError(f"ClassGaussians: class {known[0]} was gathered already; call forget() to start anew.")
+            raise UserError(f"{name}: class {known[0]} was gathered already; call forget() to start anew.")
         places = {label: place for place, label in enumerate(classes)}
         device, n = self.means.device, self.num_features
         counts = torch.zeros(len(classes), dtype=torch.float64, device=device)
         means = torch.zeros(len(classes), n, dtype=torch.float64, device=device)
         scatters = torch.zeros(len(classes), n, n, dtype=torch.float64, device=device)
         for features, targets in batches:
+            check_features(name, features, n)
+            check_classes(name, targets, len(features), self.num_classes)
             for label in torch.bincount(targets).nonzero().flatten().tolist():
                 if label not in places:
-                    raise UserError(f"ClassGaussians: a sample of class {label} came while {[*places]} were gathered.")
+                    raise UserError(f"{name}: a sample of class {label} came while {[*places]} were gathered.")
                 rows = features[targets == label].to(device, torch.float64)
                 place = places[label]
                 mean = rows.mean(dim=0)
@@ -120,16 +129,27 @@ class ClassGaussians(nn.Module):
                 counts[place] = whole
         totals = sum_over_ranks(counts)
         common = sum_over_ranks(means * counts.unsqueeze(1)) / totals.clamp_min(1).unsqueeze(1)
+        kept = []
         for place, label in enumerate(classes):
             shift = means[place] - common[place]
-            scatter = sum_over_ranks(scatters[place].addr_(shift, shift * counts[place]))
-            if not bool(scatter.isfinite().all()):
+            scatter = scatters[place].addr_(shift, shift * counts[place])
+            scatter.copy_(sum_over_ranks(scatter))
+            drawn_with = torch.cat([common[place], scatter.diagonal().sqrt()]).float()
+            finite = bool(drawn_with.isfinite().all()) and bool(scatter.isfinite().all())
+            kept.append(self._kept(scatter, int(totals[place])) if finite else {})
+            if not finite or not all(bool(part.isfinite().all()) for part in kept[-1].values()):
                 raise UserError(
-                    f"The features of class {label} hold NaN or infinite values; check the weights of "
-                    "model.init_args.backbone and the data."
+                    f"The features of class {label} hold NaN or infinite values, or too large ones to be squared; "
+                    "check the weights of model.init_args.backbone and the data."
                 )
-            self.counts[label], self.means[label] = totals[place].long(), common[place]
-            self._keep(label, scatter, int(totals[place]))
+        for label, total, mean, parts in zip(classes, totals, common, kept, strict=True):
+            self.counts[label], self.means[label] = total.long(), mean
+            for part, value in parts.items():
+                if part == "scatter":
+                    self.scatter += value
+                else:
+                    getattr(self, part)[label] = value
+        self._shared_factor = None
 
     def forget(self) -> None:
         """Start anew, without any class."""
@@ -137,18 +157,16 @@ class ClassGaussians(nn.Module):
             kept.zero_()
         self._shared_factor = None
 
-    def _keep(self, label: int, scatter: Tensor, count: int) -> None:
+    def _kept(self, scatter: Tensor, count: int) -> dict[str, Tensor]:
+        """What is kept of a class, by the name of the buffer."""
         if self.covariance == "shared":
-            self.scatter += scatter
-            self._shared_factor = None
-            return
+            return {"scatter": scatter}
         covariance = scatter / max(count - 1, 1)
         if self.covariance == "full":
-            self.factors[label] = self._cholesky(covariance)
-            return
-        kept = principal_directions(covariance, self.rank)
-        left_over = (covariance.diagonal() - kept.square().sum(dim=1)).clamp_min(0)
-        self.factors[label], self.variances[label] = kept.float(), (left_over + self.jitter).float()
+            return {"factors": self._cholesky(covariance)}
+        directions = principal_directions(covariance, self.rank)
+        left_over = (covariance.diagonal() - directions.square().sum(dim=1)).clamp_min(0)
+        return {"factors": directions.float(), "variances": (left_over + self.jitter).float()}
 
     def _cholesky(self, covariance: Tensor) -> Tensor:
         covariance = covariance.clone()

@@ -11,7 +11,8 @@ from mh_lightning.layers.closed_form import ClosedFormHead
 class ClassMeans(ClosedFormHead):
     r"""Running mean :math:`\mu_c` of each class's features; logits are :math:`-\|x - \mu_c\|^2`.
 
-    Features are in units (`ClosedFormHead.unit`), and so are the logits, in their squares.
+    Features are in units (`ClosedFormHead.unit`), and so are the logits, in their squares. These are up to a constant
+    for each sample: where the largest is below -65,536, it is subtracted from all.
     Neither the order of the samples nor how they are cut into batches matters, up to rounding.
 
     Args:
@@ -30,6 +31,7 @@ class ClassMeans(ClosedFormHead):
 
     waits: ClassVar[bool] = False  # it predicts each batch before it learns it
     in_units: ClassVar[bool] = True
+    discriminants: ClassVar[bool] = True
     sums: Tensor
 
     def __init__(self, num_features: int, num_classes: int) -> None:

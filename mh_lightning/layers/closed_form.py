@@ -14,6 +14,8 @@ ROWS = 1024  # that are added at once
 NO_SPREAD = 1e-28  # mean squares about a mean, beside its own square, that rounding explains
 ORDINARY = 2.0**20  # features up to it, and down to its inverse, are not counted in units
 LARGEST = 2.0**50  # in units: the squares of many more would leave float32
+LARGEST_IN_FLOAT64 = 2.0**500  # the same of sums in float64
+STEADY = 2.0**16  # logits beyond it would keep less than two digits behind the point in float32
 
 
 class ClosedFormHead(nn.Module, ABC):
@@ -32,13 +34,19 @@ class ClosedFormHead(nn.Module, ABC):
 
     Attributes:
         counts: samples of each class, (C,), without those that wait.
+        discriminants: whether only the differences between a sample's logits mean something, and they are up to a
+            constant: where the largest of the classes that were seen is beyond ±65,536, it is subtracted from all of
+            them, since float32 would lose what tells the classes apart.
+        largest: feature that can be summed, in units if the head has any; what is larger is refused.
         unit: of heads that say `in_units`: features are divided by it before all else, so that their squares stay in
             the range of float32. It is 1, unless the largest value of the first sample that is not all zeros is below
-            2⁻²⁰ or above 2²⁰: then the power of 2 below that, which divides without rounding. 0 before any.
+            2⁻²⁰ or above 2²⁰: then the power of 2 below that, which divides without rounding. 0 before any. So it hangs
+            on which sample comes first, and if that is far larger than all others, these are as good as 0.
     """
 
     waits: ClassVar[bool] = True
     in_units: ClassVar[bool] = False
+    discriminants: ClassVar[bool] = False
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
     unit: Tensor
@@ -47,6 +55,7 @@ class ClosedFormHead(nn.Module, ABC):
         super().__init__()
         self.num_features, self.num_classes = num_features, num_classes
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
+        self.largest = LARGEST if self.in_units else LARGEST_IN_FLOAT64
         if self.in_units:
             self.register_buffer("unit", torch.zeros((), dtype=torch.float64))
         # DistributedDataParallel wants something to train
@@ -75,24 +84,26 @@ class ClosedFormHead(nn.Module, ABC):
         """Count features (b, n) of classes (b,).
 
         Raises:
-            UserError: if these are no tensors of such shapes, features are not finite, or classes are not in [0, C);
-                nothing is counted then.
+            UserError: if these are no tensors of such shapes, features are not finite or too large to be summed, or
+                classes are not in [0, C); nothing is counted then.
         """
         name = type(self).__name__
         check_features(name, features, self.num_features)
         check_classes(name, targets, len(features), self.num_classes)
+        if len(targets) == 0:
+            return
         features, unit = features.detach(), self._unit_with(features)
         if unit is not None:
             features = in_units(features, unit)
-        if not bool(features.isfinite().all()):
+        largest = float(features.abs().max())
+        if not math.isfinite(largest):
             raise UserError(f"{name}: the features hold NaN or infinite values; leave these samples out, or mend them.")
-        if unit is not None and not bool((features.abs() <= LARGEST).all()):
+        if largest > self.largest:
+            beside = "" if unit is None else f" beside the first ones, which are about {unit:.0e}"
             raise UserError(
-                f"{name}: a feature of {float(features.abs().max()) * unit:.0e} is too large to be summed beside the "
-                f"first ones, which are about {unit:.0e}; scale the features, or leave this sample out."
+                f"{name}: a feature of {largest * (unit or 1):.0e} is too large to be summed{beside}; scale the "
+                "features, or leave this sample out."
             )
-        if len(targets) == 0:
-            return
         if unit is not None:
             self.unit.fill_(unit if bool(self.unit) or bool(features.any()) else 0.0)
         self._solution = None
@@ -132,7 +143,8 @@ class ClosedFormHead(nn.Module, ABC):
             self._solution = self._solved()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (b, C) of features (b, n); classes not seen yet get half the lowest finite value.
+        """Logits (b, C) of features (b, n); classes not seen yet get half the lowest finite value. Those of heads with
+        `discriminants` are up to a constant for each sample.
 
         Raises:
             UserError: if there are no features of this shape.
@@ -146,7 +158,11 @@ class ClosedFormHead(nn.Module, ABC):
         with torch.autocast(features.device.type, enabled=False):
             unit = float(self.unit) if self.in_units else 0.0
             logits = self.logits(in_units(features, unit) if unit else features, *self._solution)
-        return logits.to(dtype).masked_fill(self.counts == 0, lowest)
+        unseen = self.counts == 0
+        if self.discriminants:
+            best = logits.masked_fill(unseen, -torch.inf).amax(dim=1, keepdim=True)
+            logits = logits - best.where(best.isfinite() & (best.abs() > STEADY), 0.0)
+        return logits.to(dtype).masked_fill(unseen, lowest)
 
     @torch.inference_mode(mode=False)  # a solution that evaluation has found serves a gradient, too
     @torch.no_grad()

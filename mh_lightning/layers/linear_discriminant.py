@@ -1,5 +1,7 @@
 """Streaming linear discriminant analysis."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,8 @@ class StreamingLinearDiscriminant(ClosedFormHead):
     all samples so far, from a single pass, where the published code moves both by an approximate running update and
     shrinks towards the unscaled I. So the weights are those of scikit-learn's `LinearDiscriminantAnalysis(
     solver="lsqr", shrinkage=s)`. While no class has samples that differ, S is I, and the nearest mean wins. Neither the
-    order of the samples nor how they are cut into batches matters, up to rounding.
+    order of the samples nor how they are cut into batches matters, up to rounding. Logits are up to a constant for each
+    sample: where the largest is beyond ±65,536, it is subtracted from all.
 
     Source: Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR
     Workshops 2020.
@@ -48,6 +51,7 @@ class StreamingLinearDiscriminant(ClosedFormHead):
                 [-6.,  2.]])
     """
 
+    discriminants: ClassVar[bool] = True
     means: Tensor
     scatter: Tensor
 

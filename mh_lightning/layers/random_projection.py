@@ -33,28 +33,28 @@ class RandomProjectionRidge(ClosedFormHead):
 
     The weights then come from all samples. The published code has 10,000 projections and chooses the ridge on the last
     fifth of the current task alone; here, it is chosen on a fifth of all samples so far, from a single pass. Before
-    any is held out it is 1. So the order of the samples decides which of them choose the ridge.
+    any is held out it is 1. So the order of the samples decides which of them choose the ridge, and nothing else but
+    the unit.
 
-    The sums are of :math:`d = h - s`, with :math:`s = \mathrm{relu}(P^\top c)` of the first sample c, as an offset of
-    the features would cost float32 all digits; G and C follow from them in float64. Features are in units
-    (`ClosedFormHead.unit`), and so is :math:`\lambda`.
+    Features are in units (`ClosedFormHead.unit`), and so is :math:`\lambda`. The sums are in float64, where an offset
+    of the features, or samples far from all others, leave the rest their digits, wherever they come in the stream;
+    float32 would do for features without any, in half the memory and half the time. A feature so large that the
+    rounding of its square would be above the largest ridge is refused.
 
     Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS 2023.
 
     Args:
         num_features: n.
         num_classes: C.
-        num_projections: M. The sums need 8 M² bytes, and to solve about 32 M² bytes more.
+        num_projections: M. The sums need 16 M² bytes, and to solve about 24 M² bytes more.
         seed: of P and of what is held out; by default torch's initial seed, which that of a run sets, and that of a
             state which is loaded.
 
     Attributes:
-        projection: P, (n, M). It is drawn again, not saved.
-        centre: c, (n,).
+        projection: P, (n, M), in float64. It is drawn again, not saved.
         held_out: samples of each class that are held out, (C,).
-        gram: the sum of :math:`d d^\top` over what is fit and over what is held out, (2, M, M). In float32: half the
-            memory and twice the speed, and an error of about 1e-7 is less than a ridge that would be chosen.
-        class_sums: the sums of d over the classes of both, (2, C, M), in float64.
+        gram: G of what is fit and of what is held out, (2, M, M), in float64.
+        class_sums: the transposed C of both, (2, C, M), in float64.
         ridge: the last choice of :math:`\lambda`, from which the next search starts; 0 before any.
 
     Raises:
@@ -70,7 +70,6 @@ class RandomProjectionRidge(ClosedFormHead):
 
     in_units: ClassVar[bool] = True
     projection: Tensor
-    centre: Tensor
     held_out: Tensor
     gram: Tensor
     class_sums: Tensor
@@ -84,82 +83,62 @@ class RandomProjectionRidge(ClosedFormHead):
         self.given_seed = seed
         seed = seed_of_projections(seed)
         projection = draw_projection(num_features, num_projections, seed)
-        self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
+        rounding = torch.finfo(torch.float64).eps * num_features * num_projections  # of the square of a feature of 1
+        self.largest = min(self.largest, math.sqrt(10.0 ** EXPONENTS[-1] / rounding))
+        self.register_buffer("projection", projection.to(self.counts.device, torch.float64), persistent=False)
         self.register_buffer("seed", torch.tensor(seed))
-        self.register_buffer("centre", torch.zeros(num_features, dtype=torch.float64))
         self.register_buffer("held_out", torch.zeros(num_classes, dtype=torch.long))
-        self.register_buffer("gram", torch.zeros(2, num_projections, num_projections, dtype=torch.float32))
+        self.register_buffer("gram", torch.zeros(2, num_projections, num_projections, dtype=torch.float64))
         self.register_buffer("class_sums", torch.zeros(2, num_classes, num_projections, dtype=torch.float64))
         self.register_buffer("ridge", torch.tensor(0.0, dtype=torch.float64))
 
-    def _projected_centre(self) -> Tensor:
-        """Pᵀc, (M,), in float64."""
-        return self.centre @ self.projection.double()
-
-    def _differences(self, features: Tensor, projected_centre: Tensor) -> Tensor:
-        """Features (b, n) to d (b, M), in float32, without any number that is as large as an offset."""
-        projected = (features - self.centre).to(self.projection.dtype) @ self.projection
-        below, above = (part.to(projected) for part in (projected_centre.clamp_max(0), projected_centre.clamp_min(0)))
-        return torch.maximum(projected + below, -above)
+    def project(self, features: Tensor) -> Tensor:
+        """Features (b, n) to h (b, M), in float64."""
+        return torch.relu(features.double() @ self.projection)
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,)."""
-        first = int(self.counts.sum())
-        if first == 0:
-            self.centre.copy_(features[0])
-        held_out = torch.from_numpy(draw_held_out(int(self.seed), first, len(targets))).to(targets.device)
-        projected_centre = self._projected_centre()
+        held_out = torch.from_numpy(draw_held_out(int(self.seed), int(self.counts.sum()), len(targets)))
+        held_out = held_out.to(targets.device)
+        hidden = self.project(features)
         for part, rows in enumerate((~held_out, held_out)):
-            differences = self._differences(features[rows], projected_centre)
-            self.gram[part].addmm_(differences.T, differences)
-            self.class_sums[part].index_add_(0, targets[rows], differences.double())
+            self.gram[part].addmm_(hidden[rows].T, hidden[rows])
+            self.class_sums[part].index_add_(0, targets[rows], hidden[rows])
         self.held_out += torch.bincount(targets[held_out], minlength=self.num_classes)
 
-    def sums_of_parts(self) -> tuple[Tensor, Tensor]:
-        """G (2, M, M) and the transposed C (2, C, M) of what is fit and what is held out, in float64."""
-        start = self._projected_centre().clamp_min(0)
-        counts = torch.stack([self.counts - self.held_out, self.held_out]).double()
-        gram = self.gram.double()
-        for part in range(2):
-            # of h = d + s: the sum of d, and half that of s, on either side
-            sums = self.class_sums[part].sum(dim=0) + counts[part].sum() / 2 * start
-            gram[part].addr_(start, sums).addr_(sums, start)
-        return gram, self.class_sums + counts.unsqueeze(2) * start
-
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (C, M), with the best ridge, what they give s (C,), and Pᵀc (M,)."""
-        grams, class_sums_of_parts = self.sums_of_parts()
-        best = self._best_exponent(grams, class_sums_of_parts)
-        gram, class_sums = grams[0].add_(grams[1]), class_sums_of_parts.sum(dim=0)
+        """Weights (C, M), with the best ridge."""
+        best = self._best_exponent()
+        gram, class_sums = self.gram.sum(dim=0), self.class_sums.sum(dim=0)
         # rounding can make too little for all samples what was enough for four fifths of them
         for exponent in range(best, EXPONENTS.stop):
             weights = ridge_weights(gram, class_sums, 10.0**exponent)
             if weights is not None:
                 self.ridge.fill_(10.0**exponent)
-                projected_centre = self._projected_centre()
-                return weights.to(self.gram.dtype), weights @ projected_centre.clamp_min(0), projected_centre
+                return (weights,)
         raise UserError(
             f"num_projections={self.gram.shape[1]}: no ridge up to 1e8 lets the sums be solved; the features are too "
             "large, or hold NaN or infinite values, and must be scaled or mended."
         )
 
-    def _best_exponent(self, grams: Tensor, class_sums: Tensor) -> int:
+    def _best_exponent(self) -> int:
+        (fit, gram), (class_sums_of_fit, class_sums) = self.gram, self.class_sums
         samples = int(self.held_out.sum())
         if samples == 0:
             return 0
 
         def error(exponent: int) -> float:
-            weights = ridge_weights(grams[0], class_sums[0], 10.0**exponent)
+            weights = ridge_weights(fit, class_sums_of_fit, 10.0**exponent)
             if weights is None:
                 return math.inf
-            return samples + float((weights * (weights @ grams[1] - 2 * class_sums[1])).sum())
+            return samples + float((weights * (weights @ gram - 2 * class_sums)).sum())
 
         return best_exponent(error, round(math.log10(self.ridge)) if self.ridge else None)
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        weights, of_start, projected_centre = solution
-        return self._differences(features, projected_centre) @ weights.T + of_start
+        (weights,) = solution
+        return self.project(features) @ weights.T
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
@@ -212,7 +191,7 @@ def projection_of_state(
         raise UserError(f"seed={given_seed}: the state was learnt with seed={saved}; give that one.")
     num_features, num_projections = projection.shape
     with torch.inference_mode(mode=False):  # gradients may pass through it later
-        return draw_projection(num_features, num_projections, saved).to(projection.device)
+        return draw_projection(num_features, num_projections, saved).to(projection)
 
 
 def draw_held_out(seed: int, first: int, samples: int) -> NDArray[np.bool_]:

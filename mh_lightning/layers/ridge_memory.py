@@ -29,6 +29,7 @@ from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
 AUTO = "auto"
 NORMALIZATIONS = ("none", "l2", "sqrt")
 NO_SPREAD = 1e-7  # of the largest mean: what varies by less was lost when features were float32
+LARGEST_IN_FLOAT32 = 2.0**126  # as keys are: half of what differences between them may be
 SMALLEST_ROOTED = 1e-36  # roots of 0, of which features have many, have no gradient, and are slow on some processors
 
 
@@ -46,10 +47,10 @@ class RidgeMemoryUnits(ClosedFormHead):
         o = \Bigl(W_0 + \sum_j \alpha_j W_j\Bigr)^\top h
 
     With one unit, the shared one is all there is. The ridges are chosen by generalised cross-validation, which needs
-    no samples: first :math:`\lambda_0` of 29 candidates for the shared unit alone, then :math:`\lambda` of the same and
-    infinity, by a bound on the error of the blend: where it promises little, :math:`W_j = 0`, and one regression
-    answers. Units that hold the sums of fewer samples than D answer together with their neighbours. See
-    `mh_lightning.functional.ridge`.
+    no samples: first :math:`\lambda_0` of 29 candidates for the shared unit alone, or of as many more as sums in
+    float64 have digits for, then :math:`\lambda` of the same and infinity, by a bound on the error of the blend: where
+    it promises little, :math:`W_j = 0`, and one regression answers. Units that hold the sums of fewer samples than D
+    answer together with their neighbours. See `mh_lightning.functional.ridge`.
 
     Units that are re-used hand their sums over to their nearest neighbour, so that nothing is lost.
 
@@ -67,9 +68,11 @@ class RidgeMemoryUnits(ClosedFormHead):
         normalization: of features x, before all else: "none"; "l2", x / ||x||; "sqrt", the same of sign(x) sqrt(|x|),
             which is better for the non-negative features of most backbones. Of points in a plane, take "none": x minus
             the mean of all samples, over the root of their mean variance, which are known when predictions are asked
-            for, so that neither an offset nor a unit of measure matters.
+            for, so that neither an offset nor a unit of measure matters, up to offsets of a million times the spread;
+            a sample that is farther from the others than that leaves them no digits.
         num_projections: D for :math:`h = \mathrm{relu}(P^\top x)` with P drawn from N(0, 1); by default, h is x with a
-            constant 1 at its end, D = n + 1.
+            constant 1 at its end, D = n + 1. With "none", they are of x as it came: an offset costs no digits, but
+            beside a large one h is linear in x, or 0. `projections_beside` are alike.
         projections_beside: D of one more regression, of :math:`\mathrm{relu}(P^\top x)` for all samples, beside the
             units; the answer is the mean of both. As many as `num_projections` would be the same.
         seed: of P; by default torch's initial seed, which that of a run sets, or that of a state which is loaded.
@@ -80,7 +83,8 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     Attributes:
         keys: the keys, a `SettlingKeys`.
-        gram: all A_j, (m, D, D), float32, or float64 with the normalization "none", of x as it came.
+        gram: all A_j, (m, D, D), float32, or float64 with the normalization "none", of x as it came; regressions are
+            solved for, and answer, in the same precision.
         class_sums: all C_j, (m, D, C), float64.
         overlap: :math:`\sum_i \alpha_i \alpha_i^\top`, (m, m), float64: its rows sum to the sums of the alphas, and the
             sums of their squares are on its diagonal.
@@ -136,13 +140,14 @@ class RidgeMemoryUnits(ClosedFormHead):
         self.given_seed = seed
         seed = seed_of_projections(seed)
         projection = None if num_projections is None else draw_projection(num_features, num_projections, seed)
+        number = torch.float64 if normalization == "none" else torch.float32  # which may not hold squares of any x
         self.register_buffer(
-            "projection", None if projection is None else projection.to(self.counts.device), persistent=False
+            "projection", None if projection is None else projection.to(self.counts.device, number), persistent=False
         )
         self.register_buffer("seed", torch.tensor(seed))
         size = num_features + 1 if projection is None else projection.shape[1]
         self.keys = SettlingKeys(key_mem_units, num_features, delta, settle, tau_mu, tau_eta, inherited=size)
-        number = torch.float64 if normalization == "none" else torch.float32  # which may not hold squares of any x
+        self.largest = LARGEST_IN_FLOAT32 / num_features
         self.state_bytes = bytes_of_units(num_features, num_classes, key_mem_units, size, number)
         if projections_beside is not None:
             self.state_bytes += bytes_of_units(num_features, num_classes, 1, projections_beside, number)
@@ -164,13 +169,13 @@ class RidgeMemoryUnits(ClosedFormHead):
         self.register_buffer("ridge", torch.zeros(2, dtype=torch.float64))
 
     def normalise(self, features: Tensor) -> Tensor:
-        """What keys match, (b, n) in float32."""
+        """What keys match, (b, n), in the precision of `gram`."""
         x, lengths = self._not_divided_yet(features)
         return x if lengths is None else x / lengths
 
     def _not_divided_yet(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (b, n) in float32, and their lengths (b, 1), if they are to be divided by them."""
-        x = features.to(torch.float32)
+        """Features (b, n) in the precision of `gram`, and their lengths (b, 1), if they are to be divided by them."""
+        x = features.to(self.gram.dtype)
         if self.normalization == "none":
             return x, None
         if self.normalization == "sqrt":
@@ -188,7 +193,7 @@ class RidgeMemoryUnits(ClosedFormHead):
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,), one after the other."""
         z = self.normalise(features)
-        hidden = self.project(z).to(self.gram.dtype)
+        hidden = self.project(z)
         alphas, moves = self.keys.learn(z) if len(self.gram) > 1 else all_to_one(len(z), z.device)
         for source, target, share in moves:
             for sums in (self.class_sums, self.gram, self.overlap, self.overlap.T):
@@ -221,19 +226,20 @@ class RidgeMemoryUnits(ClosedFormHead):
         """
         total, class_sums = self.total_gram(), self.class_sums.sum(dim=0)
         to_standard, origin, length = self._standardisation(total)
+        rounding = torch.finfo(self.gram.dtype).eps * total.trace() / length**2
         total, class_sums = to_standard @ total @ to_standard.T, to_standard @ class_sums
         samples = self.counts.sum().double()
         spectrum, ridges = None, self.ridge.new_tensor([])
         if self.given_ridge == AUTO:
             spectrum = Spectrum.of(total)
-            ridges = candidate_ridges(spectrum.values[-1])
+            ridges = candidate_ridges(spectrum.values[-1], rounding)
             errors, freedom = fits_of(spectrum, class_sums, samples, ridges)
             self.ridge[0] = ridges[cross_validation_score(errors, freedom, samples).argmin()]
         else:
             self.ridge.fill_(float(self.given_ridge))
         shared = self._weights(total, class_sums, 0, self._described)
         if len(self.class_sums) == 1:
-            return shared.float(), origin, length
+            return shared.to(self.gram.dtype), origin, length
         if not self.shared_unit:
             shared, spectrum = torch.zeros_like(shared), None
         groups = groups_of_units(self.keys.K, self.overlap, len(total))
@@ -255,10 +261,10 @@ class RidgeMemoryUnits(ClosedFormHead):
         for group in groups if self.ridge[1] < math.inf else ():
             gram, _, residual = sums_of(group)
             units[group] = self._weights(gram, residual, 1, f"memory units {group}")
-        weights = (units + shared).transpose(0, 1).flatten(1).float()
+        weights = (units + shared).transpose(0, 1).flatten(1)
         if self.projection is None:
             weights = torch.cat([weights, self.keys.nearness_weights(origin, length)], dim=1)
-        return weights, origin, length
+        return weights.to(self.gram.dtype), origin, length
 
     def _standardisation(self, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """T (D, D) that makes [(x - origin) / length, 1] of h = [x, 1]; origin (n,) and length ().
@@ -321,7 +327,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         if attention is None:
             return answers
         alphas = MF.spread(attention.alphas, attention.units, units)
-        return torch.bmm(alphas.to(answers.dtype), answers.view(len(features), units, -1)).squeeze(1)
+        return torch.bmm(alphas.to(answers.dtype), answers.view(len(features), units, self.num_classes)).squeeze(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.projection is not None:

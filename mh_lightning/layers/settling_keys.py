@@ -132,11 +132,11 @@ class SettlingKeys(nn.Module):
     def attend(self, z: Tensor) -> MF.Attention:
         """The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt."""
         origin = self.K[0]
-        weights = self.nearness_weights(origin)
-        return self.attend_to_nearest(torch.addmm(weights[-1], z - origin, weights[:-1]))
+        weights = self.nearness_weights(origin).to(self.K.dtype)
+        return self.attend_to_nearest(torch.addmm(weights[-1], z.to(self.K.dtype) - origin, weights[:-1]))
 
     def nearness_weights(self, origin: Tensor | None = None, length: Tensor | float = 1.0) -> Tensor:
-        r"""Weights (d + 1, k) of a linear map that tells how near each of the k keys is.
+        r"""Weights (d + 1, k) of a linear map that tells how near each of the k keys is, in float64.
 
         It maps (z - origin) / length, with a 1 at its end, to :math:`\gamma (2 (z - c)^\top (K_j - c) - \|K_j - c\|^2)`
         with c the mean key and :math:`\gamma = 2 / \bar g`, instead of :math:`-\gamma \|z - K_j\|^2`: they differ by a
@@ -153,7 +153,7 @@ class SettlingKeys(nn.Module):
         from_centre = keys - centre
         constants = -2 * from_centre @ centre - from_centre.square().sum(dim=1)
         gamma = self._gamma(float(self.gap / length**2)) or 1.0
-        return (gamma * torch.cat([2 * from_centre.T, constants.unsqueeze(0)])).float()
+        return gamma * torch.cat([2 * from_centre.T, constants.unsqueeze(0)])
 
     def attend_to_nearest(self, nearness: Tensor) -> MF.Attention:
         """The units, and their weights, of samples by what `nearness_weights` says of them, (b, k)."""

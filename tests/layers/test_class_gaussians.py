@@ -145,6 +145,46 @@ def test_samples_of_other_classes() -> None:
         ClassGaussians(2, 2).gather([0], [(torch.zeros(1, 2), torch.tensor([1]))])
 
 
+X, Y = torch.zeros(4, 3), torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "features", "targets", "part"),
+    [
+        ([0, 11], X, 11 * Y, r"classes must lie in 0 to 1 \(C-1, with 2 classes\), got 11"),
+        ([-1, 0], X, Y, "classes must lie in 0 to 1 .* got -1"),
+        ([0, 1], X, -Y, "classes must lie in 0 to 1 .* got -1"),
+        ([0, 1], X, 2 * Y, "classes must lie in 0 to 1 .* got 2"),
+        ([0, 1], X, Y.float(), r"classes must be an integer tensor \(4,\), .* got float32"),
+        ([0, 1], X, Y.tolist(), r"classes must be an integer tensor \(4,\), .* got list"),
+        ([0, 1], X, Y[1:], r"classes must be an integer tensor \(4,\), .* got int64 of shape \(3,\)"),
+        ([0, 1], X[:, 1:], Y, r"features must be a floating-point tensor \(b, 3\), got float32 of shape \(4, 2\)"),
+        ([0, 1], X.numpy(), Y, r"features must be a floating-point tensor \(b, 3\), got ndarray"),
+        ([0, 1], X.long(), Y, r"features must be a floating-point tensor \(b, 3\), got int64"),
+    ],
+)
+def test_what_is_no_batch_is_refused(classes: list[int], features: Tensor, targets: Tensor, part: str) -> None:
+    gaussians = ClassGaussians(3, 2)
+    with pytest.raises(UserError, match=f"^ClassGaussians: {part}"):
+        gaussians.gather(classes, [(X, torch.zeros_like(Y)), (features, targets)])
+    assert not any(bool(kept.any()) for kept in gaussians.buffers())
+
+
+@every_kind
+@pytest.mark.parametrize("value", [float("nan"), 1e39, 1e200])
+def test_all_classes_are_gathered_or_none(kind: Covariance, value: float) -> None:
+    x, targets = blobs(200, 1)
+    bad = x.double()
+    bad[targets.eq(CLASSES - 1).nonzero()[0], 1] = value
+    gaussians, clean = (ClassGaussians(FEATURES, CLASSES, kind, rank=2) for _ in range(2))
+    with pytest.raises(UserError, match=f"features of class {CLASSES - 1} hold NaN or infinite values, or too large"):
+        gaussians.gather(range(CLASSES), [(bad, targets)])
+    for one in (gaussians, clean):
+        one.gather(range(CLASSES), [(x, targets)])
+    for name, expected in clean.state_dict().items():
+        assert torch.equal(gaussians.state_dict()[name], expected), name
+
+
 def test_a_jitter_that_rounding_hides() -> None:
     x = 1e12 * torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="jitter=1e-30 is too small for features as large"):

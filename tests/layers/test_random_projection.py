@@ -58,10 +58,9 @@ def test_is_scikit_learns_ridge_of_all_samples(samples: int) -> None:
 @pytest.mark.parametrize("exponent", [-2, 0, 2, 5])
 def test_the_error_of_what_is_held_out_follows_from_sums(exponent: int) -> None:
     head, hidden, one_hot = learnt(400)
-    grams, class_sums = head.sums_of_parts()
-    weights = ridge_weights(grams[0], class_sums[0], 10.0**exponent)
+    weights = ridge_weights(head.gram[0], head.class_sums[0], 10.0**exponent)
     assert weights is not None and head.held_out.sum() == 80
-    error = 80 - 2 * (weights * class_sums[1]).sum() + (weights @ grams[1] @ weights.T).trace()
+    error = 80 - 2 * (weights * head.class_sums[1]).sum() + (weights @ head.gram[1] @ weights.T).trace()
     assert float(error) == pytest.approx(held_out_error(hidden, one_hot, exponent), rel=1e-4)
 
 
@@ -97,7 +96,6 @@ def test_the_search_finds_a_single_minimum(best: int, last: int | None, failing:
 
 def test_a_large_ridge_replaces_one_that_rounding_makes_too_small() -> None:
     head, _, _ = learnt(100)
-    head.centre.zero_()
     for part, value in enumerate((1.0, -1.5)):  # what is held out wants the least ridge; together that is indefinite
         head.gram[part] = value * torch.eye(PROJECTIONS)
     assert all(part.isfinite().all() for part in head.solve()) and head.ridge == 1
