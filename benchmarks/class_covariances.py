@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.training_step import machine
 from mh_lightning.cli import main as command_line
-from mh_lightning.layers import ClassGaussians
+from mh_lightning.heads import ClassGaussians
 
 CONFIG = Path(__file__).parents[1] / "configs" / "ci" / "fashion_mnist_frozen_linear_aligned.yaml"
 KINDS = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.training_step import machine
-from mh_lightning.layers import (
+from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
     RandomProjectionRidge,

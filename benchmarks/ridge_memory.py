@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.training_step import machine
 from mh_lightning import MHLinear
-from mh_lightning.layers import RidgeMemoryUnits
+from mh_lightning.heads import RidgeMemoryUnits
 
 RIDGE = 1.0
 REPEATS = 300

@@ -26,10 +26,16 @@ from mh_lightning.data import FashionMNIST
 from mh_lightning.data.features import FeatureCache
 from mh_lightning.experiments.statistics import Interval, mean_interval, paired_difference
 from mh_lightning.functional import spread
-from mh_lightning.layers import ClosedFormHead, RandomProjectionRidge, RidgeMemoryUnits, StreamingLinearDiscriminant
-from mh_lightning.layers.random_projection import draw_projection
-from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
-from mh_lightning.methods import NearestClassMean
+from mh_lightning.heads import (
+    ClassMeans,
+    ClosedFormHead,
+    RandomProjectionRidge,
+    RidgeMemoryUnits,
+    StreamingLinearDiscriminant,
+)
+from mh_lightning.heads.random_projection import draw_projection
+from mh_lightning.heads.settling_keys import Attracted, SettlingKeys
+from mh_lightning.methods import ClosedForm
 
 FEATURES, CLASSES, IN_A_TASK = 1280, 10, 2
 NEVER = 10**9
@@ -42,7 +48,7 @@ Make = Callable[[Tensor], ClosedFormHead]  # from the training features, which o
 def all_features(root: str, cache: str, samples: int) -> Samples:
     """Features (samples, 1280) and classes of training images."""
     data = FashionMNIST(root=root, max_train_samples=samples, max_test_samples=10, feature_cache=FeatureCache(cache))
-    method = NearestClassMean(backbone())
+    method = ClosedForm(backbone(), ClassMeans)
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     data.trainer.strategy.connect(method)
     data.setup("fit")

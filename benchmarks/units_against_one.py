@@ -14,7 +14,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from mh_lightning.layers import RidgeMemoryUnits
+from mh_lightning.heads import RidgeMemoryUnits
 
 HELD_OUT = 0.2
 

@@ -21,7 +21,7 @@ PLACES = {
     "fit": "trainer",
     "memory_head_optimizer": "optimizer",
 }
-PACKAGES = ("backbones", "callbacks", "data", "experiments", "functional", "layers", "methods", "metrics")
+PACKAGES = ("backbones", "callbacks", "data", "experiments", "functional", "heads", "layers", "methods", "metrics")
 
 
 def __getattr__(name: str) -> Any:

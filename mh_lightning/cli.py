@@ -35,6 +35,7 @@ from mh_lightning.trainer import Trainer, ignore_expected_warnings, name_of_expe
 
 STOPPED_BY_SIGTERM, STOPPED_BY_CTRL_C = 128 + signal.SIGTERM, 128 + signal.SIGINT
 MOST_THREADS = 1024  # OpenMP crashes where the system gives it no more
+BESIDE_TRAINER = ("run_dir", "experiment", "pictures")  # options of the trainer that stand beside `trainer`
 PARSER = {"exit_on_error": False, "parser_mode": MODE}
 
 
@@ -108,6 +109,15 @@ class StreamCLI(LightningCLI):
             args=args,
         )
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As in Lightning, with the trainer's options of the run folder beside it, see below."""
+        skip: set[str | int] = {*BESIDE_TRAINER}
+        parser.add_class_arguments(
+            Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip
+        )
+        parser.add_lightning_class_args(ContinualMethod, "model", subclass_mode=True)
+        parser.add_lightning_class_args(StreamDataModule, "data", subclass_mode=True)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder."""
         parser.add_argument(
@@ -135,8 +145,6 @@ class StreamCLI(LightningCLI):
             default=None,
             help="CPU threads of torch, by default its own choice; 1 is fastest for tiny models and batches.",
         )
-        for name in ("run_dir", "experiment", "pictures"):
-            parser.link_arguments(name, f"trainer.{name}")
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -200,7 +208,7 @@ class StreamCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.pytorch.Trainer:
         """Hand on the options of the run folder."""
-        options = {name: self._get(self.config_init, name) for name in ("run_dir", "experiment", "pictures")}
+        options = {name: self._get(self.config_init, name) for name in BESIDE_TRAINER}
         try:
             trainer = super().instantiate_trainer(**options, **kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:

@@ -85,14 +85,15 @@ def _methods() -> Iterator[tuple[str, str]]:
 def _heads() -> Iterator[tuple[str, str]]:
     from torch import nn
 
-    from mh_lightning import layers
+    from mh_lightning import heads, layers
 
-    for name, told in _classes(layers, nn.Module):
-        made = getattr(layers, name.rpartition(".")[2])
-        sizes = list(inspect.signature(made).parameters)[:2]
-        gives_logits = "forward" in {attribute for base in made.__mro__[:-2] for attribute in vars(base)}
-        if gives_logits and sizes in (["in_features", "out_features"], ["num_features", "num_classes"]):
-            yield name, told
+    for room in (layers, heads):
+        for name, told in _classes(room, nn.Module):
+            made = getattr(room, name.rpartition(".")[2])
+            sizes = list(inspect.signature(made).parameters)[:2]
+            gives_logits = "forward" in {attribute for base in made.__mro__[:-2] for attribute in vars(base)}
+            if gives_logits and sizes in (["in_features", "out_features"], ["num_features", "num_classes"]):
+                yield name, told
     yield "torch.nn.Linear", "The plain linear layer"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mh_lightning.packaged import CONFIGS, packaged
 
-ROOMS = ("methods", "layers", "data", "backbones", "callbacks")
+ROOMS = ("methods", "heads", "layers", "data", "backbones", "callbacks")
 ELSEWHERE = ("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks")
 OWN_OPTIONS = ("config", "seed_everything", "run_dir", "experiment", "pictures", "num_threads", "ckpt_path")
 UNKNOWN = re.compile(
@@ -38,7 +38,7 @@ def with_suggestion(sentence: str) -> str:
         return sentence
     kind, name = next((kind, text) for kind, text in found.groupdict().items() if text is not None)
     nearest = _nearest(kind, name)
-    if nearest is None:
+    if nearest in (None, name):  # it exists, but not there
         return sentence
     return f"{sentence.removesuffix('.').removesuffix(' (see --help)')}; did you mean {nearest}?"
 

@@ -323,10 +323,11 @@ def fit(
     Example:
         >>> import tempfile, torch, mh_lightning
         >>> from mh_lightning.data import Tensors
-        >>> from mh_lightning.methods import NearestClassMean
+        >>> from mh_lightning.heads import ClassMeans
+        >>> from mh_lightning.methods import ClosedForm
         >>> x, y = torch.eye(4).repeat(10, 1), torch.arange(4).repeat(10)
         >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False, "pictures": False, "logger": False}
-        >>> results = mh_lightning.fit(NearestClassMean(torch.nn.Identity()), Tensors(x, y, x, y, increment=2),
+        >>> results = mh_lightning.fit(ClosedForm(torch.nn.Identity(), ClassMeans), Tensors(x, y, x, y, increment=2),
         ...                            run_dir=tempfile.mkdtemp(), accelerator="cpu", **quiet)  # doctest: +ELLIPSIS
         Task 1 of 2: ...
         >>> results["average_accuracy"], results["num_tasks"], results.folder.name

@@ -18,7 +18,7 @@ from benchmarks import (
     units_against_one,
 )
 from mh_lightning.functional import grouped
-from mh_lightning.layers import RidgeMemoryUnits
+from mh_lightning.heads import RidgeMemoryUnits
 from tests.blobs import CLASSES, FEATURES, blobs
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")

@@ -244,16 +244,17 @@ def commands_and_variables(launcher: str, arguments: list[str]) -> list[tuple[li
 
 @pytest.mark.parametrize(
     ("method", "options", "launcher"),
-    [("FineTuning", (), "torchrun"), ("FineTuning", TOUCHED, "SLURM"), ("NearestClassMean", (), "devices")],
+    [("FineTuning", (), "torchrun"), ("FineTuning", TOUCHED, "SLURM"), ("ClosedForm", (), "devices")],
 )
 def test_two_processes_equal_one(
     run: Run, tiny_config: Path, tmp_path: Path, method: str, options: tuple[str, ...], launcher: str
 ) -> None:
     exact = ("--trainer.precision", "64-true", *options)
-    if method == "NearestClassMean":
+    if method == "ClosedForm":
         settings = yaml.safe_load(tiny_config.read_text())
         backbone = settings["model"]["init_args"]["backbone"]
-        settings["model"] = {"class_path": f"mh_lightning.methods.{method}", "init_args": {"backbone": backbone}}
+        settings["model"] = {"class_path": f"mh_lightning.methods.{method}",
+                             "init_args": {"backbone": backbone, "head": "mh_lightning.heads.ClassMeans"}}  # fmt: skip
         tiny_config.write_text(yaml.safe_dump(settings))
     root = Path(__file__).parents[1]
     arguments = [

@@ -49,7 +49,7 @@ def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
     else:
         options += FEW
     if "_ridge_memory_head" in config.stem:
-        options += ["--model.init_args.key_mem_units", "2"]
+        options += ["--model.head.key_mem_units", "2"]
     folder = run("fit", config, *options)
     results = json.loads((folder / "results.json").read_text())
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)
@@ -103,13 +103,13 @@ def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, 
         if config.stem.startswith("digits"):
             options += ["--data.init_args.split_fractions", "[0.88, 0.02, 0.1]"]
     if "_ranpac" in config.stem:
-        options += ["--model.init_args.num_projections", "40"]
+        options += ["--model.head.num_projections", "40"]
     if "_ridge_memory_head" in config.stem:
-        options += ["--model.init_args.key_mem_units", "2"]
+        options += ["--model.head.key_mem_units", "2"]
         if config.stem != "digits_ridge_memory_head":  # to choose the ridges takes seconds
-            options += ["--model.init_args.ridge", "0.3"]
+            options += ["--model.head.ridge", "0.3"]
     if config.stem.endswith("_projections"):
-        options += ["--model.init_args.projections_beside", "40"]
+        options += ["--model.head.projections_beside", "40"]
     if config.stem.endswith("er"):
         options += ["--model.init_args.buffer_size", "20"]
     solved_once = config.stem.endswith("fecam") and config.stem != "fashion_mnist_fecam"  # solutions take seconds

@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks import long_streams
 from mh_lightning.backbones import Identity
 from mh_lightning.data import Tensors
-from mh_lightning.methods import NearestClassMean
+from mh_lightning.heads import ClassMeans
+from mh_lightning.methods import ClosedForm
 from tests.conftest import results_of, weights_of
 from tests.fits import fit
 
@@ -31,7 +32,7 @@ def test_three_hundred_tasks_have_three_rows(tmp_path: Path) -> None:
     x = torch.stack([label.float(), domain / tasks], dim=1)
     data = Tensors(x, label, x, label, domain_train=domain, domain_test=domain, scenario="DI", increment=2,
                    evaluate_every_n_tasks=100)  # fmt: skip
-    trainer = fit(NearestClassMean(Identity(2)), tmp_path, data)
+    trainer = fit(ClosedForm(Identity(2), ClassMeans), tmp_path, data)
     results = json.loads((tmp_path / "results.json").read_text())
     matrix = torch.tensor(results["accuracy_matrix"])
     assert results["evaluated_after"] == [100, 200, 300] == [row["task"] for row in results["by_task"]]

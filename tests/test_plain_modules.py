@@ -17,11 +17,12 @@ from mh_lightning.backbones import Backbone, ModuleBackbone, as_backbone
 from mh_lightning.callbacks import TaskBoundaries
 from mh_lightning.data import ImageFolder, Tensors
 from mh_lightning.data.features import FeatureCache
+from mh_lightning.heads import ClassMeans
 from mh_lightning.methods import (
+    ClosedForm,
     ContinualMethod,
     ExperienceReplay,
     FineTuning,
-    NearestClassMean,
 )
 from tests.conftest import results_of, weights_of
 from tests.data.refusal import refused, refused_stream
@@ -187,7 +188,7 @@ def test_a_module_without_forward(tmp_path: Path) -> None:
 # --- runs
 
 
-@pytest.mark.parametrize("kind", ["FineTuning", "ExperienceReplay", "NearestClassMean"])
+@pytest.mark.parametrize("kind", ["FineTuning", "ExperienceReplay", "ClosedForm"])
 def test_a_plain_module_learns_as_a_backbone_does(kind: str, tmp_path: Path) -> None:
     class Written(Backbone):
         """What it takes without `ModuleBackbone`."""
@@ -204,8 +205,8 @@ def test_a_plain_module_learns_as_a_backbone_does(kind: str, tmp_path: Path) -> 
 
     def method(backbone: nn.Module) -> ContinualMethod:
         sgd = partial(torch.optim.SGD, lr=0.1)
-        if kind == "NearestClassMean":
-            return NearestClassMean(backbone.requires_grad_(False))
+        if kind == "ClosedForm":
+            return ClosedForm(backbone.requires_grad_(False), ClassMeans)
         if kind == "ExperienceReplay":
             return ExperienceReplay(backbone, nn.Linear, buffer_size=4, optimizer=sgd)
         return FineTuning(backbone, nn.Linear, sgd)

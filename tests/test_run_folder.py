@@ -11,7 +11,8 @@ from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import PredictionWriter, TaskCheckpoints
 from mh_lightning.cli import main
 from mh_lightning.errors import UserError
-from mh_lightning.methods import FineTuning, NearestClassMean
+from mh_lightning.heads import ClassMeans
+from mh_lightning.methods import ClosedForm, FineTuning
 from mh_lightning.run_folders import locked
 from tests import fits
 from tests.blobs import FEATURES
@@ -97,7 +98,9 @@ def test_in_python_a_second_fit_overwrites_nothing(
     tmp_path: Path, callbacks: list[type[TaskCheckpoints]], files: list[str]
 ) -> None:
     def fit_there(**options: Path) -> None:
-        fits.fit(NearestClassMean(Identity(FEATURES)), tmp_path, callbacks=[kind() for kind in callbacks], **options)
+        fits.fit(
+            ClosedForm(Identity(FEATURES), ClassMeans), tmp_path, callbacks=[kind() for kind in callbacks], **options
+        )
 
     fit_there()
     for name in files:

@@ -18,7 +18,8 @@ from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import ContinualMetrics, TaskBoundaries, TaskCheckpoints
 from mh_lightning.data import TensorFile
 from mh_lightning.errors import UserError
-from mh_lightning.methods import FineTuning, NearestClassMean
+from mh_lightning.heads import ClassMeans
+from mh_lightning.methods import ClosedForm, FineTuning
 from tests.blobs import FEATURES
 from tests.conftest import FEATURES as TINY_FEATURES
 from tests.conftest import results_of, weights_of
@@ -134,7 +135,7 @@ def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:
 
 def test_without_a_seed_it_is_the_command_lines(tmp_path: Path) -> None:
     found = [
-        mh_lightning.fit(NearestClassMean(nn.Identity()), stream(), run_dir=tmp_path, pictures=False, **QUIET)
+        mh_lightning.fit(ClosedForm(nn.Identity(), ClassMeans), stream(), run_dir=tmp_path, pictures=False, **QUIET)
         for _ in range(2)
     ]
     assert [one["seed"] for one in found] == [0, 0]

@@ -5,8 +5,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from mh_lightning.callbacks.run import current_task, is_fitting
+from mh_lightning.heads.settling_keys import SettlingKeys
 from mh_lightning.layers import MHLinear
-from mh_lightning.layers.settling_keys import SettlingKeys
 
 
 def layers_with_keys(module: nn.Module) -> dict[str, MHLinear | SettlingKeys]:

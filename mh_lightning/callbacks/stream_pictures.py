@@ -13,7 +13,7 @@ from mh_lightning.callbacks.memory_heads import layers_with_keys
 from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
 from mh_lightning.callbacks.reports import evenly_spaced
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, show_figure, stream_of
-from mh_lightning.layers.settling_keys import SettlingKeys
+from mh_lightning.heads.settling_keys import SettlingKeys
 
 PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
 GRID = 160  # points a side

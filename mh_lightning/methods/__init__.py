@@ -3,37 +3,27 @@
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.averaged_gem import AveragedGEM
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
-from mh_lightning.methods.closed_form import ClosedFormMethod
+from mh_lightning.methods.closed_form import ClosedForm
 from mh_lightning.methods.ensemble import Ensemble
 from mh_lightning.methods.experience_replay import ExperienceReplay
-from mh_lightning.methods.fecam import FeCAM
 from mh_lightning.methods.fine_tuning import FineTuning
 from mh_lightning.methods.gdumb import GDumb
 from mh_lightning.methods.joint_training import JointTraining
 from mh_lightning.methods.maximally_interfered_retrieval import MaximallyInterferedRetrieval
-from mh_lightning.methods.nearest_class_mean import NearestClassMean
-from mh_lightning.methods.ranpac import RanPAC
-from mh_lightning.methods.ridge_memory_head import RidgeMemoryHead
 from mh_lightning.methods.slca import SLCA
-from mh_lightning.methods.streaming_lda import StreamingLDA
 
 __all__ = [
     "SLCA",
     "AveragedGEM",
     "Batch",
     "ClassifierAlignment",
-    "ClosedFormMethod",
+    "ClosedForm",
     "ContinualMethod",
     "Ensemble",
     "ExperienceReplay",
-    "FeCAM",
     "FineTuning",
     "GDumb",
     "Head",
     "JointTraining",
     "MaximallyInterferedRetrieval",
-    "NearestClassMean",
-    "RanPAC",
-    "RidgeMemoryHead",
-    "StreamingLDA",
 ]

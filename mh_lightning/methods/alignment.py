@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from mh_lightning.distributed import process_rank, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
-from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads
-from mh_lightning.layers.class_gaussians import Covariance, check_options
+from mh_lightning.heads import ClassGaussians, TaskHeads
+from mh_lightning.heads.class_gaussians import Covariance, check_options
+from mh_lightning.layers import MHLinear
 from mh_lightning.methods.steps import OptimizerStep
 
 SMALLEST_NORM = 1e-7
@@ -40,7 +41,7 @@ class ClassifierAlignment:
         logit_norm: temperature of normalised logits; 0 leaves logits as they are.
         freeze_keys: keep the keys of Memory Heads, and their counters, as they are.
         covariance: how covariances are kept, in checkpoints too: "full", "low_rank" or "shared"; see
-            `mh_lightning.layers.ClassGaussians` for what each takes.
+            `mh_lightning.heads.ClassGaussians` for what each takes.
         rank: of "low_rank".
         jitter: added to the covariances' diagonal.
 

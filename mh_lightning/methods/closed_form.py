@@ -1,40 +1,55 @@
-"""What methods share that solve their head in closed form, on frozen features."""
-
-from functools import partial
-from typing import Any
+"""Heads that are solved from sums, on frozen features, in one pass."""
 
 import torch
 from torch import Tensor, nn
 
 from mh_lightning.distributed import gather_in_turn
-from mh_lightning.errors import blame
-from mh_lightning.layers import ClosedFormHead
-from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
+from mh_lightning.errors import UserError, blame
+from mh_lightning.heads import ClosedFormHead
+from mh_lightning.methods.base import Batch, ContinualMethod, Head, Learnt
 
 
-class ClosedFormMethod(ContinualMethod):
-    """A method whose head keeps sums of frozen features, and nothing is optimized. One epoch a task is all it can use;
-    the others are skipped.
+class ClosedForm(ContinualMethod):
+    """A head in closed form on frozen features: it adds up what it needs to know of the samples, and nothing is
+    optimized. One epoch a task is all it can use; the others are skipped.
 
-    Training predicts nothing, since to solve costs more than to learn: the head is solved at the end of each task that
-    an evaluation follows.
+    Which method that is follows from the head: nearest class mean (`ClassMeans`), streaming LDA
+    (`StreamingLinearDiscriminant`), RanPAC without adaptation of the backbone (`RandomProjectionRidge`), FeCAM
+    (`ShrunkClassCovariances`), Memory Heads in closed form (`RidgeMemoryUnits`), all in `mh_lightning.heads`.
+
     Each rank's head learns the samples of all ranks, in the order of the stream, so N processes end up with the state
     of one. Features are far smaller than sums of their products, so they are what ranks exchange, before the head looks
-    at them: what one rank brings that cannot be learnt is refused on all of them.
+    at them: what one rank brings that cannot be learnt is refused on all of them. The head is solved at the end of each
+    task that an evaluation follows. Training predicts nothing, unless the head says that its `predictions_are_cheap`.
 
     Args:
         backbone: maps inputs to features; it is not trained.
-        head: the kind of head.
-        options: of the head.
+        head: makes the head, a `mh_lightning.heads.ClosedFormHead`, from the numbers of features and of classes.
 
     Raises:
-        UserError: if an option cannot be used.
+        UserError: if it makes another one, or an option of the head cannot be used.
+
+    Example:
+        >>> from functools import partial
+        >>> from mh_lightning.heads import ClassMeans, RandomProjectionRidge
+        >>> nearest_class_mean = ClosedForm(nn.Identity(), ClassMeans)
+        >>> ranpac = ClosedForm(nn.Identity(), partial(RandomProjectionRidge, num_projections=5000))
+        >>> ClosedForm(nn.Identity(), nn.Linear)
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: model.init_args.head makes a Linear; ClosedForm needs a head in closed form, \
+such as mh_lightning.heads.RidgeMemoryUnits.
     """
 
-    def __init__(self, backbone: nn.Module, head: type[ClosedFormHead], **options: Any) -> None:
-        with torch.device("meta"):
-            head(1, 1, **options)  # which refuses what it cannot use, before any data are read
-        super().__init__(backbone, partial(head, **options))
+    def __init__(self, backbone: nn.Module, head: Head) -> None:
+        with torch.device("meta"), blame("model.init_args.head"):
+            tried = head(1, 1)  # which refuses what it cannot use, before any data are read
+        if not isinstance(tried, ClosedFormHead):
+            raise UserError(
+                f"model.init_args.head makes a {type(tried).__name__}; ClosedForm needs a head in closed form, such as "
+                "mh_lightning.heads.RidgeMemoryUnits."
+            )
+        super().__init__(backbone, head)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> None:
@@ -49,9 +64,20 @@ class ClosedFormMethod(ContinualMethod):
         return self.learn(self.features(batch[0]), batch[1])
 
     def learn(self, features: Tensor, targets: Tensor) -> Learnt | None:
-        """Learn this rank's features (b, n) of classes (b,), and those of the other ranks."""
-        self.update_head(features, targets)
-        return None
+        """Learn this rank's features (b, n) of classes (b,), and those of the other ranks; and, where predictions are
+        cheap, tell which were classified correctly before that, batch after batch of a chunk.
+        """
+        if not self.closed_form_head.predictions_are_cheap:
+            self.update_head(features, targets)
+            return None
+        correct = []
+        size = self.stream.batch_size
+        for rows, classes in zip(*(torch.split(part, size) for part in (features, targets)), strict=True):
+            correct.append(self.closed_form_head(rows).argmax(dim=1) == classes)
+            self.update_head(rows, classes)
+        logits = self.closed_form_head(features)
+        self.log_training(self.mean_loss(logits, targets), logits, targets)
+        return Learnt(correct=torch.cat(correct))
 
     def update_head(self, features: Tensor, targets: Tensor) -> None:
         """Count this rank's features (b, n) of classes (b,), and those of the other ranks.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers import ClassGaussians, MHLinear, TaskHeads, TruncatedNormalLinear
+from mh_lightning.heads import ClassGaussians, TaskHeads, TruncatedNormalLinear
+from mh_lightning.layers import MHLinear
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
 

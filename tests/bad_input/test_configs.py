@@ -146,9 +146,10 @@ def ridge_memory(name: str, features: list[float], sentence: str, **options: Any
             {"x_train": x, "y_train": y, "x_test": x.clone(), "y_test": y.clone()}, place.folder / "few.safetensors"
         )
         backbone = {"class_path": "mh_lightning.backbones.Identity", "init_args": {"num_features": 3}}
-        head = {"class_path": "mh_lightning.methods.RidgeMemoryHead",
-                "init_args": {"backbone": backbone, "normalization": "none", **options}}  # fmt: skip
-        config = place.changed(model=head)
+        head = {"class_path": "mh_lightning.heads.RidgeMemoryUnits",
+                "init_args": {"normalization": "none", **options}}  # fmt: skip
+        method = {"class_path": "mh_lightning.methods.ClosedForm", "init_args": {"backbone": backbone, "head": head}}
+        config = place.changed(model=method)
         return ["--config", config, f"{DATA}path={place.folder / 'few.safetensors'}", f"{DATA}increment=1",
                 "--run_dir", place.folder / "runs"]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Copies of a method inside a fit of the command line, and the averages that Lightning makes of them."""
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -65,20 +66,26 @@ class Copies(Callback):
         trainer.should_stop = True
 
 
+CLOSED_FORM = {
+    "class_path": "mh_lightning.methods.ClosedForm",
+    "init_args": {"backbone": {"class_path": "mh_lightning.backbones.Identity", "init_args": {"num_features": 16}},
+                  "head": {"class_path": "mh_lightning.heads.ClassMeans"}},
+}  # fmt: skip
 IMAGES = {
-    "model": {"class_path": "mh_lightning.methods.StreamingLDA",
-              "init_args": {"backbone": {"class_path": "mh_lightning.backbones.TimmBackbone",
+    "model": {"class_path": "mh_lightning.methods.ClosedForm",
+              "init_args": {"head": {"class_path": "mh_lightning.heads.StreamingLinearDiscriminant"},
+                            "backbone": {"class_path": "mh_lightning.backbones.TimmBackbone",
                                          "init_args": {"name": "test_resnet", "image_size": 32}}}},
     "data": {"class_path": "mh_lightning.data.Digits",
              "init_args": {"increment": 5, "max_train_samples": 60, "max_test_samples": 20}},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["FineTuning", "ExperienceReplay", "GDumb", "Ensemble", "StreamingLDA"])
+@pytest.mark.parametrize("method", ["FineTuning", "ExperienceReplay", "GDumb", "Ensemble", "ClosedForm"])
 def test_copies_inside_a_fit(method: str, tiny_config: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(tiny_config.read_text())
     settings["data"]["init_args"]["epochs_per_task"] = 1
-    if method == "StreamingLDA":  # on kept features of images
+    if method == "ClosedForm":  # on kept features of images
         settings |= IMAGES
         settings["data"]["init_args"]["feature_cache"] = {"folder": str(tmp_path / "features")}
     else:
@@ -182,7 +189,7 @@ def test_stochastic_weight_averaging_ends_in_the_last_checkpoint(run: Run, tiny_
         ),
         ([*EMA, "--trainer.precision", "bf16-true"], "trainer.precision=bf16-true would not move"),
         ([*SWA[:-1]], "reset_optimizer would undo"),
-        ([*EMA, "--model", "mh_lightning.methods.NearestClassMean"], "NearestClassMean also learns outside"),
+        ([*EMA, "--model", json.dumps(CLOSED_FORM)], "ClosedForm also learns outside"),
     ],
 )
 def test_what_would_be_no_average_is_refused(

@@ -21,7 +21,7 @@ from mh_lightning.callbacks.plots import (
     preview_figure,
 )
 from mh_lightning.callbacks.stream_pictures import keys_in_the_plane
-from mh_lightning.layers import RidgeMemoryUnits
+from mh_lightning.heads import RidgeMemoryUnits
 from tests.fits import on_two_ranks
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mh_lightning.backbones import Identity
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.runs import Run
-from mh_lightning.methods import FineTuning, NearestClassMean
+from mh_lightning.heads import ClassMeans
+from mh_lightning.methods import ClosedForm, FineTuning
 from tests.blobs import CLASSES, FEATURES
 from tests.fits import fit, on_two_ranks, stream
 
@@ -66,7 +67,7 @@ def test_a_resumed_run_keeps_it(tmp_path: Path) -> None:
 
 
 def test_a_closed_form_head_that_has_seen_nothing(tmp_path: Path) -> None:
-    fit(NearestClassMean(Identity(FEATURES)), tmp_path, stream(evaluate_untrained=True), callbacks=[])
+    fit(ClosedForm(Identity(FEATURES), ClassMeans), tmp_path, stream(evaluate_untrained=True), callbacks=[])
     results = results_in(tmp_path)
     assert len(results["untrained_accuracy"]) == 3 and max(results["untrained_accuracy"][1:]) == 0  # class 0 for all
     matrix = results["accuracy_matrix"]

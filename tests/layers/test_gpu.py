@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mh_lightning import MHLinear
-from mh_lightning.layers import (
+from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
     RandomProjectionRidge,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mh_lightning import MHLinear
 from mh_lightning.errors import UserError
-from mh_lightning.layers import ClassGaussians, TaskHeads
+from mh_lightning.heads import ClassGaussians, TaskHeads
 from mh_lightning.methods import ClassifierAlignment
 from tests.blobs import CLASSES, FEATURES, blobs
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +11,54 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import ContinualMetrics, OnlineAccuracy, TaskProgressBar
 from mh_lightning.distributed import process_rank
 from mh_lightning.errors import UserError
-from mh_lightning.methods import ClosedFormMethod, FeCAM, NearestClassMean, RanPAC, RidgeMemoryHead, StreamingLDA
+from mh_lightning.heads import (
+    ClassMeans,
+    RandomProjectionRidge,
+    RidgeMemoryUnits,
+    ShrunkClassCovariances,
+    StreamingLinearDiscriminant,
+)
+from mh_lightning.methods import ClosedForm, Head
 from tests.blobs import CLASSES, FEATURES, blobs
 from tests.fits import RANKS, fit, on_two_ranks, stream
 
-Make = Callable[[], ClosedFormMethod]
+Make = Callable[[], ClosedForm]
 
 
-def nearest_class_mean() -> ClosedFormMethod:
-    return NearestClassMean(Identity(FEATURES))
+def nearest_class_mean() -> ClosedForm:
+    return ClosedForm(Identity(FEATURES), ClassMeans)
 
 
-def streaming_lda() -> ClosedFormMethod:
-    return StreamingLDA(Identity(FEATURES), shrinkage=0.01)
+def streaming_lda() -> ClosedForm:
+    return ClosedForm(Identity(FEATURES), partial(StreamingLinearDiscriminant, shrinkage=0.01))
 
 
-def ranpac() -> ClosedFormMethod:
-    return RanPAC(Identity(FEATURES), num_projections=20, seed=2)
+def ranpac() -> ClosedForm:
+    return ClosedForm(Identity(FEATURES), partial(RandomProjectionRidge, num_projections=20, seed=2))
 
 
-def fecam() -> ClosedFormMethod:
-    return FeCAM(Identity(FEATURES), tukey=1.0)
+def fecam() -> ClosedForm:
+    return ClosedForm(Identity(FEATURES), partial(ShrunkClassCovariances, tukey=1.0))
 
 
-def ridge_memory_head() -> ClosedFormMethod:
-    return RidgeMemoryHead(Identity(FEATURES), key_mem_units=5, tau_eta=20, projections_beside=12, seed=2)
+def ridge_memory_head() -> ClosedForm:
+    return ClosedForm(
+        Identity(FEATURES), partial(RidgeMemoryUnits, key_mem_units=5, tau_eta=20, projections_beside=12, seed=2)
+    )
 
 
 METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam, ridge_memory_head]
 every_method = pytest.mark.parametrize("make", METHODS)
 
 
-def state_of(method: ClosedFormMethod) -> dict[str, Tensor]:
+def state_of(method: ClosedForm) -> dict[str, Tensor]:
     return copy.deepcopy(method.closed_form_head.state_dict())
 
 
@@ -185,14 +195,16 @@ def test_other_precisions(make: Make, precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "part"),
+    ("head", "part"),
     [
-        (lambda: StreamingLDA(Identity(2), shrinkage=2.0), r"shrinkage must lie in \[0, 1\], got 2.0"),
-        (lambda: RanPAC(Identity(2), num_projections=-1), "num_projections must be at least 1, got -1"),
-        (lambda: RidgeMemoryHead(Identity(2), delta=0), "delta must be at least 1, got 0"),
-        (lambda: FeCAM(Identity(2), tukey=-0.5), "tukey must be above 0 and finite, got -0.5"),
+        (partial(StreamingLinearDiscriminant, shrinkage=2.0), r"shrinkage must lie in \[0, 1\], got 2.0"),
+        (partial(RandomProjectionRidge, num_projections=-1), "num_projections must be at least 1, got -1"),
+        (partial(RidgeMemoryUnits, delta=0), "delta must be at least 1, got 0"),
+        (partial(ShrunkClassCovariances, tukey=-0.5), "tukey must be above 0 and finite, got -0.5"),
+        (partial(RidgeMemoryUnits, deltas=0), "model.init_args.head: .* unexpected keyword argument 'deltas'"),
+        (nn.Linear, "model.init_args.head makes a Linear; ClosedForm needs a head in closed form"),
     ],
 )
-def test_options_are_refused_before_any_data_are_read(make: Make, part: str) -> None:
+def test_options_are_refused_before_any_data_are_read(head: Head, part: str) -> None:
     with pytest.raises(UserError, match=part):
-        make()
+        ClosedForm(Identity(2), head)

@@ -10,8 +10,8 @@ from torch import Tensor
 from mh_lightning.backbones import Identity
 from mh_lightning.callbacks.tasks import TaskBoundaries
 from mh_lightning.data import Tensors
-from mh_lightning.layers import ClassMeans
-from mh_lightning.methods.nearest_class_mean import NearestClassMean
+from mh_lightning.heads import ClassMeans
+from mh_lightning.methods import ClosedForm
 from tests.blobs import CLASSES, FEATURES, blobs
 
 
@@ -21,7 +21,7 @@ def told_of(**options: Any) -> tuple[Tensor, Tensor, Tensor]:
     told: list[Tensor] = []
     batches: list[tuple[Tensor, Tensor]] = []
 
-    class Watched(NearestClassMean):
+    class Watched(ClosedForm):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             learnt = super().training_step(batch, batch_idx)
             told.append(learnt["correct"])
@@ -40,7 +40,7 @@ def told_of(**options: Any) -> tuple[Tensor, Tensor, Tensor]:
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(Watched(Identity(FEATURES)), stream)
+    trainer.fit(Watched(Identity(FEATURES), ClassMeans), stream)
     seen, classes = (torch.cat(part) for part in zip(*batches, strict=True))
     return torch.cat(told), seen, classes
 

@@ -18,7 +18,7 @@ from mh_lightning.backbones import Backbone, Identity
 from mh_lightning.callbacks import ContinualMetrics, TaskCheckpoints
 from mh_lightning.data import Tensors
 from mh_lightning.errors import UserError
-from mh_lightning.layers import TruncatedNormalLinear
+from mh_lightning.heads import TruncatedNormalLinear
 from mh_lightning.methods import SLCA, ClassifierAlignment
 from tests import fits
 from tests.blobs import FEATURES, blobs

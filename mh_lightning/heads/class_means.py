@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mh_lightning.layers.closed_form import ClosedFormHead
+from mh_lightning.heads.base import ClosedFormHead
 
 
 class ClassMeans(ClosedFormHead):
@@ -30,6 +30,7 @@ class ClassMeans(ClosedFormHead):
     """
 
     waits: ClassVar[bool] = False  # it predicts each batch before it learns it
+    predictions_are_cheap: ClassVar[bool] = True
     in_units: ClassVar[bool] = True
     discriminants: ClassVar[bool] = True
     sums: Tensor

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers import ShrunkClassCovariances
+from mh_lightning.heads import ShrunkClassCovariances
 from tests.blobs import CLASSES, FEATURES, blobs
 
 

@@ -18,9 +18,9 @@ from mh_lightning.functional.ridge import (
     fits_of,
     groups_of_units,
 )
-from mh_lightning.layers import RandomProjectionRidge, RidgeMemoryUnits
-from mh_lightning.layers.ridge_memory import NORMALIZATIONS
-from mh_lightning.layers.settling_keys import SettlingKeys
+from mh_lightning.heads import RandomProjectionRidge, RidgeMemoryUnits
+from mh_lightning.heads.ridge_memory import NORMALIZATIONS
+from mh_lightning.heads.settling_keys import SettlingKeys
 from tests.blobs import CLASSES, FEATURES, blobs
 
 SAMPLES = 400

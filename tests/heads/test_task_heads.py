@@ -8,7 +8,7 @@ from torch import nn
 
 from mh_lightning import MHLinear
 from mh_lightning.errors import UserError
-from mh_lightning.layers import TaskHeads, TruncatedNormalLinear
+from mh_lightning.heads import TaskHeads, TruncatedNormalLinear
 
 GROUPS = [[4, 0], [1, 3, 5], [2]]
 FEATURES = 6

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
-from mh_lightning.layers import ClassMeans
+from mh_lightning.heads import ClassMeans
 from tests.blobs import CLASSES, FEATURES, blobs
 
 

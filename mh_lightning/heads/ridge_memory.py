@@ -17,14 +17,14 @@ from mh_lightning.functional.ridge import (
     fits_of,
     groups_of_units,
 )
-from mh_lightning.layers.closed_form import ClosedFormHead
-from mh_lightning.layers.random_projection import (
+from mh_lightning.heads.base import ClosedFormHead
+from mh_lightning.heads.random_projection import (
     draw_projection,
     projection_of_state,
     ridge_weights,
     seed_of_projections,
 )
-from mh_lightning.layers.settling_keys import Attracted, SettlingKeys
+from mh_lightning.heads.settling_keys import Attracted, SettlingKeys
 
 AUTO = "auto"
 NORMALIZATIONS = ("none", "l2", "sqrt")

@@ -6,7 +6,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers import StreamingLinearDiscriminant
+from mh_lightning.heads import StreamingLinearDiscriminant
 from tests.blobs import CLASSES, FEATURES, blobs
 
 

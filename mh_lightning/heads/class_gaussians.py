@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError
-from mh_lightning.layers.closed_form import check_classes, check_features
+from mh_lightning.heads.base import check_classes, check_features
 
 Covariance = Literal["full", "low_rank", "shared"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers import RandomProjectionRidge
-from mh_lightning.layers.random_projection import EXPONENTS, best_exponent, draw_held_out, ridge_weights
+from mh_lightning.heads import RandomProjectionRidge
+from mh_lightning.heads.random_projection import EXPONENTS, best_exponent, draw_held_out, ridge_weights
 from tests.blobs import CLASSES, FEATURES, blobs
 
 PROJECTIONS = 40

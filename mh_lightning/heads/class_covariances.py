@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers.closed_form import NO_SPREAD, ClosedFormHead
+from mh_lightning.heads.base import NO_SPREAD, ClosedFormHead
 
 
 class ShrunkClassCovariances(ClosedFormHead):

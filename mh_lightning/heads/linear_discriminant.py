@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers.closed_form import NO_SPREAD, ClosedFormHead
+from mh_lightning.heads.base import NO_SPREAD, ClosedFormHead
 
 
 class StreamingLinearDiscriminant(ClosedFormHead):

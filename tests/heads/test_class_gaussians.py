@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers import ClassGaussians
-from mh_lightning.layers.class_gaussians import Covariance
+from mh_lightning.heads import ClassGaussians
+from mh_lightning.heads.class_gaussians import Covariance
 from tests.blobs import CLASSES, FEATURES, blobs
 
 JITTER = 1e-4

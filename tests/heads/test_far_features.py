@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mh_lightning.errors import UserError
 from mh_lightning.functional.ridge import candidate_ridges
-from mh_lightning.layers import (
+from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
     RandomProjectionRidge,
@@ -17,7 +17,7 @@ from mh_lightning.layers import (
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
 )
-from mh_lightning.layers.closed_form import STEADY
+from mh_lightning.heads.base import STEADY
 
 FEATURES, CLASSES = 8, 5
 units = partial(RidgeMemoryUnits, FEATURES, CLASSES, 4, seed=0)
@@ -116,7 +116,7 @@ def test_near_features_have_the_ridges_that_they_had(options: dict[str, int], mo
     x, targets = samples()
     found = []
     for candidates in (candidate_ridges, lambda largest, _: candidate_ridges(largest)):
-        monkeypatch.setattr("mh_lightning.layers.ridge_memory.candidate_ridges", candidates)
+        monkeypatch.setattr("mh_lightning.heads.ridge_memory.candidate_ridges", candidates)
         head = RidgeMemoryUnits(FEATURES, CLASSES, 4, normalization="none", seed=0, **options)
         head.update(x, targets)
         head.ensure_solved()

@@ -46,6 +46,7 @@ class ClosedFormHead(nn.Module, ABC):
 
     waits: ClassVar[bool] = True
     in_units: ClassVar[bool] = False
+    predictions_are_cheap: ClassVar[bool] = False  # next to learning, as where there is nothing to solve
     discriminants: ClassVar[bool] = False
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor

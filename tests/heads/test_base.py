@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
+from tests.layers.test_class_covariances import direct
 from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers import (
+from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
     RandomProjectionRidge,
@@ -25,9 +26,8 @@ from mh_lightning.layers import (
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
 )
-from mh_lightning.layers.closed_form import ROWS
+from mh_lightning.heads.base import ROWS
 from tests.blobs import CLASSES, FEATURES, blobs
-from tests.layers.test_class_covariances import direct
 
 Make = Callable[[], ClosedFormHead]
 HEADS: dict[str, Make] = {

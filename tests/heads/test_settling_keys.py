@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers.settling_keys import DUPLICATES, SettlingKeys
+from mh_lightning.heads.settling_keys import DUPLICATES, SettlingKeys
 
 
 def points(*values: float) -> Tensor:

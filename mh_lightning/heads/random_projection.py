@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.errors import UserError
-from mh_lightning.layers.closed_form import ClosedFormHead
+from mh_lightning.heads.base import ClosedFormHead
 
 EXPONENTS = range(-8, 9)  # of 10, the published ridges
 HELD_OUT = 5  # one of so many samples chooses the ridge

@@ -1,0 +1,24 @@
+"""Classifiers on features that stand where a layer does: solved from sums of a stream, without a gradient; and heads of
+single tasks.
+"""
+
+from mh_lightning.heads.base import ClosedFormHead
+from mh_lightning.heads.class_covariances import ShrunkClassCovariances
+from mh_lightning.heads.class_gaussians import ClassGaussians
+from mh_lightning.heads.class_means import ClassMeans
+from mh_lightning.heads.linear_discriminant import StreamingLinearDiscriminant
+from mh_lightning.heads.random_projection import RandomProjectionRidge
+from mh_lightning.heads.ridge_memory import RidgeMemoryUnits
+from mh_lightning.heads.task_heads import TaskHeads, TruncatedNormalLinear
+
+__all__ = [
+    "ClassGaussians",
+    "ClassMeans",
+    "ClosedFormHead",
+    "RandomProjectionRidge",
+    "RidgeMemoryUnits",
+    "ShrunkClassCovariances",
+    "StreamingLinearDiscriminant",
+    "TaskHeads",
+    "TruncatedNormalLinear",
+]
