@@ -1,7 +1,6 @@
 """Copies of a method inside a fit of the command line, and the averages that Lightning makes of them."""
 
 import copy
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -66,11 +65,6 @@ class Copies(Callback):
         trainer.should_stop = True
 
 
-CLOSED_FORM = {
-    "class_path": "mh_lightning.methods.ClosedForm",
-    "init_args": {"backbone": {"class_path": "mh_lightning.backbones.Identity", "init_args": {"num_features": 16}},
-                  "head": {"class_path": "mh_lightning.heads.ClassMeans"}},
-}  # fmt: skip
 IMAGES = {
     "model": {"class_path": "mh_lightning.methods.ClosedForm",
               "init_args": {"head": {"class_path": "mh_lightning.heads.StreamingLinearDiscriminant"},
@@ -189,7 +183,7 @@ def test_stochastic_weight_averaging_ends_in_the_last_checkpoint(run: Run, tiny_
         ),
         ([*EMA, "--trainer.precision", "bf16-true"], "trainer.precision=bf16-true would not move"),
         ([*SWA[:-1]], "reset_optimizer would undo"),
-        ([*EMA, "--model", json.dumps(CLOSED_FORM)], "ClosedForm also learns outside"),
+        ([*EMA, "--model", "ClosedForm"], "ClosedForm also learns outside"),
     ],
 )
 def test_what_would_be_no_average_is_refused(
@@ -197,8 +191,8 @@ def test_what_would_be_no_average_is_refused(
 ) -> None:
     if "--model" in options:
         settings = yaml.safe_load(tiny_config.read_text())
-        backbone = settings["model"]["init_args"]["backbone"]
-        settings["model"] = {"class_path": options[-1], "init_args": {"backbone": backbone}}
+        parts = {"backbone": settings["model"]["init_args"]["backbone"], "head": "mh_lightning.heads.ClassMeans"}
+        settings["model"] = {"class_path": options[-1], "init_args": parts}
         tiny_config.write_text(yaml.safe_dump(settings))
         options = options[:-2]
     sentence = refuses("fit", tiny_config, *options)
