@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from mh_lightning.files import as_a_whole
+
 
 class UserError(ValueError):
     """A setting, file or data set that cannot be used.
@@ -127,11 +129,7 @@ def write_at_once(path: Path, text: str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with as_a_whole(path) as partial:
             partial.write_bytes(text.encode())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """The generators that random numbers of a run come from: seeded, noted down and put back."""
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def global_seed() -> int | None:
+    """The seed of the run, as `lightning.seed_everything` has set it."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
+
+
+def seed_from(*parts: int) -> int:
+    """A seed that follows from that of the run, 0 without one, and from what else it depends on."""
+    return int(np.random.SeedSequence([global_seed() or 0, *parts]).generate_state(1)[0])
 
 
 def seed_all(*parts: int) -> None:

@@ -1,6 +1,5 @@
 """The trainer of streams, which Python and the command line share, and a fit in one line."""
 
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
@@ -29,6 +28,7 @@ from mh_lightning.callbacks.run import is_trial, run_folder
 from mh_lightning.data import StreamDataModule
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ContinualMethod
+from mh_lightning.random_numbers import global_seed
 from mh_lightning.results import Results
 from mh_lightning.resuming import logged_rows
 from mh_lightning.run_folders import (
@@ -172,7 +172,7 @@ class Trainer(lightning.pytorch.Trainer):
         """
         if self.fit_loop.epoch_progress.current.ready and ckpt_path is None:
             raise UserError("This trainer has learnt a stream already; make a new mh_lightning.Trainer for each fit.")
-        if "PL_GLOBAL_SEED" not in os.environ:
+        if global_seed() is None:
             seed_everything(DEFAULT_SEED)
         stream = datamodule if datamodule is not None else train_dataloaders
         with self._in_folder_of_fit(ckpt_path, getattr(stream, "chunk_size", None) is not None) as checkpoint:

@@ -20,6 +20,7 @@ from mh_lightning.callbacks.run import current_task, ends_task, is_trial, refuse
 from mh_lightning.callbacks.stop_signal import StopSignal
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, writing
+from mh_lightning.files import as_a_whole
 from mh_lightning.run_folders import CHECKPOINTS
 
 WAITING = ".last.ckpt.tmp"  # whole, but not yet in its place
@@ -34,16 +35,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write to a temporary file in the same folder, flush it to disk, rename it."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with writing(target):
-            try:
-                super().save_checkpoint(checkpoint, temporary, storage_options)
-                with temporary.open("rb") as file:
+            with as_a_whole(target) as partial:
+                super().save_checkpoint(checkpoint, partial, storage_options)
+                with partial.open("rb") as file:
                     os.fsync(file.fileno())
-                temporary.replace(target)
-                _flush_folder(target.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _flush_folder(target.parent)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -158,13 +155,9 @@ class TaskCheckpoints(Checkpoint):
 
     @staticmethod
     def _copy(checkpoint: Path, name: str) -> None:
-        copy, target = checkpoint.with_name(f".{name}.tmp"), checkpoint.with_name(f"{name}.ckpt")
-        with writing(target):
-            try:
-                shutil.copyfile(checkpoint, copy)
-                copy.replace(target)
-            finally:
-                copy.unlink(missing_ok=True)
+        target = checkpoint.with_name(f"{name}.ckpt")
+        with writing(target), as_a_whole(target) as partial:
+            shutil.copyfile(checkpoint, partial)
 
     def _put_into_place(self, trainer: Trainer) -> None:
         """After the logs, since a resumed run logs only what comes after its checkpoint."""

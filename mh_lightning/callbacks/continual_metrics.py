@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +33,7 @@ from mh_lightning.errors import UserError, write_at_once
 from mh_lightning.metrics import AccuracyMatrix, Evaluations, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import average_accuracy, most_likely
+from mh_lightning.random_numbers import global_seed
 
 RESULTS = "results.json"
 SECONDS_BETWEEN_FIGURES = 10.0
@@ -276,7 +276,7 @@ class ContinualMetrics(Callback):
             **(summaries["test"] or {}),
             **({"evaluated_after": after} if stream_of(trainer).evaluate_every_n_tasks > 1 else {}),
             "num_tasks": stream_of(trainer).num_tasks,
-            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "seed": global_seed(),
             "seconds": round(self._seconds(), 3),
             "parameters": method.parameter_counts(),
         }

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mh_lightning.errors import UserError, writing
+from mh_lightning.files import as_a_whole
 from mh_lightning.run_folders import CHECKPOINTS
 
 
@@ -101,14 +102,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(partial, dpi=150)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with as_a_whole(path) as partial:
+            figure.savefig(partial, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def show_figure(trainer: Trainer, name: str, figure: Figure, path: Path) -> None:

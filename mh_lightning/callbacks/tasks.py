@@ -1,6 +1,5 @@
 """Task boundaries, and the progress bar that tells where in the stream a run is."""
 
-import os
 import warnings
 from typing import Any
 
@@ -12,7 +11,7 @@ from mh_lightning.callbacks.averaging import keep_what_is_no_average, prepare_av
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, starts_task, stream_of
 from mh_lightning.distributed import of_all_ranks
 from mh_lightning.errors import UserError
-from mh_lightning.random_numbers import put_generators_back, seed_all, state_of_generators
+from mh_lightning.random_numbers import global_seed, put_generators_back, seed_all, state_of_generators
 
 DAMAGED_GENERATORS = "ckpt_path: the checkpoint's states of the random generators are damaged; give another checkpoint."
 
@@ -119,9 +118,9 @@ class TaskBoundaries(Callback):
         """Announce and prepare a task at its first epoch."""
         _choose_evaluation(trainer)
         self._go_on_drawing(trainer)
-        seed = os.environ.get("PL_GLOBAL_SEED")
+        seed = global_seed()
         if seed is not None:
-            seed_all(int(seed), trainer.current_epoch, trainer.global_rank)
+            seed_all(seed, trainer.current_epoch, trainer.global_rank)
         if not starts_task(trainer):
             return
         stream, method, task = stream_of(trainer), _method(pl_module), current_task(trainer)

@@ -1,6 +1,5 @@
 """The data module that streams tasks one after the other through a single `trainer.fit`."""
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -31,6 +30,7 @@ from mh_lightning.data.splitting import Splits, split_as_asked
 from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.data.transforms import ImageTransforms, Normalization, image_transform
 from mh_lightning.errors import UserError
+from mh_lightning.random_numbers import global_seed, seed_from
 
 SPLIT_OPTIONS = (
     "validation_fraction",
@@ -273,7 +273,7 @@ class StreamDataModule(LightningDataModule):
         if self.chunk_size is not None and ranks > 1:
             raise UserError(f"data.chunk_size is for one device, the trainer has {ranks}; leave it out.")
         epoch = self.trainer.current_epoch if self.trainer else 0
-        seed = _seed(epoch)
+        seed = seed_from(epoch)
         indices = self._samples_of_tasks["train"][task]
         if self.scenario != "CDID":
             return self._loader(
@@ -291,7 +291,7 @@ class StreamDataModule(LightningDataModule):
         seed, the task and the epoch.
         """
         indices = np.concatenate(self._samples_of_tasks["train"][: task + 1])
-        return self._loader("train", indices, self.batch_size, _seed(task, epoch), True, self.augment)
+        return self._loader("train", indices, self.batch_size, seed_from(task, epoch), True, self.augment)
 
     def unaugmented_train_dataloader(self, task: int) -> DataLoader[Any]:
         """A task's training samples, each once, in the data's order and with the transform of evaluation."""
@@ -411,7 +411,7 @@ class StreamDataModule(LightningDataModule):
             **{name: getattr(self, name) for name in self.split_options + ORDER_OPTIONS},
             "perturbations": [repr(perturbation) for perturbation in self.perturbations],
             "feature_cache": self.feature_cache and f"{self.feature_cache.dtype}, {self.feature_cache.views} views",
-            "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+            "seed_everything": None if (seed := global_seed()) is None else str(seed),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -424,8 +424,3 @@ class StreamDataModule(LightningDataModule):
         state_dict = {"evaluate_every_n_tasks": 1, **state_dict}  # which earlier versions do not tell
         names = None if training else ("class_groups", *self.split_options)
         check_same_stream(state_dict, self.state_dict(), names)
-
-
-def _seed(*parts: int) -> int:
-    """Of a permutation, from the global seed and what else it depends on."""
-    return int(np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), *parts]).generate_state(1)[0])

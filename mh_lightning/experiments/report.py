@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.experiments.figures import series_figure
@@ -21,6 +20,7 @@ from mh_lightning.experiments.tables import (
     runs_csv,
     summarise,
 )
+from mh_lightning.files import as_a_whole
 
 SERIES, RUNS = "series.json", "runs.csv"
 
@@ -113,9 +113,5 @@ def _series(content: dict[str, Any]) -> Series:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file as a whole or not at all; of several processes that do, the last one's stays."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
+    with as_a_whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

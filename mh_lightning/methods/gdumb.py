@@ -1,6 +1,5 @@
 """GDumb: a class-balanced buffer, and a model trained on it from scratch."""
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from mh_lightning.methods.base import Batch, Head, Learnt
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.replay_buffer import ClassBalancedBuffer
 from mh_lightning.methods.retraining import RetrainingMethod
+from mh_lightning.random_numbers import global_seed
 
 
 class GDumb(RetrainingMethod, ReplayMethod):
@@ -53,7 +53,7 @@ class GDumb(RetrainingMethod, ReplayMethod):
         """The buffer in a random order."""
         assert self.replay_buffer is not None
         content = self.replay_buffer.content()
-        seed = [int(os.environ.get("PL_GLOBAL_SEED", 0)), task, epoch]
+        seed = [global_seed() or 0, task, epoch]
         order = np.random.default_rng(seed).permutation(len(content[0]))
         for start in range(0, len(order), self.replay_batch_size):
             places = order[start : start + self.replay_batch_size]

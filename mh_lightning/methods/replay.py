@@ -1,6 +1,5 @@
 """What methods with a replay buffer share."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from mh_lightning.distributed import gather_in_turn, process_rank, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
 from mh_lightning.methods.replay_buffer import ReplayBuffer, ReservoirBuffer, Samples
+from mh_lightning.random_numbers import global_seed
 
 
 class ReplayMethod(ContinualMethod):
@@ -48,7 +48,7 @@ class ReplayMethod(ContinualMethod):
                 self.buffer_size,
                 self.stream.first_input().shape[1:],
                 self.stream.num_classes,
-                seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                seed=global_seed() or 0,
             )
 
     def remember(self, batch: Batch) -> None:

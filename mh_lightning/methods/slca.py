@@ -2,10 +2,8 @@
 
 import copy
 import dataclasses
-import os
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
@@ -18,6 +16,7 @@ from mh_lightning.heads import ClassGaussians, TaskHeads, TruncatedNormalLinear
 from mh_lightning.layers import MHLinear
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
+from mh_lightning.random_numbers import seed_from
 
 
 class SLCA(ContinualMethod):
@@ -177,8 +176,8 @@ class SLCA(ContinualMethod):
         if task == 0:
             return
         aligned = copy.deepcopy(self.task_heads)
-        seed = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), task]).generate_state(1)[0]
-        self.alignment.align(aligned, self.class_gaussians, int(seed), quiet)
+        seed = seed_from(task)
+        self.alignment.align(aligned, self.class_gaussians, seed, quiet)
         self.aligned_heads.load_state_dict(aligned.state_dict())
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mh_lightning.data.features.digest import DIGEST_BYTES
 from mh_lightning.errors import UserError
+from mh_lightning.files import as_a_whole
 
 DESCRIPTION = "entry.json"
 # what safetensors and the look at its content raise on a damaged file
@@ -54,8 +54,9 @@ class Entry:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.description():
                 text = json.dumps({**description, "format": FORMAT}, indent=2) + "\n"
-                _write_at_once(self.folder / DESCRIPTION, text.encode())
-            for left in (*self.folder.glob(".*.partial"), *self.folder.glob("*.lock")):  # by processes that were killed
+                with as_a_whole(self.folder / DESCRIPTION) as partial:
+                    partial.write_bytes(text.encode())
+            for left in (*self.folder.glob(".*.tmp"), *self.folder.glob("*.lock")):  # by processes that were killed
                 with suppress(FileNotFoundError):
                     if time.time() - left.stat().st_mtime > SECONDS_OF_A_SHARD:
                         left.unlink()
@@ -113,7 +114,8 @@ class Entry:
         content = save({"digests": keys, "features": features.contiguous()}, {"checksum": checksum})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it meanwhile
-            _write_at_once(self.folder / f"{name}.safetensors", content)
+            with as_a_whole(self.folder / f"{name}.safetensors") as partial:
+                partial.write_bytes(content)
         except OSError as error:
             raise UserError(
                 f"data.feature_cache.folder: a shard cannot be written to {str(self.folder)!r} ({error}); make room or "
@@ -212,13 +214,3 @@ def checksum_of(entry: str, digests: Tensor, features: Tensor) -> str:
         hasher.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
-
-
-def _write_at_once(path: Path, content: bytes) -> None:
-    """Write beside `path`, then put the whole file into its place."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
