@@ -484,7 +484,8 @@ def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, 
 
 def _nan_if_not_finite(rows: Tensor, like: Tensor) -> Tensor:
     """For each of rows (b, o), or of (*, o), 0 or NaN as a column (b, 1), without a look at its values."""
-    return 0 * rows.reshape(len(like), rows.shape[-1]).sum(dim=1, keepdim=True, dtype=like.dtype)
+    # 0 times each, since a sum of finite numbers may be infinite
+    return (0 * rows).reshape(len(like), rows.shape[-1]).sum(dim=1, keepdim=True, dtype=like.dtype)
 
 
 class _Normalised(torch.autograd.Function):

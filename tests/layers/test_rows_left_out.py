@@ -96,6 +96,20 @@ def test_rows_whose_gradient_is_not_finite(options: dict[str, Any], rows: int) -
     assert_same(layer, other)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@every_kind
+def test_finite_gradients_whose_sum_is_infinite_count(options: dict[str, Any], rows: int) -> None:
+    layer = build(options)
+    for x in batches(rows):
+        y = layer(x)
+        y.backward(torch.full_like(y, 2e38))
+    other = build(options)
+    for x in batches(rows):
+        other(x).sum().backward()
+    assert int(layer.key_counter[0].sum()) == 5 * rows
+    assert_same(layer, other)
+
+
 def test_squares_that_overflow() -> None:
     """A finite sample of 1e30 would set the scale to infinity for ever."""
     for rows in (1, 2):
