@@ -30,8 +30,9 @@ def memory_head_optimizer(
     Keys and counters of the Memory Heads move when the optimizer steps, as if all forwards back-propagated since the
     last step had been one batch, and not at the end of each backward pass. So a step that is skipped, as by
     ``GradScaler`` or after ``clip_grad_norm_(..., error_if_nonfinite=True)`` has raised, leaves them as they were: what
-    waits is dropped with the gradients that it came with, by ``zero_grad``. A layer whose `defer_key_updates` is set is
-    left to who has set it.
+    waits is dropped with the gradients that it came with, whether the optimizer, a module or a loop of your own sets
+    them to None or to zero. (In a process group, only the optimizer's ``zero_grad`` may set them to zero; others must
+    set them to None.) A layer whose `defer_key_updates` is set is left to who has set it.
 
     Memory Heads are asked for sparse gradients, which spares writing and reading the rows of untouched units.
     ``GradScaler`` and, in torch 2.14 (not 2.6), ``clip_grad_norm_`` take them; for what does not, set
@@ -110,7 +111,8 @@ class _StepsUnits(Optimizer):
         skipped = bool(getattr(self, "found_inf", False))
         for layer in self.layers:
             if layer.key_updates_wait_for_step:
-                (layer.drop_key_updates if skipped else layer.apply_key_updates)()
+                dropped = skipped or layer.gradients_are_gone
+                (layer.drop_key_updates if dropped else layer.apply_key_updates)()
         with self._in_place_of_memories(_Units.touched):
             super().step()
         return loss

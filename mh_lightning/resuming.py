@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import yaml
@@ -34,6 +35,16 @@ ONLOOKERS = re.compile(
 )
 
 
+def is_same_option(one: Any, other: Any) -> bool:
+    """Whether two values are equal and of one type, at every depth: of batches, 1 is one and 1.0 all of them.
+
+    Example:
+        >>> is_same_option(1, 1), is_same_option(1, 1.0), is_same_option({"a": [1]}, {"a": [True]})
+        (True, False, False)
+    """
+    return pformat(one) == pformat(other)  # which sorts the keys
+
+
 def check_configuration(text: Any, own: dict[str, Any]) -> None:
     """Compare the configuration that a run began with and the one that it is to go on with; what may differ is told.
 
@@ -51,7 +62,7 @@ def check_configuration(text: Any, own: dict[str, Any]) -> None:
     if not isinstance(saved, dict):
         raise UserError("ckpt_path: the checkpoint's configuration is damaged; give another checkpoint.")
     before, now = dict(leaves(_essence(saved))), dict(leaves(_essence(own)))
-    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    changed = [name for name in sorted(before | now) if not is_same_option(before.get(name), now.get(name))]
     changed = [name for name in changed if not re.fullmatch(FREE, name)]
     told = {name: f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in changed}
     fixed = [text for name, text in told.items() if not re.fullmatch(CHANGEABLE, name)]

@@ -375,6 +375,8 @@ def test_checkpoints_and_progress_bar_can_be_left_out_or_replaced(run: Run, tiny
         (["--config", "/nowhere.yaml"], ["config", "/nowhere.yaml"]),
         (["--seed_everything", "-3"], ["seed_everything", "-3"]),
         (["--trainer.val_check_interval", "0.5"], ["trainer.val_check_interval", "0.5"]),
+        (["--trainer.val_check_interval", "1"], ["trainer.val_check_interval", "1"]),  # batch, where 1.0 is all
+        (["--trainer.limit_val_batches", "1"], ["trainer.limit_val_batches", "1", "max_test_samples"]),
         (["--trainer.limit_val_batches", "2"], ["trainer.limit_val_batches", "2", "max_test_samples"]),
         (["--trainer.accumulate_grad_batches", "0"], ["trainer.accumulate_grad_batches", "0"]),
         (

@@ -201,6 +201,7 @@ def test_resumed_pictures(run: Run, modes: Path) -> None:
         (("--trainer.gradient_clip_val", "1.0"), "trainer.gradient_clip_val=1.0"),
         (("--trainer.max_steps", "5"), "trainer.max_steps=5"),
         (("--trainer.limit_train_batches", "0.5"), "trainer.limit_train_batches=0.5"),
+        (("--trainer.limit_train_batches", "1"), "trainer.limit_train_batches=1"),
         (("--model.init_args.optimizer", "torch.optim.LBFGS"), "data.chunk_size cannot be combined with LBFGS"),
         (
             (

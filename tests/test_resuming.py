@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy
 
 from mh_lightning import MHLinear
@@ -205,13 +206,56 @@ def test_what_changes_no_numbers_may_change(run: Run, tiny_config: Path, finishe
     assert results_of(resumed) == results_of(finished)
 
 
-@pytest.mark.parametrize("options", [{"precision": "64-true"}, {"gradient_clip_val": 0.5}, {"limit_train_batches": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "64-true"},
+        {"gradient_clip_val": 0.5},
+        {"limit_train_batches": 2},
+        {"limit_train_batches": 1},  # and not 1.0, which is all
+        {"limit_val_batches": 0},
+        {"overfit_batches": 1.0},
+        {"accumulate_grad_batches": 2},
+        {"sync_batchnorm": True},
+        {"callbacks": [EMAWeightAveraging()]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
 def test_in_python_a_trainer_goes_on_as_it_began(tmp_path: Path, options: dict[str, Any]) -> None:
     fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "whole")
     (name,) = options
     with pytest.raises(UserError, match=rf"ckpt_path: the run began with trainer\.{name}=.* cannot change in a run"):
         fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "other",
                  resume=tmp_path / "whole" / "checkpoints" / "task_1.ckpt", **options)  # fmt: skip
+
+
+def test_one_batch_is_not_all_of_them(run: Run, refuses: Refuses, tiny_config: Path) -> None:
+    whole = run("fit", tiny_config, "--trainer.limit_train_batches", "1.0")
+    checkpoint = str(whole / "checkpoints" / "task_2.ckpt")
+    sentence = refuses("fit", tiny_config, "--trainer.limit_train_batches", "1", "--ckpt_path", checkpoint)
+    assert "trainer.limit_train_batches 1.0 -> 1" in sentence
+
+
+def test_in_python_the_schedule_of_accumulation_stays(tmp_path: Path) -> None:
+    def fit(name: str, scheduling: dict[int, int], resume: Path | None = None) -> Trainer:
+        callbacks = [TaskCheckpoints(), GradientAccumulationScheduler(scheduling)]
+        return fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / name,
+                        resume=resume, callbacks=callbacks)  # fmt: skip
+
+    steps = fit("whole", {1: 2}).global_step
+    checkpoint = tmp_path / "whole" / "checkpoints" / "task_2.ckpt"  # when it was 2 already
+    assert fit("same", {1: 2}, checkpoint).global_step == steps
+    with pytest.raises(UserError, match=r"trainer\.accumulate_grad_batches=\{1: 2, 0: 1\} .* \{1: 3, 0: 1\}"):
+        fit("other", {1: 3}, checkpoint)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "whole")
+    path = tmp_path / "whole" / "checkpoints" / "task_1.ckpt"
+    content = torch.load(path, weights_only=True)
+    del content["trainer_options"]["accumulate_grad_batches"]
+    torch.save(content, path)
+    assert fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "again", resume=path).current_epoch == 3
 
 
 def test_a_saved_configuration_of_a_resumed_run_begins_anew(finished: Path, tiny_config: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mh_lightning.callbacks.run import current_task, ends_task, is_trial, starts
 from mh_lightning.distributed import of_all_ranks
 from mh_lightning.errors import UserError
 from mh_lightning.random_numbers import global_seed, put_generators_back, seed_all, state_of_generators
+from mh_lightning.resuming import is_same_option
 
 DAMAGED_GENERATORS = "ckpt_path: the checkpoint's states of the random generators are damaged; give another checkpoint."
 
@@ -54,10 +55,10 @@ class TaskBoundaries(Callback):
                 (1, stream.epochs_per_task, epochs),
                 "it follows from data.epochs_per_task and data.evaluate_every_n_tasks",
             ),
-            ("limit_val_batches", (None, 0, 1.0), "data.max_test_samples takes a part of each class"),
+            ("limit_val_batches", (None, 0, 0.0, 1.0), "data.max_test_samples takes a part of each class"),
         ):
             value = getattr(trainer, name, "a duration")  # which Lightning keeps elsewhere
-            if value not in allowed and not is_trial(trainer):
+            if not any(is_same_option(value, one) for one in allowed) and not is_trial(trainer):
                 raise UserError(f"trainer.{name}={value}: leave it out, {reason}.")
         if trainer.accumulate_grad_batches < 1:
             raise UserError(

@@ -19,8 +19,9 @@ from mh_lightning.errors import UserError
 class ImageFolder(StreamDataModule):
     """Stream of images in ``root/train/<class>/...`` and ``root/test/<class>/...``; classes in alphabetical order.
 
-    Links to folders are followed; files and folders whose names begin with a dot are left out at every level. Grey
-    images of up to 16 bits are scaled by their range; those of 32 bits, whose range nothing tells, are refused.
+    Links are followed, and a folder that several lead to is counted once; files and folders whose names begin with a
+    dot are left out at every level. Grey images of up to 16 bits are scaled by their range; those of 32 bits, whose
+    range nothing tells, and signed numbers are refused.
 
     Args:
         root: the folder above ``train`` and ``test``.

@@ -4,14 +4,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+from PIL import Image, ImageColor, ImageFile, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from mh_lightning.errors import UNREADABLE, UserError
 
 UNREADABLE_IMAGE = (*UNREADABLE, SyntaxError, Image.DecompressionBombError)
 WHITE = (255, 255, 255)
 LARGEST_OF_16_BITS = 65535
+SIGNED = 2  # of sample formats
 SCALES_OF_GREY = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 
 
@@ -65,30 +66,43 @@ def as_rgb(image: Image.Image, reading: ImageReading) -> Image.Image:
     Numbers of 9 to 16 bits are scaled by their range.
 
     Raises:
-        ValueError: if nothing tells the range of its numbers, as for integers of 32 bits and floating point.
+        ValueError: if nothing tells the range of its numbers, as for integers of 32 bits and floating point, or they
+            are signed.
     """
     if "transparency" in image.info:
-        _scale_transparent_colour(image)
+        _mend_transparent_colour(image)
     image.load()
     if reading.upright:
         with suppress(*UNREADABLE_IMAGE):  # EXIF data that cannot be read tell no orientation
             ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":
         image = _scaled(image)
+    elif SIGNED in getattr(image, "tag_v2", {}).get(SAMPLEFORMAT, ()):  # which Pillow reads as if they were not
+        raise ValueError("its numbers are signed; shift them, so that 0 is black")
     if not image.has_transparency_data:
         return image.convert("RGB")
     pixels = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", pixels.size, reading.ground), pixels).convert("RGB")
 
 
-def _scale_transparent_colour(image: Image.Image) -> None:
-    """Pillow scales the pixels of a PNG file to 8 bits, but not the colour that its header calls transparent."""
+def _mend_transparent_colour(image: Image.Image) -> None:
+    """Pillow scales the pixels of a PNG file to 8 bits, but not the colour that its header calls transparent, and of
+    16 bits it leaves the lower half out, by which colours differ, too.
+    """
     colour, tiles = image.info["transparency"], getattr(image, "tile", [])
     stored_as = tiles[0][3] if tiles else None
     if stored_as in SCALES_OF_GREY:
         image.info["transparency"] = colour * SCALES_OF_GREY[stored_as]
     elif stored_as == "RGB;16B":
-        image.info["transparency"] = tuple(number >> 8 for number in colour)
+        assert isinstance(image, ImageFile.ImageFile) and image.fp is not None
+        position = image.fp.tell()
+        lower = Image.open(image.fp)
+        lower.tile = [(*tile[:3], "RGB;16L") for tile in lower.tile]  # type: ignore[misc]
+        lower_halves = np.asarray(lower)
+        image.fp.seek(position)
+        numbers = 256 * np.asarray(image).astype(np.int64) + lower_halves
+        del image.info["transparency"]
+        image.putalpha(Image.fromarray(np.where((numbers == colour).all(axis=2), 0, 255).astype(np.uint8)))
 
 
 def _scaled(image: Image.Image) -> Image.Image:
@@ -97,7 +111,7 @@ def _scaled(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
     if BITSPERSAMPLE in tags:
         largest = 2 ** max(tags[BITSPERSAMPLE]) - 1
-    if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):  # which have no more than 16 bits
+    if not image.mode.startswith("I;16") and (image.mode != "I" or image.format not in ("PNG", "PPM")):  # of 16 bits
         raise ValueError(
             f"nothing tells the range of its numbers, which are of Pillow's mode {image.mode}; scale them to 8 or 16 "
             "bits"

@@ -20,6 +20,7 @@ LeftOut = defaultdict[str, list[str]]
 HIDDEN = "hidden"
 NO_IMAGE = "without the suffix of an image"
 LOOP = "linking back to a folder above"
+TWICE = "linking to a folder that is counted already"
 LOOSE = "in no class folder"
 BESIDE = f"beside {' and '.join(SPLITS)}"
 
@@ -64,11 +65,12 @@ def class_names_in(folder: Path, layout: str) -> list[str]:
 
 def list_images(folders: Sequence[Path], class_names: Sequence[str]) -> list[Labelled]:
     """The paths of the images in ``folder/<class>``, however deep, for each folder, class after class in alphabetical
-    order. Links are followed. What is left out is counted and told: files and folders that are hidden, files without
-    the suffix of an image, links to a folder that they are in, and folders beside several `folders`.
+    order. Links are followed; a folder that several ways lead to is counted once, a file as often as it is linked to.
+    What is left out is counted and told: files and folders that are hidden, files without the suffix of an image, links
+    to a folder that they are in, or that is counted already, and folders beside several `folders`.
 
     Raises:
-        UserError: names a class without images.
+        UserError: names a class without images, or two classes that links give the same folder.
     """
     left_out: LeftOut = defaultdict(list)
     parts = [_images_of_classes(folder, class_names, left_out) for folder in folders]
@@ -95,8 +97,11 @@ def _images_of_classes(folder: Path, class_names: Sequence[str], left_out: LeftO
             left_out[LOOSE if _is_image(entry.name) else NO_IMAGE].append(entry.path)
     paths: list[str] = []
     labels: list[int] = []
+    seen: dict[Path, tuple[int, Path]] = {}
     for label, name in enumerate(class_names):
-        images = sorted(_images_below(folder / name, (folder.resolve(), (folder / name).resolve()), left_out))
+        real = (folder / name).resolve()
+        _first_of_class(folder / name, real, label, seen)
+        images = sorted(_images_below(folder / name, (folder.resolve(), real), label, seen, left_out))
         if not images:
             raise UserError(
                 f"data.root: the class folder {str(folder / name)!r} holds no image "
@@ -107,21 +112,40 @@ def _images_of_classes(folder: Path, class_names: Sequence[str], left_out: LeftO
     return Labelled(paths, np.array(labels))
 
 
-def _images_below(folder: Path, real_folders: tuple[Path, ...], left_out: LeftOut) -> Iterator[str]:
+def _images_below(
+    folder: Path, real_folders: tuple[Path, ...], label: int, seen: dict[Path, tuple[int, Path]], left_out: LeftOut
+) -> Iterator[str]:
     """Images in a folder and in those below, which is in `real_folders`, by the way that led there."""
-    for entry in _entries(folder):
+    for entry in sorted(_entries(folder), key=os.DirEntry.is_symlink):  # what is no link is rather counted
         if is_hidden(entry.name):
             left_out[HIDDEN].append(entry.path)
         elif _is_folder(entry):
             real = Path(entry.path).resolve()
             if any(outer.is_relative_to(real) for outer in real_folders):
                 left_out[LOOP].append(entry.path)
+            elif not _first_of_class(Path(entry.path), real, label, seen):
+                left_out[TWICE].append(entry.path)
             else:
-                yield from _images_below(Path(entry.path), (*real_folders, real), left_out)
+                yield from _images_below(Path(entry.path), (*real_folders, real), label, seen, left_out)
         elif _is_image(entry.name):
             yield entry.path
         else:
             left_out[NO_IMAGE].append(entry.path)
+
+
+def _first_of_class(folder: Path, real: Path, label: int, seen: dict[Path, tuple[int, Path]]) -> bool:
+    """Whether no other way has led to a folder before.
+
+    Raises:
+        UserError: if one has, from another class.
+    """
+    first_label, first = seen.setdefault(real, (label, folder))
+    if first_label != label:
+        raise UserError(
+            f"data.root: {str(first)!r} and {str(folder)!r} lead to one folder, whose images would be of two classes; "
+            "remove one of them."
+        )
+    return first == folder
 
 
 def _is_image(name: str) -> bool:

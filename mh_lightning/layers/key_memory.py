@@ -139,6 +139,7 @@ class KeyMemory(WideState):
         self._updates_at: Literal["backward", "call", "step"] = "backward"
         self._pending: list[_Matched | _MatchedOne] = []
         self._version_of_pending = 0
+        self._gradient_of_pending: Tensor | bool = False  # whether M's was not all zero when they came
         self._recycled = 0  # units, in this process
 
     @property
@@ -161,6 +162,15 @@ class KeyMemory(WideState):
     def key_updates_wait_for_step(self) -> bool:
         """Whether an optimizer is to call `apply_key_updates`."""
         return self._updates_at == "step"
+
+    @property
+    def gradients_are_gone(self) -> bool:
+        """Whether the gradient of M that waiting updates came with was dropped since: set to None, or to zero.
+
+        In a process group, zeros are not minded: all ranks must find the same, and each has seen its own gradients.
+        """
+        gradient = self.M.grad
+        return gradient is None or (bool(self._gradient_of_pending) and not bool(_is_not_zero(gradient)))
 
     def bytes_sent(self, rows: int) -> int:
         """Bytes that each rank sends in an update, if no rank has more than `rows` rows: 8 + rows · (w d + q (8 + w)),
@@ -187,7 +197,7 @@ class KeyMemory(WideState):
         """A copy has no optimizer that would step it."""
         state = dict(self.__dict__)
         if self.key_updates_wait_for_step:
-            state |= {"_updates_at": "backward", "_pending": []}
+            state |= {"_updates_at": "backward", "_pending": [], "_gradient_of_pending": False}
         return state
 
     @torch.no_grad()
@@ -290,7 +300,7 @@ class KeyMemory(WideState):
                     f"{name}: memory_head_optimizer moves the keys when it steps, but another optimizer has stepped "
                     "M; set defer_key_updates=False before it takes over."
                 )
-            if self.M.grad is None:  # what the updates came with was dropped
+            if self.gradients_are_gone:
                 self.drop_key_updates()
 
     def _require_own(self, state: list[Tensor | None]) -> None:
@@ -311,6 +321,8 @@ class KeyMemory(WideState):
         if self._updates_at != "backward":
             self._pending += collected
             self._version_of_pending = self.M._version
+            if self._updates_at == "step" and self.M.grad is not None and world_size() == 1:
+                self._gradient_of_pending = _is_not_zero(self.M.grad)
             return
         for matched in collected:
             self._update_from(matched)
@@ -319,7 +331,8 @@ class KeyMemory(WideState):
         """With `defer_key_updates`: update once for all forwards back-propagated since the last call, as if they had
         been one batch. To be called before each optimizer step, on all ranks.
         """
-        pending, self._pending = self._pending, []
+        pending = self._pending
+        self.drop_key_updates()
         if len(pending) == 1:
             self._update_from(pending[0])
             return
@@ -343,7 +356,7 @@ class KeyMemory(WideState):
 
     def drop_key_updates(self) -> None:
         """With `defer_key_updates`: forget what waits, for an optimizer step that is not taken."""
-        self._pending = []
+        self._pending, self._gradient_of_pending = [], False
 
     @torch.inference_mode()
     def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
@@ -484,7 +497,14 @@ def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, 
 
 def _nan_if_not_finite(rows: Tensor, like: Tensor) -> Tensor:
     """For each of rows (b, o), or of (*, o), 0 or NaN as a column (b, 1), without a look at its values."""
-    return 0 * rows.reshape(len(like), rows.shape[-1]).sum(dim=1, keepdim=True, dtype=like.dtype)
+    # 0 times each, since a sum of finite numbers may be infinite
+    return (0 * rows).reshape(len(like), rows.shape[-1]).sum(dim=1, keepdim=True, dtype=like.dtype)
+
+
+def _is_not_zero(gradient: Tensor) -> Tensor | bool:
+    """Whether any of its numbers is not 0, as a tensor, for which a GPU need not be waited for."""
+    numbers = gradient._values() if gradient.is_sparse else gradient
+    return numbers.numel() > 0 and (numbers.amax() != 0) | (numbers.amin() != 0)  # any() takes longer
 
 
 class _Normalised(torch.autograd.Function):

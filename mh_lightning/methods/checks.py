@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -20,6 +25,7 @@ from mh_lightning.backbones.base import leaving_no_trace
 from mh_lightning.callbacks.tasks import TaskBoundaries
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, reason_of
+from mh_lightning.resuming import is_same_option
 
 if TYPE_CHECKING:
     from mh_lightning.methods.frame import MethodFrame
@@ -117,16 +123,26 @@ def check_complete(checkpoint: dict[str, Any], fitting: bool) -> None:
 def trainer_options(trainer: Trainer) -> dict[str, Any]:
     """What a trainer is told that changes the numbers of a fit and stays the same throughout it, as plain values."""
     algorithm = trainer.gradient_clip_algorithm
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    # by epoch where a callback says so, since the trainer has that of the epoch then
+    accumulated = [one.scheduling for one in callbacks if isinstance(one, GradientAccumulationScheduler)]
+    averaging = [one for one in callbacks if isinstance(one, WeightAveraging | StochasticWeightAveraging)]
     return {
         "precision": str(trainer.precision),
         "gradient_clip_val": trainer.gradient_clip_val,
         "gradient_clip_algorithm": None if algorithm is None else str(algorithm.value),
         "limit_train_batches": trainer.limit_train_batches,
+        "limit_val_batches": trainer.limit_val_batches,
+        "overfit_batches": trainer.overfit_batches,  # type: ignore[attr-defined]
+        "accumulate_grad_batches": accumulated[0] if accumulated else trainer.accumulate_grad_batches,
+        "sync_batchnorm": trainer._accelerator_connector._layer_sync is not None,
+        "callbacks": sorted(type(one).__name__ for one in averaging),
     }
 
 
 def check_trainer_options(saved: Any, own: dict[str, Any]) -> None:
-    """Compare the trainer's options in a checkpoint that is resumed with those of the trainer.
+    """Compare the trainer's options in a checkpoint that is resumed with those of the trainer; earlier versions saved
+    fewer.
 
     Raises:
         UserError: names the first that differs.
@@ -134,9 +150,9 @@ def check_trainer_options(saved: Any, own: dict[str, Any]) -> None:
     if not isinstance(saved, dict):
         raise UserError(f"ckpt_path: the checkpoint's trainer_options are damaged, got {saved!r}.")
     for name, value in own.items():
-        if saved.get(name) != value:
+        if name in saved and not is_same_option(saved[name], value):
             raise UserError(
-                f"ckpt_path: the run began with trainer.{name}={saved.get(name)} and is to go on with {value}, which "
+                f"ckpt_path: the run began with trainer.{name}={saved[name]} and is to go on with {value}, which "
                 "cannot change in a run; use the one it began with, or begin anew."
             )
 

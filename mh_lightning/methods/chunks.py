@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mh_lightning.errors import UserError
 from mh_lightning.methods.steps import OptimizerStep, bare_step
+from mh_lightning.resuming import is_same_option
 
 if TYPE_CHECKING:
     from mh_lightning.methods.base import Batch, ContinualMethod, Learnt
@@ -27,7 +28,7 @@ def check_trainer_of_chunks(trainer: Trainer) -> None:
         ("max_steps", trainer.max_steps, -1),
         ("limit_train_batches", trainer.limit_train_batches, 1.0),
     ):
-        if given != plain:
+        if not is_same_option(given, plain):
             raise UserError(f"trainer.{option}={given} cannot be combined with data.chunk_size; leave one of them out.")
     for kind in (*trainer.optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)):
         if isinstance(kind, torch.optim.LBFGS | ReduceLROnPlateau):

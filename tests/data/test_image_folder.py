@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,39 @@ def test_links_are_followed_and_loops_noticed(root: Path, tmp_path: Path, caplog
     (root / "train" / "ant" / "one.png").symlink_to(elsewhere / "1.png")
     found, told = listed(root, caplog)
     assert found["ant"] == ["a.png", "more/b.JPG", "one.png"]
-    assert found["cat"] == ["a.png", "again/b.JPG", *(f"linked/{number}.png" for number in range(6)), "more/b.JPG"]
-    assert "5 linking back to a folder above" in told  # two of them by each of two ways
+    assert found["cat"] == ["a.png", *(f"linked/{number}.png" for number in range(6)), "more/b.JPG"]
+    assert "3 linking back to a folder above" in told
+    assert f"1 linking to a folder that is counted already (such as {str(cat / 'again')!r})" in told
+
+
+def test_what_links_lead_to_is_counted_once(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "below").mkdir(parents=True)
+    for name in ("1.png", "below/2.png"):
+        (elsewhere / name).write_bytes(PNG)
+    cat = root / "train" / "cat"
+    (cat / "first").symlink_to(elsewhere / "below")
+    (cat / "second").symlink_to(elsewhere)
+    (cat / "third").symlink_to(elsewhere)
+    found, told = listed(root, caplog)
+    assert found["cat"] == ["a.png", "first/2.png", "more/b.JPG", "second/1.png"]
+    assert "2 linking to a folder that is counted already" in told  # second/below and third
+
+
+@pytest.mark.parametrize("kind", ["to another class", "to the same folder", "to a folder of another's", "whole class"])
+def test_links_that_give_images_two_classes_are_refused(kind: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "below").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "below" / "1.png").write_bytes(PNG)
+    ant, cat = root / "train" / "ant", root / "train" / "cat"
+    if kind == "to another class":
+        (ant / "linked").symlink_to(cat)
+    elif kind == "whole class":
+        shutil.rmtree(cat)
+        cat.symlink_to("ant")
+    else:
+        (ant / "linked").symlink_to(tmp_path / "elsewhere")
+        (cat / "linked").symlink_to(tmp_path / "elsewhere" / ("below" if kind == "to a folder of another's" else ""))
+    refused_stream(ImageFolder(str(root)), "data.root", f"'{ant}", f"'{cat}", "one folder", "two classes", "remove")
 
 
 def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

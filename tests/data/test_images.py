@@ -74,6 +74,19 @@ def test_numbers_of_no_known_range_are_refused(numbers: NDArray[np.generic], tmp
     refused(lambda: read(path), f"'{path}'", "cannot be read", "range", "mode", "8 or 16 bits")
 
 
+def test_signed_numbers_are_refused(tmp_path: Path) -> None:
+    """Pillow reads -128 as 128."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)).save(path, tiffinfo={339: 2})
+    refused(lambda: read(path), f"'{path}'", "signed")
+
+
+def test_floating_point_under_another_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"Pf\n4 2\n-1.0\n" + np.linspace(0, 1, 8).astype("<f4").tobytes())
+    refused(lambda: read(path), f"'{path}'", "range", "mode F")
+
+
 def test_other_kinds_keep_their_colours(tmp_path: Path) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
     image = Image.fromarray(colours)
@@ -146,6 +159,13 @@ def test_colour_that_a_png_calls_transparent(
     path = tmp_path / "a.png"
     path.write_bytes(png(depth, colour_type, [row], 2, transparent))
     assert read(path, ImageReading(GREEN)).tolist() == [[[0, 0, 0], list(GREEN)]]
+
+
+def test_colours_that_differ_in_their_lower_half_are_not_transparent_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    colours = [(257, 257, 257), (258, 258, 258), (257, 257, 511), (513, 257, 257)]
+    path.write_bytes(png(16, 2, [struct.pack(">3H", *one) for one in colours], 1, struct.pack(">3H", 257, 257, 257)))
+    assert read(path, ImageReading(GREEN))[:, 0].tolist() == [list(GREEN), [1, 1, 1], [1, 1, 1], [2, 1, 1]]
 
 
 def write_photograph(path: Path, orientation: int) -> None:

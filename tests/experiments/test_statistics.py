@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from mh_lightning.errors import UserError
 from mh_lightning.experiments.statistics import Interval, Key, mean_interval, paired_difference
 
 
@@ -82,6 +83,31 @@ def test_means_that_agree_by_chance_do_not_hide_the_runs() -> None:
     assert interval.half_width == pytest.approx(3.18245 / math.sqrt(3) / 2, rel=1e-5)
 
 
+def test_orders_of_each_seed_worked_by_hand() -> None:
+    # seed means 2 and 4: half their difference, t(0.975; 1) = 12.7062; an order's part cannot be told from a run's
+    nested: dict[Key, float] = {(0, 0): 1, (0, 1): 2, (0, 2): 3, (1, 3): 3, (1, 4): 4, (1, 5): 5}
+    interval = mean_interval(nested)
+    assert interval == Interval(3, pytest.approx(12.7062, rel=1e-5), 6, 2, 1)
+    mirrored = mean_interval({(order, seed): value for (seed, order), value in nested.items()})
+    assert mirrored == interval._replace(seeds=1, orders=2)
+
+
+def test_seeds_of_unlike_numbers_of_runs_worked_by_hand() -> None:
+    # seed means 2 and 5; (3² + 1) / 4² = .625, times their squared deviation 4.5: t(0.975; 1) * sqrt(2.8125)
+    interval = mean_interval({(0, 0): 1, (0, 1): 2, (0, 2): 3, (1, 3): 5})
+    assert interval == Interval(2.75, pytest.approx(12.7062 * math.sqrt(2.8125), rel=1e-5), 4, 2, 1)
+
+
+def test_an_order_of_its_own_for_each_seed_is_as_none() -> None:
+    assert mean_interval({(0, 7): 1, (1, 8): 2, (2, 9): 3}) == mean_interval(seeds(1, 2, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_named(value: float) -> None:
+    with pytest.raises(UserError, match=f"seed 1 and class order None has the value {value}; leave it out"):
+        mean_interval(seeds(0.5, value, 0.7))
+
+
 def drawn(levels: tuple[int, int], variances: tuple[float, float, float], missing: int) -> Iterator[dict[Key, float]]:
     """Runs whose expectation is 0, by the model of random effects."""
     draws, rng = 1500, np.random.default_rng(7)
@@ -114,6 +140,34 @@ def test_intervals_cover(levels: tuple[int, int], variances: tuple[float, float,
     # with variance from one factor alone it is no wider than that factor's t-interval, which covers 95%
     if sorted(variances) == [0, 0, 1] and variances[2] == 0:
         assert np.mean(covered) <= 0.97
+
+
+# by seed and order
+DESIGNS: dict[str, list[tuple[int, int]]] = {
+    "two seeds, each with orders of its own": [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5)],
+    "five seeds, each with orders of its own": [(seed, 5 * seed + order) for seed in range(5) for order in range(5)],
+    "ten orders, each with seeds of its own": [(2 * order + seed, order) for order in range(10) for seed in (0, 1)],
+    "one seed has most": [*((0, order) for order in range(8)), (1, 8), (2, 9)],
+    "two of three": [(0, 0), (0, 1), (1, 2)],
+    "three of four": [(0, 0), (0, 1), (1, 1)],
+    "one row and one column": [*((0, order) for order in range(5)), *((seed, 0) for seed in range(1, 5))],
+    "the first of a second row": [*((0, order) for order in range(5)), (1, 0)],
+    "triangle": [(seed, order) for seed in range(5) for order in range(seed + 1)],
+    "two blocks": [
+        (3 * block + seed, 3 * block + order) for block in (0, 1) for seed in range(3) for order in range(3)
+    ],
+    "a block and one run": [*((seed, order) for seed in range(3) for order in range(3)), (3, 3)],
+    "an order of its own for each seed": [(seed, seed) for seed in range(5)],
+}
+
+
+@pytest.mark.parametrize("variances", [*ALL, (1, 0, 0.01), (1, 0.1, 0.1), (0.01, 1, 0.01), (1, 0, 1)], ids=str)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_intervals_of_incomplete_designs_cover(design: str, variances: tuple[float, float, float]) -> None:
+    pairs = DESIGNS[design]
+    levels = max(seed for seed, _ in pairs) + 1, max(order for _, order in pairs) + 1
+    intervals = [mean_interval({pair: values[pair] for pair in pairs}) for values in drawn(levels, variances, 0)]
+    assert np.mean([not interval.excludes_zero for interval in intervals]) >= 0.93
 
 
 def test_the_paired_difference_covers_where_one_ignores_orders_and_the_other_seeds() -> None:

@@ -1,5 +1,6 @@
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,13 @@ def test_metric_that_one_experiment_does_not_have() -> None:
     ]
     (panel,) = series_figure([STREAM], [summaries], metric, "Top 5").get_axes()
     assert len(panel.containers) == 1
+
+
+def test_a_value_that_is_no_number_is_left_out_and_not_counted() -> None:
+    runs = {(0, None): result(0.5), (1, None): result(0.6), (2, None): result(0.7) | {"average_accuracy": math.nan}}
+    (summary,) = summarise(Stream("blobs", ("a",)), {"a": runs}, "average_accuracy", {})
+    assert summary.numbers["average_accuracy"].runs == 2 and summary.numbers["forgetting"].runs == 3
+    assert summary.numbers["average_accuracy"].mean == pytest.approx(0.55)
 
 
 def test_results_without_the_plain_transfers_have_no_column_of_them() -> None:

@@ -96,6 +96,20 @@ def test_rows_whose_gradient_is_not_finite(options: dict[str, Any], rows: int) -
     assert_same(layer, other)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@every_kind
+def test_finite_gradients_whose_sum_is_infinite_count(options: dict[str, Any], rows: int) -> None:
+    layer = build(options)
+    for x in batches(rows):
+        y = layer(x)
+        y.backward(torch.full_like(y, 2e38))
+    other = build(options)
+    for x in batches(rows):
+        other(x).sum().backward()
+    assert int(layer.key_counter[0].sum()) == 5 * rows
+    assert_same(layer, other)
+
+
 def test_squares_that_overflow() -> None:
     """A finite sample of 1e30 would set the scale to infinity for ever."""
     for rows in (1, 2):
@@ -237,6 +251,43 @@ def test_gradients_dropped_by_the_module_take_the_updates_along() -> None:
         optimizer.step()
     assert_same(layer, other)
     assert layer.key_counter.sum() == 8
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_nothing_moves_where_gradients_were_dropped(rows: int, sparse: bool, set_to_none: bool) -> None:
+    """As with nn.Linear, whatever has dropped them."""
+    with products(by_unit=sparse):
+        layer, other = build(OPTIONS), build(OPTIONS)
+        optimizers = [memory_head_optimizer(one, lr=0.1) for one in (layer, other)]
+        before, (first, second, third, *_) = state(layer), batches(rows)
+        layer(first).sum().backward()
+        assert rows == 1 or layer.M.grad.is_sparse == sparse
+        nn.Sequential(layer).zero_grad(set_to_none)
+        optimizers[0].step()
+        assert_same(layer, before)
+        layer(first).sum().backward()
+        layer.zero_grad(set_to_none)  # and on with the next, without a step
+        for one, optimizer in zip((layer, other), optimizers, strict=True):
+            one(second).sum().backward()
+            one(third).sum().backward()
+            optimizer.step()
+        assert_same(layer, other)
+        assert layer.key_counter.sum() == 2 * rows
+
+
+def test_gradients_that_are_zero_by_themselves_are_not_dropped() -> None:
+    """As those of a hinge loss that is content."""
+    layer, other = build(OPTIONS), build(OPTIONS)
+    optimizer = memory_head_optimizer(layer, lr=0.1)
+    for x in batches():
+        optimizer.zero_grad()
+        (0 * layer(x)).sum().backward()
+        optimizer.step()
+        (0 * other(x)).sum().backward()
+    assert_same(layer, other)
+    assert layer.key_counter.sum() == 20
 
 
 def test_another_optimizer_takes_over() -> None:
