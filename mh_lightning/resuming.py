@@ -8,9 +8,9 @@ from pprint import pformat
 from typing import Any
 
 import yaml
-from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.utilities import rank_zero_warn
 
+from mh_lightning.compat import one_spelling_of_precision
 from mh_lightning.errors import UserError, reason_of
 
 # options that do not change what a run finds
@@ -87,7 +87,7 @@ def _essence(configuration: dict[str, Any]) -> dict[str, Any]:
 
 def _spelled(precision: Any) -> Any:
     try:
-        return _convert_precision_to_unified_args(precision) or "32-true"
+        return one_spelling_of_precision(precision) or "32-true"
     except (TypeError, ValueError):  # of a damaged checkpoint; it differs from any other
         return precision
 

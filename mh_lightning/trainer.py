@@ -10,11 +10,9 @@ from typing import Any
 import lightning.pytorch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins import _PLUGIN_INPUT
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import (
     _EVALUATE_OUTPUT,
@@ -25,6 +23,7 @@ from lightning.pytorch.utilities.types import (
 
 from mh_lightning import callbacks as stream_callbacks
 from mh_lightning.callbacks.run import is_trial, run_folder
+from mh_lightning.compat import PathLike, PluginInput
 from mh_lightning.data import StreamDataModule
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ContinualMethod
@@ -118,8 +117,8 @@ class Trainer(lightning.pytorch.Trainer):
         pictures: bool = True,
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
-        plugins: _PLUGIN_INPUT | list[_PLUGIN_INPUT] | None = None,
-        default_root_dir: _PATH | None = None,
+        plugins: PluginInput | list[PluginInput] | None = None,
+        default_root_dir: PathLike | None = None,
         max_epochs: int | None = -1,
         num_sanity_val_steps: int | None = 0,
         reload_dataloaders_every_n_epochs: int = 1,
@@ -154,7 +153,7 @@ class Trainer(lightning.pytorch.Trainer):
         train_dataloaders: TRAIN_DATALOADERS | LightningDataModule | None = None,
         val_dataloaders: EVAL_DATALOADERS | None = None,
         datamodule: LightningDataModule | None = None,
-        ckpt_path: _PATH | None = None,
+        ckpt_path: PathLike | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Learn a stream.
@@ -182,7 +181,7 @@ class Trainer(lightning.pytorch.Trainer):
         self,
         model: LightningModule | None = None,
         dataloaders: EVAL_DATALOADERS | LightningDataModule | None = None,
-        ckpt_path: _PATH | None = None,
+        ckpt_path: PathLike | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
@@ -198,7 +197,7 @@ class Trainer(lightning.pytorch.Trainer):
         self,
         model: LightningModule | None = None,
         dataloaders: EVAL_DATALOADERS | LightningDataModule | None = None,
-        ckpt_path: _PATH | None = None,
+        ckpt_path: PathLike | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
@@ -214,7 +213,7 @@ class Trainer(lightning.pytorch.Trainer):
         dataloaders: EVAL_DATALOADERS | LightningDataModule | None = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool | None = None,
-        ckpt_path: _PATH | None = None,
+        ckpt_path: PathLike | None = None,
         weights_only: bool | None = None,
     ) -> _PREDICT_OUTPUT | None:
         """Class probabilities of the test samples of all tasks; see `fit`."""
@@ -226,7 +225,7 @@ class Trainer(lightning.pytorch.Trainer):
     # --- the run folder
 
     @contextmanager
-    def _in_folder_of_fit(self, ckpt_path: _PATH | None, in_chunks: bool) -> Iterator[Path | None]:
+    def _in_folder_of_fit(self, ckpt_path: PathLike | None, in_chunks: bool) -> Iterator[Path | None]:
         """Choose the run folder, keep other processes out of it, and remove it if the fit is refused."""
         goes_on = newest_fit(self.experiment_folder) if ckpt_path == LAST else None
         checkpoint = chosen_checkpoint(ckpt_path, self.experiment_folder)
@@ -255,7 +254,7 @@ class Trainer(lightning.pytorch.Trainer):
                 raise
 
     @contextmanager
-    def _in_folder_of_evaluation(self, ckpt_path: _PATH | None) -> Iterator[Path | None]:
+    def _in_folder_of_evaluation(self, ckpt_path: PathLike | None) -> Iterator[Path | None]:
         checkpoint = chosen_checkpoint(ckpt_path, self.experiment_folder)
         if ckpt_path == LAST and checkpoint is None:
             raise UserError(f"ckpt_path=last: there is no checkpoint in {str(self.experiment_folder)!r}; fit first.")
@@ -345,7 +344,7 @@ def ignore_expected_warnings() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def one_run_dir(run_dir: str | Path, default_root_dir: _PATH | None) -> Path:
+def one_run_dir(run_dir: str | Path, default_root_dir: PathLike | None) -> Path:
     """The trainer's name for the folder of all runs means the same, so that there is one place to look for them."""
     run_dir = Path(run_dir).expanduser()  # as TensorBoard's logger does
     if default_root_dir is None:

@@ -21,7 +21,6 @@ from mh_lightning import MHLinear
 from mh_lightning.backbones import Identity
 from mh_lightning.callbacks import TaskCheckpoints
 from mh_lightning.cli import STOPPED_BY_SIGTERM
-from mh_lightning.data.features import store
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ClassifierAlignment, FineTuning
 from mh_lightning.methods.base import ContinualMethod
@@ -53,8 +52,8 @@ def test_killed_at_random_equals_uninterrupted(name: str, tmp_path: Path) -> Non
 def test_killed_where_it_hurts_equals_uninterrupted(tmp_path: Path) -> None:
     run = Interrupted(ALIGNMENT, tmp_path)
     for owner, function, number, after in (
-        (store, "_write_at_once", 1, False),  # features
-        (store, "_write_at_once", 1, True),
+        (Path, "replace", 2, False),  # features are written, but not yet in their place
+        (Path, "replace", 1, True),
         (os, "fsync", 5, False),  # a checkpoint is written, but not yet in its place
         (os, "fsync", 5, True),
         (shutil, "copyfile", 1, True),  # the checkpoint of a task

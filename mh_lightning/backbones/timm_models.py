@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mh_lightning.backbones.base import ImageFormat, ParameterGroup
 from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
+from mh_lightning.compat import is_compiled
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.weight_files import load_model
 
@@ -109,7 +110,7 @@ class TimmBackbone(TrainedBackbone):
             return F.normalize(features, dim=1) if self.normalize_features else features
 
     def _run_compiled(self, x: Tensor) -> Tensor:
-        if self.model._compiled_call_impl is None:  # at first, and in copies, which torch makes without it
+        if not is_compiled(self.model):  # at first, and in copies, which torch makes without it
             self.model.compile()
         try:
             features: Tensor = self.model(x)

@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from mh_lightning.backbones.base import Backbone, ParameterGroup
+from mh_lightning.compat import BatchNorm
 from mh_lightning.errors import UserError
 
 
@@ -70,7 +69,7 @@ class TrainedBackbone(Backbone):
         super().train(mode and not self.frozen)
         if self._training_options.frozen_batch_norm:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, BatchNorm):
                     module.eval()
         return self
 

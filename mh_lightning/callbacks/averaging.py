@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from torch import nn
 
 from mh_lightning.callbacks.run import stream_of
+from mh_lightning.compat import BatchNorm, averaged_model
 from mh_lightning.errors import UserError
 from mh_lightning.layers.auto_scale import AutoScale
 from mh_lightning.layers.key_memory import KeyMemory
@@ -51,7 +51,7 @@ def _check(callback: Callback, trainer: Trainer, method: Any) -> None:
         reason = f"an average in trainer.precision={trainer.precision} would not move; take bf16-mixed or 32-true"
     elif stochastic and method.reset_optimizer:
         reason = "model.init_args.reset_optimizer would undo its learning rates at each task; leave it out"
-    elif stochastic and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in method.modules()):
+    elif stochastic and any(isinstance(one, BatchNorm) for one in method.modules()):
         reason = "it would learn BatchNorm's averages anew, from the last task alone; take EMAWeightAveraging"
     if reason is not None:
         raise UserError(f"trainer.callbacks: {type(callback).__name__} cannot be used here, since {reason}.")
@@ -65,9 +65,10 @@ def keep_what_is_no_average(trainer: Trainer, method: Any) -> None:
     To be called before an average is used or saved.
     """
     for callback in averaging_callbacks(trainer):
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            averaged = set() if callback._average_model.n_averaged == 0 else names_averaged(method)
-            states = (one.state_dict(keep_vars=True) for one in (callback._average_model.module, method))
+        running = averaged_model(callback) if isinstance(callback, WeightAveraging) else None
+        if running is not None:
+            averaged = set() if running.n_averaged == 0 else names_averaged(method)
+            states = (one.state_dict(keep_vars=True) for one in (running.module, method))
             average, own = states
             for name in own.keys() - averaged:
                 average[name].detach().copy_(own[name])

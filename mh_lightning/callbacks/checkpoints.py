@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mh_lightning.callbacks.averaging import averaging_callbacks
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, refuse_to_overwrite, run_folder, stream_of
 from mh_lightning.callbacks.stop_signal import StopSignal
+from mh_lightning.compat import is_accumulating
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, writing
 from mh_lightning.files import as_a_whole
@@ -95,7 +96,7 @@ class TaskCheckpoints(Checkpoint):
     ) -> None:
         """Save where it is time, or the run is asked to stop, and no gradient is half gathered."""
         # after the last batch the checkpoint of the epoch comes, when the task was evaluated
-        if is_trial(trainer) or trainer.is_last_batch or trainer.fit_loop._should_accumulate():
+        if is_trial(trainer) or trainer.is_last_batch or is_accumulating(trainer):
             return
         save = self._is_due(trainer, pl_module)
         if save or self._stops:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from mh_lightning.callbacks.run import is_trial, stream_of
+from mh_lightning.compat import write_summary
 from mh_lightning.resuming import leaves
 
 SHOWN = ("seed_everything", "model.", "data.")  # of a configuration
@@ -33,7 +34,7 @@ class HyperParameters(Callback):
         told = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
         for logger in loggers:
             for summary in hparams(told, metrics):  # type: ignore[no-untyped-call]
-                logger.experiment._get_file_writer().add_summary(summary)
+                write_summary(logger, summary)
 
 
 def of_configuration(configuration: dict[str, Any]) -> Iterator[tuple[str, Any]]:

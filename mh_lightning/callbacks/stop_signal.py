@@ -5,7 +5,8 @@ import threading
 from types import FrameType
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from mh_lightning.compat import SubprocessScriptLauncher, forget_sigterm
 
 
 class StopSignal:
@@ -21,11 +22,11 @@ class StopSignal:
     def listen(self, trainer: Trainer) -> None:
         """Note the signal from now on, and hand it on to the processes that this one has started as other ranks."""
         self.received = bool(trainer.received_sigterm)  # before training
-        trainer._signal_connector.received_sigterm = False
+        forget_sigterm(trainer)
 
         def note(number: int, frame: FrameType | None) -> None:
             launcher = trainer.strategy.launcher
-            if not self.received and isinstance(launcher, _SubprocessScriptLauncher):
+            if not self.received and isinstance(launcher, SubprocessScriptLauncher):
                 launcher.kill(signal.SIGTERM)
             self.received = True
 

@@ -23,6 +23,7 @@ from torch.optim import LBFGS, Optimizer
 
 from mh_lightning.backbones.base import leaving_no_trace
 from mh_lightning.callbacks.tasks import TaskBoundaries
+from mh_lightning.compat import averages_models_in_between, syncs_batch_norm
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.resuming import is_same_option
@@ -64,7 +65,7 @@ def check_strategy(strategy: Strategy) -> None:
             f"trainer.strategy: {type(strategy).__name__} does not let each rank keep and train the whole model, which "
             "Memory Heads, replay buffers and class statistics need; use ddp."
         )
-    if isinstance(strategy, DDPStrategy) and strategy._model_averaging_period is not None:
+    if isinstance(strategy, DDPStrategy) and averages_models_in_between(strategy):
         raise UserError(
             "trainer.strategy: with model_averaging_period, ranks hold different models between two averages; leave it "
             "out."
@@ -135,7 +136,7 @@ def trainer_options(trainer: Trainer) -> dict[str, Any]:
         "limit_val_batches": trainer.limit_val_batches,
         "overfit_batches": trainer.overfit_batches,  # type: ignore[attr-defined]
         "accumulate_grad_batches": accumulated[0] if accumulated else trainer.accumulate_grad_batches,
-        "sync_batchnorm": trainer._accelerator_connector._layer_sync is not None,
+        "sync_batchnorm": syncs_batch_norm(trainer),
         "callbacks": sorted(type(one).__name__ for one in averaging),
     }
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mh_lightning.compat import expect_unused_parameters
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClassGaussians, TaskHeads, TruncatedNormalLinear
 from mh_lightning.layers import MHLinear
@@ -78,7 +79,7 @@ class SLCA(ContinualMethod):
             self.class_gaussians = self.alignment.class_gaussians(features, stream.num_classes)
         if isinstance(self.trainer.strategy, DDPStrategy):
             # a step uses one head
-            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+            expect_unused_parameters(self.trainer.strategy)
 
     def make_head(self) -> nn.Module:
         """One head a task.

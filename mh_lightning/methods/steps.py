@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from mh_lightning.compat import has_hooks
 from mh_lightning.distributed import sum_over_ranks, world_size
 from mh_lightning.layers import MHLinear
 
@@ -75,12 +75,6 @@ def bare_step(optimizer: Optimizer) -> Callable[[], Any]:
     that a small model needs for a sample.
     """
     step: Any = type(optimizer).step
-    hooks = (
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-    )
-    watched = any(hooks) or "step" in vars(optimizer)  # a scheduler counts steps by an attribute of the instance
+    watched = has_hooks(optimizer) or "step" in vars(optimizer)  # by which schedulers count
     # only the outermost wrapper goes: the next one turns gradients off
     return optimizer.step if watched or not hasattr(step, "__wrapped__") else partial(step.__wrapped__, optimizer)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.backbones.base import mode_of
+from mh_lightning.compat import hooks_of_all_modules
 from mh_lightning.data.features.description import ATOMS, described
 from mh_lightning.data.features.digest import digest, digest_bytes
 from mh_lightning.data.images import ImageReading
@@ -67,7 +67,7 @@ def description_of(backbone: Backbone, transform: Callable[[Any], Tensor] | None
             **{
                 "model.init_args.backbone": [backbone, backbone.settings()],
                 "model.init_args.backbone's transform": transform,
-                "torch's hooks of all modules": [_global_forward_pre_hooks, _global_forward_hooks],
+                "torch's hooks of all modules": hooks_of_all_modules(),
             }
         )
     shown = {name: value if isinstance(value, ATOMS) else str(value) for name, value in backbone.settings().items()}
