@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torchvision import transforms
 from torchvision.transforms import v2
@@ -127,6 +128,27 @@ def helpers(operation: str) -> ModuleType:
 
 class_of_own = functools.partial(written, Base=Net)
 
+
+def tagged(tensor: Tensor, scale: float) -> Tensor:
+    """With a plain attribute."""
+    tensor.scale = scale  # type: ignore[attr-defined]
+    return tensor
+
+
+def scaled_by(expression: str, scale: float) -> Backbone:
+    """What finds a number in somebody's own module, in its own way."""
+    module, package = ModuleType("my_own_numbers"), ModuleType("my_own_package")
+    module.scale, package.inner = scale, module  # type: ignore[attr-defined]
+    handed_on = written("def made(module):\n    return module.scale\n")
+    backbone: Backbone = class_of_own(FORWARD.format(f"x * {expression}"), NUMBERS=module, PACKAGE=package,
+                                      SCALE=scale, handed_on=handed_on)()  # fmt: skip
+    return backbone
+
+
+BY_TEXT = ("getattr(NUMBERS, 'scale')", "vars(NUMBERS)['scale']", "NUMBERS.__dict__['scale']", "globals()['SCALE']",
+           "eval('SCALE')", "getattr(NUMBERS, 'sc' + 'ale'[len(x) * 0:])", "handed_on(NUMBERS)",
+           "getattr(PACKAGE.inner, 'sc' + str(x)[:0] + 'ale')", "(lambda: vars(PACKAGE.inner)['scale'])()")  # fmt: skip
+
 # of each kind, two backbones that give different features
 PAIRS: dict[str, tuple[Backbone, Backbone]] = {
     "attribute": (Net(activation=torch.relu), Net(activation=torch.sin)),
@@ -194,6 +216,12 @@ PAIRS: dict[str, tuple[Backbone, Backbone]] = {
         Net(act=written(IN_CLOSURE.format("+ 1", "* 1"))),
         Net(act=written(IN_CLOSURE.format("+ 1", "* 2"))),
     ),
+    "attribute of a weight": (
+        hooked(lambda part: tagged(part.weight, 1.0)),
+        hooked(lambda part: tagged(part.weight, 2.0)),
+    ),
+    "attribute of a tensor": (Net(mean=tagged(torch.ones(1), 1.0)), Net(mean=tagged(torch.ones(1), 2.0))),
+    **{expression: (scaled_by(expression, 1.0), scaled_by(expression, 2.0)) for expression in BY_TEXT},
     "mode that stays": (Net(), hooked(lambda part: setattr(part, "train", lambda mode: part))),
 }
 
@@ -249,6 +277,32 @@ def test_a_function_put_into_a_class_of_torch(monkeypatch: pytest.MonkeyPatch) -
     assert of(Net()) != before
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [nn.Tanh.forward, torch.tanh, F.gelu, nn.ReLU.extra_repr, property(lambda self: torch.tanh)],
+    ids=["of another class", "in C", "of another module", "of the same class", "property"],
+)
+def test_what_is_put_into_a_class_of_torch(forward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of(Net(act=nn.ReLU()))
+    monkeypatch.setattr(nn.ReLU, "forward", forward)
+    assert of(Net(act=nn.ReLU())) != before
+
+
+@pytest.mark.parametrize("relu", [lambda x: x, F.gelu], ids=["own", "gelu"])
+def test_what_is_put_into_a_module_of_torch_that_own_code_calls(relu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = class_of_own(FORWARD.format("F.relu(x)"), F=F)()
+    before = of(backbone)
+    monkeypatch.setattr(F, "relu", relu)
+    assert of(backbone) != before
+
+
+def test_tensors_in_a_circle() -> None:
+    tensor = tagged(torch.ones(1), 1.0)
+    tensor.other = tagged(torch.ones(1), 2.0)  # type: ignore[attr-defined]
+    tensor.other.other = tensor  # type: ignore[attr-defined]
+    assert of(Net(mean=tensor)) == of(Net(mean=tensor)) != of(Net(mean=torch.ones(1)))
+
+
 def test_what_does_not_matter() -> None:
     """The file and line of code, the mode, gradients, the layout in memory, and the number of a hook."""
     lower = written("\n\n\n" + FORWARD.format("x + 1"), Base=Net)
@@ -278,7 +332,7 @@ def test_circles() -> None:
 # --- what cannot be described
 
 
-@pytest.mark.parametrize("kind", ["file", "lock", "generator", "meta", "quantized", "traced"])
+@pytest.mark.parametrize("kind", ["file", "lock", "generator", "meta", "quantized", "traced", "ufunc"])
 def test_what_cannot_be_described_is_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with open(tmp_path / "file") as file:
@@ -288,6 +342,7 @@ def test_what_cannot_be_described_is_refused(kind: str, tmp_path: Path) -> None:
             "generator": lambda: (one for one in "ab"),
             "meta": lambda: torch.zeros(1, device="meta"),
             "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+            "ufunc": lambda: np.frompyfunc(lambda number: number + 1, 1, 1),
             "traced": lambda: torch.jit.trace(nn.Linear(1, 1), torch.zeros(1, 1)),
         }
         options = Options([held[kind]()])

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 from mh_lightning.data.features.digest import digest
 
 GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR")
+WHOLE_SCOPE = ("globals", "eval", "exec")  # which find globals by texts
 
 
 @cache
@@ -74,15 +76,19 @@ def described_code(code: CodeType, refer: Callable[[Any], Any]) -> list[Any]:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
-    """All names that code and the functions in it have of globals and attributes."""
+    """Names that code and the functions in it have of globals and attributes, and their texts, which may be names."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from names_in(constant)
+        for text in constant if isinstance(constant, tuple | frozenset) else (constant,):
+            if isinstance(text, str):
+                yield text
 
 
 def globals_of(code: CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The global objects that code and the functions in it use, and the modules that they import, by name.
+    """The global objects that code and the functions in it use, and the modules that they import, by name: all there
+    are, if it may find them by texts.
 
     Args:
         code: of a function.
@@ -92,6 +98,8 @@ def globals_of(code: CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any
     for instruction in dis.get_instructions(code):
         if instruction.opname in GLOBAL and instruction.argval in scope:
             yield instruction.argval, scope[instruction.argval]
+        elif instruction.opname in GLOBAL and instruction.argval in WHOLE_SCOPE:
+            yield from ((name, one) for name, one in scope.items() if not is_special(name))
         if instruction.opname == "IMPORT_NAME":
             yield from _imported("." * before[-2].argval + instruction.argval, scope)
         if instruction.opname != "EXTENDED_ARG":
@@ -99,6 +107,28 @@ def globals_of(code: CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from globals_of(constant, scope)
+
+
+def modules_as_values(code: CodeType, scope: dict[str, Any]) -> Iterator[ModuleType]:
+    """Somebody's own modules that code and the functions in it use otherwise than by the names of what is in them."""
+    instructions = [one for one in dis.get_instructions(code) if one.opname != "EXTENDED_ARG"]
+    for place, instruction in enumerate(instructions):
+        value = scope.get(instruction.argval) if instruction.opname in GLOBAL else None
+        for later in instructions[place + 1 :]:
+            if not isinstance(value, ModuleType) or installed_version(value.__name__) is not None:
+                break
+            if later.opname not in ATTRIBUTE or later.argval == "__dict__":
+                yield value
+                break
+            value = vars(value).get(later.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from modules_as_values(constant, scope)
+
+
+def is_special(name: str) -> bool:
+    """Whether Python itself gives a name its meaning."""
+    return name.startswith("__") and name.endswith("__")
 
 
 def _imported(name: str, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:

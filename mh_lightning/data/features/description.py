@@ -1,11 +1,16 @@
-"""Complete descriptions of objects: two that could compute different things are never described alike."""
+"""Complete descriptions of objects: two that could compute different things are never described alike, but for what
+`described` says that it does not see.
+"""
 
 import copyreg
 import inspect
 import json
+import pickle
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
+from enum import EnumType
 from functools import cached_property
 from types import (
     BuiltinFunctionType,
@@ -27,7 +32,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mh_lightning.data.features.code import described_code, globals_of, installed_version, is_found, names_in
+from mh_lightning.data.features.code import (
+    described_code,
+    globals_of,
+    installed_version,
+    is_found,
+    is_special,
+    modules_as_values,
+    names_in,
+)
 from mh_lightning.data.features.digest import digest, digest_of_tensor
 from mh_lightning.errors import UserError, reason_of
 
@@ -43,6 +56,7 @@ METADATA_OF_TIMM = {"pretrained_cfg", "default_cfg"}  # where weights came from
 OF_CLASSES = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl",
               "__static_attributes__", "__abstractmethods__", "__annotations__", "__annotate__", "__annotate_func__",
               "__annotations_cache__"}  # fmt: skip
+OF_COMPILER = "_dynamo"  # how attributes begin that torch.compile gives to tensors
 OWN_WORD = "feature_fingerprint"
 
 
@@ -53,6 +67,10 @@ def described(**objects: Any) -> list[Any]:
     version, one of somebody's own by its code and all that the code uses; an instance by its class and attributes;
     a tensor by its values. An object whose class defines a method ``feature_fingerprint()`` is told by the class's name
     and what that returns, a module also by its parameters, buffers, hooks and parts.
+
+    Not seen is what somebody has changed in an installed package, but for methods of the classes that are met, and
+    functions that somebody's own code names: ``F.relu = F.gelu`` is not, where only the package's code calls it. Nor is
+    what code finds through `sys.modules` and `importlib`, or by made-up names in modules that its functions import.
 
     Args:
         objects: by the names that an error says.
@@ -148,7 +166,10 @@ class _Describer:
             except (RuntimeError, TypeError, NotImplementedError) as error:
                 self.path += part
                 raise self._refusal(value, error) from error
-            self.tensors[id(value)] = ["tensor", str(value.dtype), list(value.shape), content]
+            told: list[Any] = ["tensor", str(value.dtype), list(value.shape), content]
+            self.tensors[id(value)] = told  # already, since an attribute may lead back
+            if attributes := self._named(vars(value), {name for name in vars(value) if name.startswith(OF_COMPILER)}):
+                self.tensors[id(value)] = [*told, attributes]
         return self.tensors[id(value)]
 
     def _node(self, value: Any) -> list[Any]:
@@ -187,7 +208,7 @@ class _Describer:
         version = installed_version(module)
         name, attributes = [module, value.__qualname__], dict(vars(value))
         if version is not None and is_found(value):
-            changed = {name: one for name, one in attributes.items() if _is_own_function(one)}
+            changed = {name: one for name, one in attributes.items() if _is_put_in(one, name, value)}
             return ["class", *name, version, self._named(changed)]
         meta = [] if type(value) is type else [self.refer(type(value))]
         return [
@@ -210,6 +231,7 @@ class _Describer:
             for name, one in dict(globals_of(value.__code__, scope)).items():
                 told = self._module(one, names, set()) if isinstance(one, ModuleType) else self.refer(one, f".{name}")
                 used.append([name, told])
+            used += [[one.__name__, self.refer(one)] for one in modules_as_values(value.__code__, scope)]
         enclosed = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
         defaults = [self.refer(value.__defaults__), self.refer(value.__kwdefaults__)]
         return ["function", version, self.refer(value.__code__), defaults, self._named(dict(enclosed)), used,
@@ -224,13 +246,16 @@ class _Describer:
         return ["routine", module, value.__qualname__, installed_version(module), bound_to, self.refer(kind)]
 
     def _module(self, value: ModuleType, names: set[str], above: set[str]) -> list[Any]:
-        """Of somebody's own module what has one of the names."""
+        """Of somebody's own module what has one of the names; of an installed one what somebody has put there."""
         version = installed_version(value.__name__)
-        if version is not None or value.__name__ in above:
+        if version is not None:
+            changed = {name: one for name, one in vars(value).items() if name in names and _is_put_in(one, name, value)}
+            return ["module", value.__name__, version, *self._named(changed)]
+        if value.__name__ in above:
             return ["module", value.__name__, version]
         parts = []
         for name, one in sorted(vars(value).items()):
-            if name in names and not (name.startswith("__") and name.endswith("__")):
+            if name in names and not is_special(name):
                 inside = isinstance(one, ModuleType)
                 parts.append([name, self._module(one, names, above | {value.__name__}) if inside else self.refer(one)])
         return ["module", value.__name__, parts]
@@ -272,7 +297,10 @@ class _Describer:
         reduce = copyreg.dispatch_table.get(kind)
         reduction = reduce(value) if reduce is not None else value.__reduce_ex__(4)
         if isinstance(reduction, str):  # a name
-            return ["named", self.refer(kind), reduction, self._named(getattr(value, "__dict__", {}))]
+            attributes = getattr(value, "__dict__", {})
+            if not attributes:  # such as the function that is cached
+                _require_found(value, reduction)
+            return ["named", self.refer(kind), reduction, self._named(attributes)]
         made_by, arguments, *rest = [list(part) if isinstance(part, Iterator) else part for part in reduction]
         if plain and not _defines(kind, "__getstate__"):
             rest[:1] = [None]  # these are the attributes
@@ -287,6 +315,38 @@ def _defines(kind: type, *names: str) -> bool:
     return any(name in vars(base) for base in kind.__mro__ if base is not object for name in names)
 
 
-def _is_own_function(value: Any) -> bool:
-    """Whether somebody has put a function of their own into an installed class."""
-    return isinstance(value, FunctionType) and installed_version(value.__globals__.get("__name__")) is None
+def _require_found(value: Any, name: str) -> None:
+    """See that an object that calls itself by a name is the one that has it: `np.frompyfunc` makes others.
+
+    Raises:
+        LookupError: if it is not.
+    """
+    found: Any = sys.modules.get(pickle.whichmodule(value, name))  # type: ignore[attr-defined]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is not value:
+        raise LookupError(f"it calls itself {name}, which is another object")
+
+
+def _is_put_in(value: Any, name: str, place: type | ModuleType) -> bool:
+    """Whether somebody has put a function into an installed class or module, as far as can be told: a function of their
+    own, or one of another name or class.
+    """
+    if isinstance(value, staticmethod | classmethod):
+        value = value.__func__
+    elif isinstance(value, property):
+        value = value.fget
+    if isinstance(value, FunctionType) and installed_version(value.__globals__.get("__name__")) is None:
+        return True
+    if is_special(name) or isinstance(place, EnumType):  # classes share these
+        return False
+    if not isinstance(value, FunctionType | BuiltinFunctionType):
+        return False
+    if isinstance(place, ModuleType):  # whose functions come from many others
+        return value.__name__ != name
+    if isinstance(value, BuiltinFunctionType):
+        return value.__self__ is not place
+    owner = value.__qualname__.rpartition(".")[0]
+    if owner == place.__qualname__:
+        return not name.endswith(value.__name__)  # `_Class__name` is that of `__name`
+    return owner != "" or value.__module__ != place.__module__
