@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
-from tests.layers.test_class_covariances import direct
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +27,7 @@ from mh_lightning.heads import (
 )
 from mh_lightning.heads.base import ROWS
 from tests.blobs import CLASSES, FEATURES, blobs
+from tests.heads.test_class_covariances import direct
 
 Make = Callable[[], ClosedFormHead]
 HEADS: dict[str, Make] = {

@@ -22,22 +22,25 @@ from mh_lightning.callbacks import ContinualMetrics, CostMonitor, OnlineAccuracy
 from mh_lightning.data import StreamDataModule, Tensors
 from mh_lightning.distributed import process_rank, world_size
 from mh_lightning.errors import UserError
+from mh_lightning.heads import (
+    ClassMeans,
+    RandomProjectionRidge,
+    RidgeMemoryUnits,
+    ShrunkClassCovariances,
+    StreamingLinearDiscriminant,
+)
 from mh_lightning.methods import (
     SLCA,
     AveragedGEM,
     ClassifierAlignment,
+    ClosedForm,
     ContinualMethod,
     Ensemble,
     ExperienceReplay,
-    FeCAM,
     FineTuning,
     GDumb,
     JointTraining,
     MaximallyInterferedRetrieval,
-    NearestClassMean,
-    RanPAC,
-    RidgeMemoryHead,
-    StreamingLDA,
 )
 from mh_lightning.methods.checks import check_strategy
 from tests.blobs import FEATURES, blobs
@@ -77,7 +80,7 @@ class Case(NamedTuple):
 
     def method(self) -> ContinualMethod:
         sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)
-        closed = self.make in (NearestClassMean, StreamingLDA, RanPAC, FeCAM, RidgeMemoryHead)
+        closed = self.make is ClosedForm
         defaults = {} if closed else {"head": memory_head, "optimizer": sgd}
         torch.manual_seed(process_rank())  # ranks start from the weights of the first
         return self.make(**{"backbone": Identity(FEATURES) if closed else Tuned(), **defaults, **self.options})
@@ -96,11 +99,11 @@ CASES = {
     "joint training": Case(JointTraining, {"epochs": 2}),
     "ensemble": Case(Ensemble, {"members": 2}),
     "SLCA": Case(SLCA, {"alignment": ALIGNMENT}),
-    "nearest class mean": Case(NearestClassMean),
-    "streaming LDA": Case(StreamingLDA),
-    "RanPAC": Case(RanPAC, {"num_projections": 12}, {}, (4,)),
-    "FeCAM": Case(FeCAM, {}, {}, (4,)),
-    "ridge memory head": Case(RidgeMemoryHead, {"key_mem_units": 4, "tau_eta": 10}),
+    "nearest class mean": Case(ClosedForm, {"head": ClassMeans}),
+    "streaming LDA": Case(ClosedForm, {"head": StreamingLinearDiscriminant}),
+    "RanPAC": Case(ClosedForm, {"head": partial(RandomProjectionRidge, num_projections=12)}, {}, (4,)),
+    "FeCAM": Case(ClosedForm, {"head": ShrunkClassCovariances}, {}, (4,)),
+    "ridge memory head": Case(ClosedForm, {"head": partial(RidgeMemoryUnits, key_mem_units=4, tau_eta=10)}),
 }
 
 
