@@ -85,8 +85,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
         inventory.main(words)
     else:
-        from mh_lightning import cli
-
+        try:
+            from mh_lightning import cli
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C; nothing had begun; give the same command again", file=sys.stderr)
+            raise SystemExit(130) from None
         # without arguments it finds the classes of the working directory, too
         cli.main(None if args is None and "--help_all" not in words else
                  ["--help" if word == "--help_all" else word for word in words])  # fmt: skip

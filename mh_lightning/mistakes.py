@@ -99,6 +99,8 @@ def _parser_sentence(message: str) -> str:
     told = [line for line in lines if line and not line.startswith(PARSER_NOISE)]
     types = [line for line in told if line.startswith("Expected a") and "import path" not in line]
     told = types or told or [line for line in lines if line.startswith("Not a valid")] or [" ".join(lines)]
+    if message.startswith("Unexpected config"):
+        return "--config: a file holds no options by name; give YAML such as configs/quickstart.yaml."
     if not option:  # no value is refused, but the whole line or file
         told = [" ".join(message.split())]
     reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")

@@ -3,7 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +410,5 @@ def _discard_unused(folder: Path) -> None:
     """A run that was refused before it trained leaves nothing."""
     if not any(folder.glob(f"{CHECKPOINTS}/*")) and not (folder / "metrics.csv").exists():
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # there are others
+            folder.parent.rmdir()

@@ -126,7 +126,7 @@ def test_the_callbacks_that_are_given_replace_their_kind() -> None:
 def test_a_refused_fit_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contradicts the stream's 3 tasks"):
         mh_lightning.fit(linear(), stream(), run_dir=tmp_path, max_epochs=10, **QUIET)
-    assert not any((tmp_path / "experiment").iterdir())
+    assert not any(tmp_path.iterdir())
     with pytest.raises(UserError, match=r"weights_only=False would let a checkpoint run code"):
         mh_lightning.Trainer(run_dir=tmp_path, **QUIET).fit(linear(), stream(), weights_only=False)
     with pytest.raises(UserError, match=r"no checkpoint in .*; fit first"):

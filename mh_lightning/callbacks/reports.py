@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mh_lightning.metrics import functional as MF
+from mh_lightning.metrics.continual import RESERVED
 
 MOST_LINES = 40  # of a printed table
 LISTED = (
@@ -132,8 +133,11 @@ def results_table(results: dict[str, Any]) -> str:
         for task, values in zip(after, matrix, strict=True)
     ])  # fmt: skip
     lines.append("")
-    labels = {name: name.replace("_", " ") for name in LISTED if name in results}
-    lines += [f"{label}{results[name]:{35 - len(label)}.3f}" for name, label in labels.items()]
+    own = [name for name, value in results.items() if name not in RESERVED and isinstance(value, float)]
+    values = {name.replace("_", " "): results[name] for name in (*LISTED, *own) if name in results}
+    if "validation" in results:
+        values["average accuracy, validation"] = results["validation"]["average_accuracy"]
+    lines += [f"{label}{value:{35 - len(label)}.3f}" for label, value in values.items()]
     by_task = results.get("by_task", [])
     columns = {name: title for name, title in COLUMNS.items() if any(name in row for row in by_task)}
     if by_task:

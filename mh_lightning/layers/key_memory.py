@@ -57,6 +57,9 @@ def _as_batch(matched: _Matched | _MatchedOne) -> _Matched:
     return _Matched(matched.forward, z, torch.tensor([[matched.winner]]), z.new_tensor([[matched.response]]))
 
 
+DEFAULT_DELTA = 3
+
+
 class KeyMemory(WideState):
     """Key-addressed memory: matches samples with keys, and moves keys and counters after each backward pass.
 
@@ -116,10 +119,11 @@ class KeyMemory(WideState):
         require_choice(self, "distance", distance, DISTANCES)
         require_choice(self, "upd_k", self.upd_k, KEY_UPDATES)
         if delta > key_mem_units:
-            warnings.warn(
-                f"{type(self).__name__}: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.",
-                stacklevel=3,
-            )
+            if delta != DEFAULT_DELTA:  # which nobody has asked for
+                warnings.warn(
+                    f"{type(self).__name__}: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.",
+                    stacklevel=3,
+                )
             self.delta = key_mem_units
         wide = at_least_float32(dtype or torch.get_default_dtype())
         keys = torch.empty(key_sets, key_mem_units, key_size, device=device, dtype=wide)

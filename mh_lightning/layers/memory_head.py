@@ -10,7 +10,7 @@ from mh_lightning import functional as MF
 from mh_lightning.distributed import in_process_group
 from mh_lightning.errors import UserError
 from mh_lightning.functional.autocast import autocast_dtype, without_autocast
-from mh_lightning.layers.key_memory import COUNTERS, KeyMemory, require_choice, require_positive
+from mh_lightning.layers.key_memory import COUNTERS, DEFAULT_DELTA, KeyMemory, require_choice, require_positive
 from mh_lightning.layers.psi import resized_shape
 
 MEMORY_UPDATES = ("WTA", "vanilla")
@@ -123,7 +123,7 @@ class MHLinear(KeyMemory):
         psi_fn: str = "identity",
         key_size: int | None = None,
         layer_norm: bool = False,
-        delta: int = 3,
+        delta: int = DEFAULT_DELTA,
         gamma_alpha: float | str = 0.1,
         tau_alpha: float = 0.5,
         tau_mu: int = 100,

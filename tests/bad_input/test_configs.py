@@ -53,9 +53,9 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 )
 FILES = (
     text("broken YAML", "model: [1, {a: ", "parsing config"),
-    text("list", "- 1\n- 2\n", "Unexpected config"),
-    text("scalar", "hello", "Unexpected config: hello"),
-    text("empty", "", "Unexpected config"),
+    text("list", "- 1\n- 2\n", "holds no options by name"),
+    text("scalar", "hello", "holds no options by name"),
+    text("empty", "", "holds no options by name"),
     text("binary", bytes(range(256)), "config: a file is no text in UTF-8"),
     text("UTF-16", TINY.encode("utf-16"), "config: a file is no text in UTF-8"),
     text("key twice", "seed_everything: 1\n" + TINY, "'seed_everything' is given twice, in line 1"),
