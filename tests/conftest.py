@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from mh_lightning.cli import main
 from tests.fashion_mnist import write_fashion_mnist
+from tests.slow import EACH, WHOLE
 
 # tiny tensors are fastest on one thread, here and in the processes that tests start, and the reference vectors were
 # recorded with one
@@ -43,6 +45,18 @@ data:
   init_args: {{path: {path}, increment: 2, epochs_per_task: 2, batch_size: 16, validation_fraction: 0.2}}
 trainer: {{accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `tests.slow` names."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        counts[name] += 1
+        left_out = name in EACH and (counts[name] - 1) % EACH[name]
+        if left_out or name in WHOLE or name.partition("::")[0] in WHOLE:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
