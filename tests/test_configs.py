@@ -42,10 +42,10 @@ def write_mini_imagenet(root: Path) -> None:
         (root / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickle.dumps(content))
 
 
-def each_once(configs: Sequence[Path], streams: Sequence[str]) -> list[Any]:
-    """Fits of some configurations, by which each method and each stream is run once; as slow ones, each method on two
-    more streams. All pairs are resolved by `test_every_configuration_is_understood`: model and data are sections of
-    their own, which only the number of features and of classes connects.
+def each_once(configs: Sequence[Path], streams: Sequence[str], fast: int = 1) -> list[Any]:
+    """Fits of some configurations, by which each method and each stream is run once; those of one in `fast` methods
+    are in the fast suite. All pairs are resolved by `test_every_configuration_is_understood`: model and data are
+    sections of their own, which only the number of features and of classes connects.
     """
     names = {config: next(stream for stream in streams if config.stem.startswith(f"{stream}_")) for config in configs}
     methods = {config: config.stem.removeprefix(f"{stream}_") for config, stream in names.items()}
@@ -54,12 +54,13 @@ def each_once(configs: Sequence[Path], streams: Sequence[str]) -> list[Any]:
     for place, method in enumerate(sorted(set(methods.values()))):
         # each method on another stream, where it has one of its own
         those = [config for config in configs if methods[config] == method]
-        first = those[place % len(those)]
-        seen |= {method, names[first]}
-        others = [config for config in those if config != first]
-        marked += [pytest.param(first), *(pytest.param(config, marks=pytest.mark.slow) for config in others[::4][:2])]
-    assert seen >= set(streams), "more streams than methods"
-    return marked
+        config = those[place % len(those)]
+        seen.add(names[config])
+        marked.append(pytest.param(config, marks=pytest.mark.slow if place % fast else []))
+    missing = [
+        next(config for config in configs if names[config] == stream) for stream in streams if stream not in seen
+    ]
+    return [*marked, *(pytest.param(config, marks=pytest.mark.slow) for config in missing)]
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -131,7 +132,7 @@ def test_every_frozen_method_has_a_configuration() -> None:
     assert names >= {f"{stream}_{method}" for stream in streams for method in methods} | {"fashion_mnist_linear"}
 
 
-@pytest.mark.parametrize("config", each_once(FROZEN, FROZEN_STREAMS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", each_once(FROZEN, FROZEN_STREAMS, 3), ids=lambda path: path.stem)
 def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
     options = ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features"), "--pictures", "false"]
     if config.stem.startswith("fashion"):
@@ -200,7 +201,7 @@ def test_every_class_incremental_variant_has_a_configuration() -> None:
         }
 
 
-@pytest.mark.parametrize("config", each_once(HERE, ("digits", "fashion_mnist")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", each_once(HERE, ("digits", "fashion_mnist"), 4), ids=lambda path: path.stem)
 def test_class_incremental_config(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
     options = ["--data.init_args.epochs_per_task", "1", "--pictures", "false"]
     if config.stem.startswith("fashion"):

@@ -121,6 +121,6 @@ def test_an_online_stream_keeps_nothing_a_step(tmp_path: Path, monkeypatch: pyte
     config.write_text(yaml.safe_dump(options))
     folder = run("fit", config, "--trainer.enable_progress_bar", "true")
     (tensors, objects), (tensors_later, objects_later) = Objects.found
-    assert tensors_later == tensors
+    assert tensors_later <= tensors  # fewer where garbage of earlier tests went meanwhile
     assert objects_later - objects < 100  # of the loggers and the bar, a part of a step's each
     assert (folder / "accuracy_over_stream.png").exists()
