@@ -47,7 +47,7 @@ def test_all_of_it_by_command_resumes_and_predicts(run: Run, capsys: pytest.Capt
     assert "head_norm/0 degrees" in (whole / "metrics.csv").read_text()
     state = weights_of(whole)
     assert any(name.startswith("teacher.backbone.") for name in state) and "teacher.head.weight" in state
-    for stop in (9, 14, 20):  # in the first task, before there is a teacher, and in later ones
+    for stop in (9, 24, 45):  # in the first task, before there is a teacher, and in later ones
         name = ("--experiment", f"stopped_{stop}")
         with pytest.warns(UserWarning, match=r"No task was evaluated|ended after task"):
             run("fit", CONFIG, *QUIET, *name, "--trainer.max_steps", str(stop))
@@ -74,10 +74,10 @@ def test_all_of_it_in_python(tmp_path: Path, run: Run) -> None:
     from worst_task import worst_task
 
     seed_everything(0)
-    method = LwF(SmallBackbone(), CosineHead, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01))
+    method = LwF(SmallBackbone(), CosineHead, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.003))
     callbacks = [HeadNorms(), ContinualMetrics(figures=False, extra={"worst_task": worst_task})]
     options: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "pictures": False}
-    stream = Stripes(increment=2, epochs_per_task=2, batch_size=10)
+    stream = Stripes(increment=2, epochs_per_task=5, batch_size=10)
     results = mh_lightning.fit(method, stream, run_dir=tmp_path, callbacks=callbacks, **options)
     by_command = run("fit", CONFIG, *QUIET)
     assert results_of(results.folder) == results_of(by_command)

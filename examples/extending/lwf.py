@@ -1,9 +1,8 @@
-"""A method: learning without forgetting (Li and Hoiem, ECCV 2016), whose teacher is born after the first task."""
+"""A method: learning without forgetting (Li and Hoiem, 2016), whose teacher is born after the first task."""
 
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,10 +19,11 @@ class LwF(ContinualMethod):
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, logits = super().training_loss(batch)
-        if self.teacher is not None:
-            with torch.no_grad():
-                told = self.teacher["head"](self.features(batch[0], self.teacher["backbone"])).softmax(dim=1)
-            loss = loss + self.distillation * self.mean_over_samples(F.cross_entropy(logits, told, reduction="none"))
+        if self.teacher is not None:  # it knows the classes of earlier tasks
+            old = [label for group in self.stream.class_groups[: self.task] for label in group]
+            told = self.teacher["head"](self.features(batch[0], self.teacher["backbone"]))[:, old].softmax(dim=1)
+            losses = F.cross_entropy(logits[:, old], told, reduction="none")
+            loss = loss + self.distillation * self.mean_over_samples(losses)
         return loss, logits
 
     def on_task_end(self, task: int) -> None:

@@ -39,7 +39,7 @@ class AveragedGEM(ReplayMethod):
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of the batch alone."""
         loss = super().training_loss(batch)
-        self._task = self.stream.task_of_epoch(self.trainer.current_epoch)
+        self._task = self.task
         self.remember(batch)
         return loss
 

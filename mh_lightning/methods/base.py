@@ -159,7 +159,7 @@ class ContinualMethod(MethodFrame):
             return logits
         if self.classes_in_loss == "batch":
             return among_classes(logits, gather_rows(targets)[0])
-        task = self.stream.tasks[self.stream.task_of_epoch(self.trainer.current_epoch)]
+        task = self.stream.tasks[self.task]
         return among_classes(logits, torch.tensor(task.classes, device=logits.device))
 
     def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:

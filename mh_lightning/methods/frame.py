@@ -114,6 +114,11 @@ class MethodFrame(LightningModule, ABC):
         """See `ContinualMethod`."""
 
     @property
+    def task(self) -> int:
+        """The task that is being learnt, from 0."""
+        return self.stream.task_of_epoch(self.trainer.current_epoch)
+
+    @property
     def stream(self) -> StreamDataModule:
         """What is learnt: its tasks, classes and loaders."""
         stream: StreamDataModule = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -146,7 +146,7 @@ class SLCA(ContinualMethod):
 
     def _begin_task(self) -> None:
         """Freeze the heads of former tasks; only the current head's keys move."""
-        task = self.stream.task_of_epoch(self.trainer.current_epoch)
+        task = self.task
         self.task_heads.begin_task(task)
         current = self.task_heads.heads[task]
         self._memory_heads = [module for module in current.modules() if isinstance(module, MHLinear)]
