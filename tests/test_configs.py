@@ -63,12 +63,12 @@ def each_once(configs: Sequence[Path], streams: Sequence[str], fast: int = 1) ->
     return [*marked, *(pytest.param(config, marks=pytest.mark.slow) for config in missing)]
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(8))
 def test_every_configuration_is_understood(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     whole = [path for path in sorted(CONFIGS.rglob("*.yaml")) if "model:" in path.read_text()]
     assert len(whole) > 200
-    for path in whole[part::4]:
+    for path in whole[part::8]:
         configuration = resolved_configuration(["--config", str(path)])
         assert configuration["model"]["class_path"] and configuration["data"]["class_path"], path
 
