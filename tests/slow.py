@@ -18,6 +18,9 @@ WHOLE = {
     "tests/test_resuming.py::test_killed_at_random_equals_uninterrupted",
     "tests/experiments/test_series.py::test_killed_series_goes_on_where_it_was",
     "tests/experiments/test_series.py::test_only_what_has_no_result_is_run",
+    "tests/experiments/test_series.py::test_tables_of_two_experiments",
+    "tests/test_published_configs.py::test_published_configuration",
+    "tests/test_cli.py::test_a_run_cut_short_says_so_and_goes_on",
     "tests/experiments/test_search.py::test_the_better_learning_rate_is_chosen",
     "tests/test_readme.py::test_a_fit_in_python",
     "tests/test_examples.py::test_the_notebook_runs_and_the_memory_head_remembers",
@@ -89,6 +92,5 @@ EACH = {
     "tests/test_online.py::test_chunks_equal_one_step_a_batch": 7,
     "tests/test_online.py::test_refusals": 5,
     "tests/test_online.py::test_resumed_equals_uninterrupted": 7,
-    "tests/test_published_configs.py::test_published_configuration": 16,
     "tests/test_resuming.py::test_what_changes_the_numbers_of_a_trainer_is_refused": 4,
 }
