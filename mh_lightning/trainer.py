@@ -240,6 +240,8 @@ class Trainer(lightning.pytorch.Trainer):
             try:
                 if _is_first_rank() and not is_trial(self):
                     while_running.enter_context(locked(self.run_folder))
+                    for partial in self.run_folder.rglob(".*.tmp"):  # of a run that was killed as it wrote
+                        partial.unlink(missing_ok=True)
                     if self.checkpoint_callbacks:  # else there will be nothing to go on from
                         (self.run_folder / CHECKPOINTS).mkdir(exist_ok=True)
                     reached = {name: (content or {}).get(name, 0) for name in ("tasks_trained", "global_step")}

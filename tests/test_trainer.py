@@ -89,7 +89,10 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="ended after task 2 of 3"):
         mh_lightning.fit(linear(), stream(), experiment="stopped", max_steps=20, **options)
     seed_everything(5)
+    partial = tmp_path / "stopped" / "version_0" / ".results.json.1.tmp"  # as a kill leaves it
+    partial.touch()
     resumed = mh_lightning.fit(linear(), stream(), experiment="stopped", ckpt_path="last", **options)
+    assert not partial.exists()
     assert resumed.folder == tmp_path / "stopped" / "version_0"
     assert results_of(resumed.folder) == results_of(whole.folder)
     assert weights_of(resumed.folder)["head.weight"].equal(weights_of(whole.folder)["head.weight"])
