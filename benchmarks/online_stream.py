@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mh_lightning import MHLinear
 from mh_lightning.cli import main
 
-CONFIG = Path(__file__).parents[1] / "configs" / "ocdi" / "modes_cdi_memory_head.yaml"
+CONFIGS = ("--config", "streams/modes_cdi.yaml", "--config", "methods/memory_head_plane.yaml")
 HEAD = {
     "key_mem_units": 10, "delta": 2, "distance": "euclidean", "gamma_alpha": 25.0, "upd_m": "WTA",
     "upd_k": "ad_hoc_WTA", "beta_k": 0.01, "scramble": True, "tau_alpha": 0.95, "tau_mu": 50, "tau_eta": 50,
@@ -33,7 +33,7 @@ def command_line(samples: int, *options: str) -> float:
     """Samples a second of `fit`."""
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main(["fit", "--config", str(CONFIG), "--run_dir", folder, "--num_threads", "1",
+            main(["fit", *CONFIGS, "--run_dir", folder, "--num_threads", "1",
                   "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
                   "--data.init_args.num_samples", str(samples), *options])  # fmt: skip
         (results,) = Path(folder).rglob("results.json")

@@ -1,6 +1,7 @@
-"""Draw the README's figure from the run folders of the quickstart configurations.
+"""Draw the README's figure from the run folders of three of the runs in its table.
 
-python docs/quickstart_figure.py runs/quickstart_linear/version_0 runs/quickstart/version_0 docs/quickstart.png
+python docs/quickstart_figure.py runs/linear/version_0 runs/quickstart/version_0 \\
+    runs/digits_normalized_ncm/version_0 docs/quickstart.png
 """
 
 import json
@@ -14,8 +15,8 @@ from mh_lightning.callbacks.plots import draw_accuracy_matrix
 
 TITLES = {
     "quickstart": "Memory Head",
-    "quickstart_linear": "linear head",
-    "quickstart_nearest_class_mean": "nearest class mean",
+    "linear": "linear head",
+    "digits_normalized_ncm": "nearest class mean",
 }
 
 

@@ -22,12 +22,13 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mh_lightning.config_files import MODE, check_nulls, check_values
+from mh_lightning.config_sets import check_together, name_of
 from mh_lightning.data import StreamDataModule
 from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, writing
 from mh_lightning.methods import ContinualMethod
 from mh_lightning.mistakes import sentence_of
-from mh_lightning.packaged import config_file
+from mh_lightning.packaged import CONFIG_OPTIONS, with_packaged
 from mh_lightning.resuming import check_configuration
 from mh_lightning.run_folders import CHECKPOINTS, LAST, RUN_DIR, check_checkpoint, chosen_checkpoint
 from mh_lightning.threads import use_threads
@@ -161,6 +162,7 @@ class StreamCLI(LightningCLI):
         except UnicodeDecodeError as error:
             raise UserError(f"config: a file is no text in UTF-8 ({error}); give YAML files.") from error
         config = self.config[self.config.subcommand].as_dict()
+        check_together(self._files())
         check_values(config)
         check_nulls(config["trainer"], "trainer", Trainer)
         for name in ("model", "data"):
@@ -175,8 +177,11 @@ class StreamCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         config.run_dir = str(one_run_dir(config.run_dir, config.trainer.default_root_dir))
         config.trainer.default_root_dir = None
-        names = [Path(str(file)).stem for file in config.get("config") or []]
-        config.experiment = name_of_experiment(config.experiment, *names[-1:])
+        config.experiment = name_of_experiment(config.experiment, name_of(self._files()))
+
+    def _files(self) -> list[Path]:
+        given = self.config[self.config.subcommand].get("config") or []
+        return [Path(str(file)) for file in given]
 
     def _check_checkpoint(self) -> None:
         """Read the checkpoint that is asked for, and compare its configuration if it is to be gone on with."""
@@ -247,7 +252,7 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
         UserError: if the parser refuses the arguments.
     """
     try:
-        cli = _ConfigurationOnly(["fit", *arguments])
+        cli = _ConfigurationOnly(["fit", *with_packaged(arguments)])
     except (ValueError, ArgumentError) as error:
         sentence = sentence_of(error)
         if sentence is None:
@@ -255,24 +260,6 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
         raise UserError(sentence) from error
     configuration: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]
     return configuration
-
-
-def with_packaged(args: list[str]) -> list[str]:
-    """The same arguments, with paths in place of the names of configurations that come with the package.
-
-    Example:
-        >>> with_packaged(["fit", "--config", "quickstart.yaml"])[-1] == config_file("quickstart.yaml")
-        True
-    """
-    words = []
-    for before, word in itertools.pairwise(["", *args]):
-        option, equals, value = word.partition("=")
-        if before in ("--config", "-c"):
-            word = config_file(word)
-        elif equals and option == "--config":
-            word = f"{option}={config_file(value)}"
-        words.append(word)
-    return words
 
 
 def with_folder(sentence: str, args: Any) -> str:
@@ -284,7 +271,7 @@ def with_folder(sentence: str, args: Any) -> str:
     """
     if "no such file as '" not in sentence or not isinstance(args, list | tuple):
         return sentence
-    files = [given for option, given in itertools.pairwise(map(str, args)) if option in ("--config", "-c")]
+    files = [given for option, given in itertools.pairwise(map(str, args)) if option in CONFIG_OPTIONS]
     folders = " or ".join(sorted({repr(str(Path(file).resolve().parent)) for file in files}))
     place = f" in {folders} or the working directory" if folders else " in the working directory"
     return sentence.replace(" (see --help)", place)

@@ -10,7 +10,7 @@ HELP = """\
   test      evaluate a checkpoint          {name} test --config quickstart.yaml --ckpt_path last
   validate  the same, with validation samples
   predict   classify the test samples      {name} predict --config quickstart.yaml --ckpt_path last
-  list      what there is                  {name} list methods|heads|data|backbones|callbacks|metrics|configs
+  list      what there is                  {name} list methods, or streams, heads, data, backbones, configs …
   init      copy a starting point          {name} init my_experiment
 
   {name} fit --help         the options that a person needs
@@ -24,7 +24,9 @@ Features that are kept: python -m mh_lightning.data.features --help
 RUN_HELP = """\
 {name} {command} --config FILE [--config FILE …] [--OPTION VALUE …]
 
-A configuration names a method and a stream; options override it, in any order, and later ones win.
+  {name} {command} --config streams/digits.yaml --config methods/ncm.yaml
+
+Configurations name a stream and a method; options override them, in any order, and later ones win.
 FILE is one of your own, or the name of one that comes with the package ({name} list configs).
 
 What people change
@@ -48,7 +50,7 @@ On what machine
   --trainer.fast_dev_run true                  one batch of each, leaving no files
 
 See what there is
-  {name} list methods|heads|data|backbones|callbacks|metrics|configs
+  {name} list streams       also methods, heads, data, backbones, callbacks, metrics, tables, configs
   {name} {command} --config FILE --print_config   the configuration that results
   {name} {command} --data.help Digits             all options of a class; also --model.help
   {name} {command} --help_all                     all options, those of Lightning's trainer included

@@ -2,9 +2,11 @@
 
 import argparse
 import inspect
+import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +16,13 @@ from rich.text import Text
 
 from mh_lightning.packaged import CONFIGS, EXAMPLES, packaged
 
-START = ("quickstart.yaml", "quickstart_linear.yaml", "backbones/efficientnet_lite0.yaml")
+START = (
+    "quickstart.yaml",
+    "streams/digits_normalized.yaml",
+    "methods/linear.yaml",
+    "methods/ridge_memory_head.yaml",
+    "backbones/efficientnet_lite0_normalized.yaml",
+)
 
 
 def main(words: Sequence[str]) -> None:
@@ -125,12 +133,12 @@ def _metrics() -> Iterator[tuple[str, str]]:
         yield name, first_line(getattr(functional, name.removesuffix("_clipped")))
 
 
-def _configs() -> Iterator[tuple[str, str]]:
+def _configs(kind: str = "") -> Iterator[tuple[str, str]]:
     folder = packaged(CONFIGS)
-    for path in sorted(folder.rglob("*.yaml")):
-        if "pieces" not in path.parts:
-            line = path.read_text(encoding="utf-8").partition("\n")[0]
-            yield str(path.relative_to(folder)), line.removeprefix("#").strip() if line.startswith("#") else ""
+    for path in sorted((folder / kind).rglob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        yield str(path.relative_to(folder)), " ".join(line.removeprefix("#").strip() for line in comment)
 
 
 KINDS = {
@@ -140,5 +148,7 @@ KINDS = {
     "backbones": _backbones,
     "callbacks": _callbacks,
     "metrics": _metrics,
+    "streams": partial(_configs, "streams"),
+    "tables": partial(_configs, "tables"),
     "configs": _configs,
 }

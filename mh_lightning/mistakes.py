@@ -13,6 +13,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from mh_lightning.errors import UserError, out_of_memory, reason_of
 from mh_lightning.suggestions import with_suggestion
 
+OF_THE_OTHER_FILE = {
+    "backbone": "give a stream, such as --config streams/digits.yaml, or --model.backbone",
+    "head": "give a method, such as --config methods/ncm.yaml, or --model.head",
+}
 # the frame that jsonargparse puts around the reason why it refuses a value
 PARSER_NOISE = (
     "Does not validate",
@@ -106,5 +110,9 @@ def _parser_sentence(message: str) -> str:
     reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
     reason = reason.partition(". Add the import path")[0]
     reason = re.sub("^Expected a dot import path string: *(.*)", r"'\1' is no class that is known here", reason)
+    missing = reason.rpartition("arguments are required: ")[2]
+    if missing in OF_THE_OTHER_FILE:
+        return f"model.{missing} is missing; {OF_THE_OTHER_FILE[missing]}."
     reason = re.sub(r"^Unexpected import path format: *(.*\.ya?ml)$", r"no such file as '\1'", reason)
+    reason = reason.replace("arguments are required: run.", "arguments are required: --")
     return with_suggestion(f"--{option}: {reason} (see --help)." if option else f"{reason.rstrip(' :')}.")

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +38,7 @@ def with_suggestion(sentence: str) -> str:
         return sentence
     kind, name = next((kind, text) for kind, text in found.groupdict().items() if text is not None)
     nearest = _nearest(kind, name)
-    if nearest in (None, name):  # it exists, but not there
+    if nearest in (None, name, f"--{name}"):  # it exists, but not there
         return sentence
     return f"{sentence.removesuffix('.').removesuffix(' (see --help)')}; did you mean {nearest}?"
 
@@ -48,15 +48,16 @@ def _nearest(kind: str, name: str) -> str | None:
         path = Path(name)
         own = [str(file.relative_to(packaged(CONFIGS))) for file in packaged(CONFIGS).rglob("*.yaml")]
         beside = [str(file) for file in path.parent.glob("*.yaml")]
-        return _closest(name, beside) or _closest(path.name, own)
+        return closest(name, beside) or closest(f"{path.parent.name}/{path.name}", own) or closest(path.name, own)
     before, dot, last = name.rpartition(".")
     known = classes() if kind in ("class", "attribute") else options()
-    nearest = _closest(last, known)
+    nearest = closest(last, known)
     prefix = "--" if kind == "argument" else ""
     return nearest and f"{prefix}{before}{dot}{nearest}"
 
 
-def _closest(name: str, known: Iterator[str] | list[str]) -> str | None:
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The nearest of some names, if one is near."""
     return next(iter(difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.7)), None)
 
 

@@ -1,6 +1,6 @@
 """Which tests the fast suite leaves to `python -m pytest -m slow`: they take long, and others would see the same fault.
 
-`tests/conftest.py` reads the tables. Configurations mark themselves, see `tests.test_configs.each_once`.
+`tests/conftest.py` reads the tables.
 """
 
 # as a whole: many processes, kills, whole commands, compilers
@@ -19,7 +19,6 @@ WHOLE = {
     "tests/experiments/test_series.py::test_killed_series_goes_on_where_it_was",
     "tests/experiments/test_series.py::test_only_what_has_no_result_is_run",
     "tests/experiments/test_series.py::test_tables_of_two_experiments",
-    "tests/test_published_configs.py::test_published_configuration",
     "tests/test_cli.py::test_a_run_cut_short_says_so_and_goes_on",
     "tests/experiments/test_search.py::test_the_better_learning_rate_is_chosen",
     "tests/test_readme.py::test_a_fit_in_python",
@@ -42,7 +41,6 @@ WHOLE = {
     "tests/test_cli.py::test_saved_and_printed_configurations_run_again",
     "tests/test_cli.py::test_checkpoint_without_top5_counts_goes_on_without",
     "tests/test_fuzzed_configs.py::test_success_or_one_sentence",
-    "tests/test_configs.py::test_config_of_perturbed_images",
     "tests/test_resuming.py::test_killed_where_it_hurts_equals_uninterrupted",
     "tests/test_resuming.py::test_sigterm_saves_and_ends",
     "tests/test_resuming.py::test_two_ranks_go_on_as_two_and_as_one",
@@ -83,7 +81,10 @@ EACH = {
     "tests/test_cli.py::test_accumulated_micro_batches_equal_one_batch": 3,
     "tests/test_cli.py::test_mistakes_get_one_sentence": 5,
     "tests/test_cli.py::test_resumed_after_a_task_equals_uninterrupted": 2,
-    "tests/test_configs.py::test_config": 10,
+    "tests/test_configs.py::test_every_cell_of_a_table_is_understood": 6,
+    "tests/test_configs.py::test_method": 6,
+    "tests/test_configs.py::test_published_hyper_parameters": 5,
+    "tests/test_configs.py::test_stream": 8,
     "tests/test_configs.py::test_every_configuration_is_understood": 8,
     "tests/experiments/test_statistics.py::test_intervals_of_incomplete_designs_cover": 8,
     "tests/test_optimizer.py::test_units_are_parameters_of_their_own": 6,

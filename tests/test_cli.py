@@ -397,11 +397,11 @@ def test_mistakes_get_one_sentence(refuses: Refuses, tiny_config: Path, options:
 
 
 def test_broken_images_and_weights_are_named_before_training(refuses: Refuses, tmp_path: Path) -> None:
-    config = Path(__file__).parents[1] / "configs" / "image_folder.yaml"
+    config = Path(__file__).parents[1] / "configs" / "streams" / "image_folder.yaml"
     images, weights = tmp_path / "images", tmp_path / "weights.pth"
     write_images(images)
     weights.write_bytes(b"no weights")
-    here = ("--data.init_args.root", str(images), *SMALL)
+    here = ("--config", "methods/memory_head_500.yaml", "--data.init_args.root", str(images), *SMALL)
     backbone = "--model.init_args.backbone.init_args."
     assert "resnet999" in refuses("fit", config, *here, f"{backbone}name", "resnet999")
     assert "weights.pth" in refuses("fit", config, *here, f"{backbone}checkpoint_path", str(weights))

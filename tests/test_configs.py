@@ -1,10 +1,10 @@
-"""Every shipped configuration runs, on a few tiny samples."""
+"""Streams, methods and tables that come with the package: each is understood, fits the others, and runs on a little."""
 
+import itertools
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +12,32 @@ import yaml
 from PIL import Image
 
 from mh_lightning.cli import resolved_configuration
-from tests.fashion_mnist import write_fashion_mnist
+from mh_lightning.config_sets import check_together
+from mh_lightning.errors import UserError
+from mh_lightning.experiments.__main__ import experiments_of, parse
+from mh_lightning.experiments.cells import Planned
+from mh_lightning.experiments.runs import read_experiment
+from tests.conftest import results_of
+from tests.data.packed import images_of, write_files
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+STREAMS, METHODS, TABLES = (
+    sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("streams", "methods", "tables")
+)  # fmt: skip
+PLANES = [stream for stream in STREAMS if stream.stem.startswith(("modes_", "moons_"))]
 SMALL = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.accelerator",
          "cpu", "--model.init_args.backbone.init_args.image_size", "32")  # fmt: skip
 FEW = ("--data.init_args.max_train_samples", "40", "--data.init_args.max_test_samples", "20")
+FEW_POINTS = ("--data.num_samples", "60", "--pictures", "false", "--trainer.enable_checkpointing", "false",
+              "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+              "--trainer.accelerator", "cpu")  # fmt: skip
+TINY_BACKBONE = """
+model: {init_args: {backbone: {init_args: {name: test_vit, pretrained: false, checkpoint_path: null}}}}
+data: {init_args: {num_workers: 0}}
+"""
+
+by_stem = pytest.mark.parametrize("config", [CONFIGS / "quickstart.yaml", *STREAMS], ids=lambda path: path.stem)
 
 
 def write_images(root: Path) -> None:
@@ -42,174 +62,185 @@ def write_mini_imagenet(root: Path) -> None:
         (root / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickle.dumps(content))
 
 
-def each_once(configs: Sequence[Path], streams: Sequence[str], fast: int = 1) -> list[Any]:
-    """Fits of some configurations, by which each method and each stream is run once; those of one in `fast` methods
-    are in the fast suite. All pairs are resolved by `test_every_configuration_is_understood`: model and data are
-    sections of their own, which only the number of features and of classes connects.
-    """
-    names = {config: next(stream for stream in streams if config.stem.startswith(f"{stream}_")) for config in configs}
-    methods = {config: config.stem.removeprefix(f"{stream}_") for config, stream in names.items()}
-    seen: set[str] = set()
-    marked = []
-    for place, method in enumerate(sorted(set(methods.values()))):
-        # each method on another stream, where it has one of its own
-        those = [config for config in configs if methods[config] == method]
-        config = those[place % len(those)]
-        seen.add(names[config])
-        marked.append(pytest.param(config, marks=pytest.mark.slow if place % fast else []))
-    missing = [
-        next(config for config in configs if names[config] == stream) for stream in streams if stream not in seen
-    ]
-    return [*marked, *(pytest.param(config, marks=pytest.mark.slow) for config in missing)]
+def planned_by(table: str) -> list[Planned]:
+    """The experiments of a table."""
+    return experiments_of(parse(["run", "--table", table, "--output", "unused"]).run)
+
+
+def test_each_method_fits_each_stream() -> None:
+    for stream, method in itertools.product(STREAMS, METHODS):
+        check_together([stream, method])
 
 
 @pytest.mark.parametrize("part", range(8))
 def test_every_configuration_is_understood(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(CONFIGS.parent)
-    whole = [path for path in sorted(CONFIGS.rglob("*.yaml")) if "model:" in path.read_text()]
-    assert len(whole) > 200
-    for path in whole[part::8]:
-        configuration = resolved_configuration(["--config", str(path)])
-        assert configuration["model"]["class_path"] and configuration["data"]["class_path"], path
+    """Model and data are sections of their own, so that each with one of the others stands for all pairs."""
+    monkeypatch.chdir(ROOT)
+    pairs = {(stream, METHODS[place]) for place, stream in enumerate(STREAMS)}
+    pairs |= {(PLANES[place % len(PLANES)], method) for place, method in enumerate(METHODS) if method.stem not in IMAGES}
+    for stream, method in sorted(pairs)[part::8]:
+        if stream in PLANES and method.stem in IMAGES:
+            continue
+        found = resolved_configuration(["--config", str(stream), "--config", str(method)])
+        assert found["experiment"] == f"{stream.stem}_{method.stem}"
+        assert all(found[section]["class_path"].startswith("mh_lightning.") for section in ("model", "data"))
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_config(run: Callable[..., Path], tmp_path: Path, config: Path) -> None:
-    options = list(SMALL)
-    if config.stem == "image_folder":
-        write_images(tmp_path / "images")
-        options += ["--data.init_args.root", str(tmp_path / "images")]
-    else:
-        options += FEW
-    if "_ridge_memory_head" in config.stem:
-        options += ["--model.head.key_mem_units", "2"]
-    folder = run("fit", config, *options)
-    results = json.loads((folder / "results.json").read_text())
-    assert len(results["accuracy_matrix"]) == results["num_tasks"] == (3 if config.stem == "image_folder" else 5)
-    assert folder.parent.name == config.stem
+def test_a_method_without_a_stream_is_refused() -> None:
+    for kind, config, said in (("methods", "ncm", "a stream, such as"), ("streams", "digits", "a method, such as")):
+        with pytest.raises(UserError, match=said):
+            resolved_configuration(["--config", str(CONFIGS / kind / f"{config}.yaml")])
 
 
-# mini-ImageNet's ResNet-18 would come from the network
-PERTURBED: dict[str, tuple[int, tuple[str, ...]]] = {
-    "digits_perturbed_cdi_memory_head": (5, ("--data.init_args.split_fractions", "[0.88, 0.02, 0.1]", *FEW)),
-    "fashion_mnist_perturbed_cdi_memory_head": (5, FEW),
-    "mini_imagenet_cdi_memory_head": (3, ("--model.init_args.backbone.init_args.pretrained", "false",
-                                          "--data.init_args.num_workers", "0")),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PERTURBED)
-def test_config_of_perturbed_images(run: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    increment, options = PERTURBED[name]
-    root: tuple[str, ...] = ()
-    if not name.startswith("digits"):
-        (write_mini_imagenet if name.startswith("mini") else write_fashion_mnist)(tmp_path)
-        root = ("--data.init_args.root", str(tmp_path))
-    folder = run(
-        "fit", CONFIGS / "ocdi" / f"{name}.yaml", *SMALL, *options, *root, "--data.init_args.increment", str(increment)
-    )
-    results = json.loads((folder / "results.json").read_text())
-    assert len(results["accuracy_matrix"]) == len(results["accuracy_matrix"][0]) == results["num_tasks"] == 6
-    assert len(results["validation"]["accuracy_matrix"][0]) == 3
-
-
-FROZEN = sorted(path for path in (CONFIGS / "frozen").glob("*.yaml") if path.stem.startswith(("digits", "fashion")))
-FROZEN_STREAMS = (
-    "digits_perturbed_cdi",
-    "digits",
-    "fashion_mnist_perturbed_cdi",
-    "fashion_mnist_full",
-    "fashion_mnist",
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["quickstart", "methods/memory_head"], "both say what model is, and model.backbone.name of the first"),
+        (["quickstart", "streams/digits"], "would stay; leave it out of one"),
+        (["methods/slca_memory_head", "streams/cifar100"], "would take back data.batch_size"),
+        (["methods/linear_per_task_sequential", "streams/digits_tuned"], "model.backbone.learning_rate_factor"),
+    ],
 )
-PLANE_STREAMS = [f"{name}_{order}" for name in ("modes", "moons") for order in ("iid", "ci", "cdi", "cdid")]
+def test_files_whose_options_would_mix_are_refused(files: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_together([CONFIGS / f"{file}.yaml" for file in files])
 
 
-def test_every_frozen_method_has_a_configuration() -> None:
-    methods = ("ncm", "slda", "ranpac", "ranpac_2875", "fecam", "joint", "er", "memory_head", "ridge_memory_head",
-               "ridge_memory_head_projections")  # fmt: skip
-    streams = ("fashion_mnist", "fashion_mnist_full", "fashion_mnist_perturbed_cdi", "digits", "digits_perturbed_cdi")
-    names = {path.stem for path in FROZEN}
-    assert names >= {f"{stream}_{method}" for stream in streams for method in methods} | {"fashion_mnist_linear"}
+def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
+    words = ["--config", "streams/cifar100.yaml", "--config", "methods/slca.yaml"]
+    given = resolved_configuration([*words, "--model.backbone", "backbones/vit_b16_mocov3.yaml"])
+    backbone = given["model"]["init_args"]["backbone"]["init_args"]
+    assert resolved_configuration(words)["model"]["init_args"]["backbone"]["init_args"]["pretrained"] is True
+    assert backbone["pretrained"] is False and backbone["checkpoint_path"].endswith("vit-b-300ep.pth.tar")
 
 
-@pytest.mark.parametrize("config", each_once(FROZEN, FROZEN_STREAMS, 3), ids=lambda path: path.stem)
-def test_config_of_kept_features(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
-    options = ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features"), "--pictures", "false"]
-    if config.stem.startswith("fashion"):
-        options += ["--data.init_args.root", str(fashion_mnist)]
-    perturbed = "perturbed" in config.stem
-    if perturbed:
-        options += ["--data.init_args.increment", "5"]
-        if config.stem.startswith("digits"):
-            options += ["--data.init_args.split_fractions", "[0.88, 0.02, 0.1]"]
-    if "_ranpac" in config.stem:
-        options += ["--model.head.num_projections", "40"]
-    if "_ridge_memory_head" in config.stem:
-        options += ["--model.head.key_mem_units", "2"]
-        if config.stem != "digits_ridge_memory_head":  # to choose the ridges takes seconds
-            options += ["--model.head.ridge", "0.3"]
-    if config.stem.endswith("_projections"):
-        options += ["--model.head.projections_beside", "40"]
-    if config.stem.endswith("er"):
-        options += ["--model.init_args.buffer_size", "20"]
-    solved_once = config.stem.endswith("fecam") and config.stem != "fashion_mnist_fecam"  # solutions take seconds
-    if solved_once:
-        options += ["--data.init_args.evaluate_every_n_tasks", "6"]
-    folder = run("fit", config, *SMALL, *FEW, *options)
+# they need a backbone of timm
+IMAGES = {"memory_head_500_online", "linear_per_task_sequential", "fecam"}
+FASTER = {"ranpac": ("num_projections", 40), "ranpac_2875": ("num_projections", 40),
+          "ridge_memory_head_projections": ("projections_beside", 40)}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_method(run: Callable[..., Path], tmp_path: Path, method: Path) -> None:
+    """Each once, on one of the streams in turn."""
+    options = ["--config", str(method)]
+    if method.stem in IMAGES or "slca" in method.stem or "per_task" in method.stem:  # these need a stream of classes
+        stream = CONFIGS / "streams" / ("digits_perturbed_cdi.yaml" if "online" in method.stem else "digits.yaml")
+        cached = "null" if "sequential" in method.stem else f"{{folder: {tmp_path / 'features'}}}"
+        options += [*SMALL, *FEW, "--data.feature_cache", cached, "--pictures", "false"]
+        if "online" in method.stem:
+            options += ["--data.split_fractions", "[0.88, 0.02, 0.1]", "--data.increment", "5"]
+    else:
+        stream = PLANES[METHODS.index(method) % len(PLANES)]
+        options += FEW_POINTS
+    if method.stem in FASTER:
+        name, value = FASTER[method.stem]
+        options += [f"--model.head.{name}", str(value)]
+    if "slca" in method.stem or "aligned" in method.stem:
+        options += ["--model.alignment.samples_per_class", "4"]
+    folder = run("fit", stream, *options)
     results = json.loads((folder / "results.json").read_text())
-    assert results["num_tasks"] == (6 if perturbed else 5)
-    assert len(results["accuracy_matrix"]) == (1 if solved_once else results["num_tasks"])
-    assert results["cost"]["state_bytes"] > 0 and results["cost"]["samples_per_second"] > 0
-    assert len(list((fashion_mnist / "features").iterdir())) == 1
-
-
-PLANES = sorted(path for part in ("ocdi", "frozen") for path in (CONFIGS / part).glob("mo*_*.yaml"))
-TINY_PLANE = ("--data.init_args.num_samples", "60", "--pictures", "false", "--trainer.enable_checkpointing", "false",
-              "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
-              "--trainer.accelerator", "cpu")  # fmt: skip
-
-
-def test_every_plane_has_every_method() -> None:
-    methods = [
-        {path.stem.removeprefix(f"{stream}_") for path in PLANES if path.stem.startswith(f"{stream}_")}
-        for stream in PLANE_STREAMS
-    ]
-    assert len(set(map(frozenset, methods))) == 1 and len(methods[0]) == 16
-    assert methods[0] >= {"ridge_memory_head", "ncm", "slda", "ranpac", "fecam"}
-
-
-@pytest.mark.parametrize("config", each_once(PLANES, PLANE_STREAMS), ids=lambda path: path.stem)
-def test_config_of_a_plane(run: Callable[..., Path], config: Path) -> None:
-    folder = run("fit", config, *TINY_PLANE)
-    results = json.loads((folder / "results.json").read_text())
-    tasks = {"iid": 1, "ci": 4, "cdi": 8, "cdid": 8}[config.stem.split("_")[1]]
-    assert len(results["accuracy_matrix"]) == results["num_tasks"] == tasks
-    assert len(results["validation"]["accuracy_matrix"][0]) == max(1, tasks // 2)
+    assert folder.parent.name == f"{stream.stem}_{method.stem}"
+    assert len(results["accuracy_matrix"]) == results["num_tasks"]
+    assert results["cost"]["state_bytes"] > 0
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["data"]["class_path"] and saved["model"]["init_args"]["backbone"]["class_path"]  # in one file
 
 
-HERE = sorted(path for path in (CONFIGS / "ci").glob("*.yaml") if path.stem.startswith(("digits", "fashion_mnist")))
+@by_stem
+def test_stream(run: Callable[..., Path], tmp_path: Path, fashion_mnist: Path, config: Path) -> None:
+    """Each once, with a method that is fast."""
+    name = config.stem
+    if config in PLANES:
+        results = results_of(run("fit", config, "--config", str(CONFIGS / "methods" / "ncm.yaml"), *FEW_POINTS))
+        assert results["num_tasks"] == {"iid": 1, "ci": 4, "cdi": 8, "cdid": 8}[name.split("_")[1]]
+        assert len(results["validation"]["accuracy_matrix"][0]) == max(1, results["num_tasks"] // 2)
+        return
+    options, tasks = [*SMALL, "--pictures", "false"], 5
+    if name != "quickstart":
+        options += ["--config", str(CONFIGS / "methods" / f"{'linear' if 'tuned' in name else 'ncm'}.yaml")]
+    if name == "image_folder":
+        write_images(tmp_path / "images")
+        options += ["--data.root", str(tmp_path / "images")]
+        tasks = 3
+    elif name in ("cifar100", "cub200", "cars196", "imagenet_r"):
+        for split, images in (("train", 12), ("test", 3)):
+            write_files(tmp_path, images_of(dict.fromkeys(("a", "b", "c", "d", "e"), images), f"{split}/"))
+        tiny = tmp_path / "tiny.yaml"
+        tiny.write_text(TINY_BACKBONE)
+        options += ["--config", str(tiny), "--data.root", str(tmp_path), "--data.increment", "2", "--experiment", name,
+                    "--data.last_task_size", "1", "--data.epochs_per_task", "1"]  # fmt: skip
+        tasks = 3
+    elif name == "mini_imagenet_cdi":  # whose ResNet-18 would come from the network
+        write_mini_imagenet(tmp_path)
+        options += ["--data.root", str(tmp_path), "--model.backbone.pretrained", "false", "--data.num_workers", "0",
+                    "--data.increment", "3"]  # fmt: skip
+        tasks = 6
+    else:
+        options += FEW
+    if name.startswith("fashion"):
+        options += ["--data.root", str(fashion_mnist)]
+    if "feature_cache" in config.read_text():
+        options += ["--data.feature_cache.folder", str(fashion_mnist / "features")]
+    if "perturbed" in name:
+        options += ["--data.increment", "5"]
+        tasks = 6
+    if name == "digits_perturbed_cdi":
+        options += ["--data.split_fractions", "[0.88, 0.02, 0.1]"]
+    results = results_of(run("fit", config, *options))
+    assert len(results["accuracy_matrix"]) == results["num_tasks"] == tasks
 
 
-def test_every_class_incremental_variant_has_a_configuration() -> None:
-    heads = {"linear", "linear_aligned", "memory_head", "memory_head_aligned"}
-    for data in ("digits", "fashion_mnist"):
-        names = {path.stem.removeprefix(f"{data}_") for path in HERE if path.stem.startswith(data)}
-        assert names >= {f"{mode}_{head}" for mode in ("frozen", "tuned") for head in heads} | {
-            "tuned_linear_sequential"
-        }
+PUBLISHED = {folder: f"ridge_{folder.name}" for folder in (ROOT / "docs" / "ridge_memory_head").iterdir() if
+             folder.is_dir()} | {ROOT / "docs" / "ocdi": "ocdi", ROOT / "docs" / "frozen": "frozen",
+             ROOT / "docs" / "ci" / "frozen": "ci_frozen", ROOT / "docs" / "ci" / "tuned": "ci_tuned"}  # fmt: skip
 
 
-@pytest.mark.parametrize("config", each_once(HERE, ("digits", "fashion_mnist"), 4), ids=lambda path: path.stem)
-def test_class_incremental_config(run: Callable[..., Path], fashion_mnist: Path, config: Path) -> None:
-    options = ["--data.init_args.epochs_per_task", "1", "--pictures", "false"]
-    if config.stem.startswith("fashion"):
-        options += ["--data.init_args.root", str(fashion_mnist)]
-    if "frozen" in config.stem:
-        options += ["--data.init_args.feature_cache.folder", str(fashion_mnist / "features")]
-    if config.stem.endswith("aligned"):
-        options += ["--model.init_args.alignment.samples_per_class", "4"]
-    folder = run("fit", config, *SMALL, *FEW, *options)
-    results = json.loads((folder / "results.json").read_text())
-    assert len(results["by_task"]) == len(results["accuracy_matrix"]) == results["num_tasks"] == 5
+def test_every_published_table_has_its_configuration() -> None:
+    assert {*PUBLISHED.values(), "ci_published"} == {path.stem for path in TABLES}
+    for folder, table in PUBLISHED.items():
+        series = json.loads((folder / "series.json").read_text())
+        shown = {name for stream in series["streams"] for name in stream["experiments"]}
+        assert {one.name for one in planned_by(f"tables/{table}.yaml")} == shown, table
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.stem)
+def test_every_cell_of_a_table_is_understood(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the cells with the same overrides and kind of method; streams and methods are resolved above."""
+    monkeypatch.chdir(ROOT)
+    kinds = {one.overrides: one for one in planned_by(str(table))}
+    for one in kinds.values():
+        assert read_experiment(one).configuration["data"]["class_path"]
+
+
+PUBLISHED_ROWS = planned_by("tables/ci_published.yaml")
+
+
+@pytest.mark.parametrize("row", PUBLISHED_ROWS, ids=lambda row: row.name)
+def test_published_hyper_parameters(row: Planned) -> None:
+    """As listed in the brief and in SLCA's experiment files."""
+    data = next(name for name in ("cifar100", "imagenet_r", "cub200", "cars196") if row.name.startswith(name))
+    content = read_experiment(row).configuration
+    model, stream = content["model"]["init_args"], content["data"]["init_args"]
+    from_scratch = "mocov3" in row.name
+    epochs, milestone = (90, 80) if from_scratch else (20, 18) if data == "cifar100" else (50, 40)
+    assert stream["epochs_per_task"] == epochs
+    assert model["lr_scheduler"]["init_args"]["milestones"] == [milestone]
+    optimizer = {name: model["optimizer"]["init_args"][name] for name in ("lr", "momentum", "weight_decay")}
+    assert optimizer == {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    assert model["alignment"]["logit_norm"] == (0.05 if data == "cars196" else 0.1)
+    assert stream["batch_size"] * content["trainer"]["accumulate_grad_batches"] == 128
+    assert stream["increment"] == (10 if data == "cifar100" else 20) and stream["class_order_seed"] == 1993
+    assert stream["last_task_size"] == (16 if data == "cars196" else None)
+    assert ("MHLinear" in model["head"]["class_path"]) == row.name.endswith("memory_head")
+    backbone = model["backbone"]["init_args"]
+    assert backbone["learning_rate_factor"] == 0.01 and not backbone["frozen"]
+    assert backbone["pretrained"] is not from_scratch
+
+
+def test_every_published_row_has_a_configuration() -> None:
+    assert {row.name for row in PUBLISHED_ROWS} == {
+        f"{data}_{weights}_{method}" for data in ("cifar100", "imagenet_r", "cub200", "cars196")
+        for weights in ("in21k", "mocov3") for method in ("slca", "memory_head")
+    }  # fmt: skip
+

@@ -59,10 +59,11 @@ def test_features_of_images(tmp_path: Path) -> None:
 
 
 def test_closed_form_heads_on_kept_features(run: Run, tmp_path: Path) -> None:
-    small = ("--data.init_args.max_train_samples", "400", "--data.init_args.max_test_samples", "200",
+    few = ("--data.init_args.max_train_samples", "400", "--data.init_args.max_test_samples", "200",
              "--data.init_args.feature_cache.folder", str(tmp_path / "features"))  # fmt: skip
     for method in ("ridge_memory_head", "slda", "fecam"):
-        config = ROOT / "configs" / "frozen" / f"digits_{method}.yaml"
+        config = ROOT / "configs" / "streams" / "digits.yaml"
+        small = ("--config", f"methods/{method}.yaml", *few)
         on_cpu = run("fit", config, *small, "--trainer.accelerator", "cpu")
         on_gpu = run("fit", config, *small, *ON_GPU)
         assert results_of(on_gpu)["average_accuracy"] == pytest.approx(results_of(on_cpu)["average_accuracy"], abs=0.02)

@@ -5,39 +5,48 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from glob import glob
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import Path_fr
 
 from mh_lightning.errors import UserError
+from mh_lightning.experiments.cells import Cells, Planned, planned, whole
 from mh_lightning.experiments.report import rebuild_report
 from mh_lightning.experiments.runs import seeds_of
 from mh_lightning.experiments.search import run_search
 from mh_lightning.experiments.series import run_series
+from mh_lightning.mistakes import sentence_of
+from mh_lightning.packaged import config_file
 
 
 def _parser() -> ArgumentParser:
     run = ArgumentParser(
         description="Run experiments with several seeds and write tables.", exit_on_error=False, allow_abbrev=False
     )
+    run.add_argument("--table", action="config", help="YAML file that names streams, methods and these options.")
+    run.add_argument("--streams", nargs="+", default=[], help="Names of configs/streams, or YAML files.")
+    run.add_argument("--methods", nargs="+", default=[], help="Names of configs/methods, or YAML files, for each.")
+    run.add_argument("--cells", type=list[Cells], default=[], help="More streams and methods, with overrides.")
     run.add_argument(
         "--configs",
         nargs="+",
-        required=True,
-        help="YAML files, or quoted patterns such as 'x_*.yaml'; each file is an experiment.",
+        default=[],
+        help="YAML files, or quoted patterns such as 'x_*.yaml'; each file is a whole experiment.",
     )
     run.add_argument("--output", type=str, required=True, help="Folder for the tables and the figure.")
     run.add_argument("--class_order_seeds", nargs="+", default=[], help="Run each seed with each class order.")
     run.add_argument("--baseline", type=str, help="Experiment to compare with, or the end of one name in each stream.")
     run.add_argument("--run_dir", type=str, default="runs", help="Folder of the run folders.")
     run.add_argument("--title", type=str, help="Title of the tables.")
-    run.add_argument("--reference", type=str, help="CSV file of published values: experiment, value, source.")
+    run.add_argument("--reference", type=Path_fr | None, help="CSV file of published values: experiment, value, source.")
 
     search = ArgumentParser(
         description="Search for hyper-parameters on validation data.", exit_on_error=False, allow_abbrev=False
     )
-    search.add_argument("--config", type=str, required=True, help="YAML file of the experiment.")
+    search.add_argument("--config", nargs="+", required=True, help="YAML files of the experiment, a stream first.")
     search.add_argument("--space", type=str, required=True, help="YAML file of the options and their ranges.")
     search.add_argument("--trials", type=int, required=True, help="Trials in the storage at the end.")
     search.add_argument("--storage", type=str, required=True, help="Journal file, or a database's URL.")
@@ -63,37 +72,55 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _files(pattern: str) -> list[Path]:
-    """The files of a quoted pattern such as 'configs/ocdi/modes_*.yaml', in alphabetical order."""
-    if not set("*?[") & set(pattern):
-        return [Path(pattern)]
-    found = sorted(glob(pattern))
+def parse(words: Sequence[str]) -> Namespace:
+    """The options of a command line.
+
+    Raises:
+        ArgumentError: if the parser refuses any of it.
+    """
+    # argparse takes an override with its dashes for an option of its own
+    bare = [re.sub(r"^--(?=\w+\.[\w.]+\+?=)", "", word) for word in words]
+    return _parser().parse_args(
+        [config_file(word) if before == "--table" else word for before, word in pairwise(["", *bare])]
+    )
+
+
+def experiments_of(given: Namespace) -> list[Planned]:
+    """What the options of `run` ask for.
+
+    Raises:
+        UserError: if they do not fit.
+    """
+    if bool(given.streams) != bool(given.methods):
+        raise UserError("--streams and --methods go together; give both, or --configs with whole experiments.")
+    cells = [Cells(given.streams, given.methods), *given.cells]
+    found = [one for pattern in given.configs for one in whole(pattern)]
+    found += [one for some in cells for one in planned(some)]
     if not found:
-        raise UserError(f"--configs: no file matches {pattern!r}.")
-    return [Path(path) for path in found]
+        raise UserError("nothing to run; give --table, --streams and --methods, or --configs.")
+    return [replace(one, overrides=(*one.overrides, *given.overrides)) for one in found]
 
 
 def _run(given: Namespace, words: Sequence[str]) -> int:
     return run_series(
-        [path for config in given.configs for path in _files(config)],
+        experiments_of(given),
         seeds_of(given.seeds, "--seeds"),
         Path(given.output),
         seeds_of(given.class_order_seeds, "--class_order_seeds"),
-        given.overrides,
         given.workers,
         Path(given.run_dir),
         given.baseline,
         given.metric,
         given.title,
-        None if given.reference is None else Path(given.reference),
+        None if given.reference is None else Path(given.reference.absolute),
         ("python", "-m", "mh_lightning.experiments", *words),
     )
 
 
 def _search(given: Namespace) -> int:
     return run_search(
-        Path(given.config),
-        Path(given.space),
+        [Path(config_file(config)) for config in given.config],
+        Path(config_file(given.space)),
         given.trials,
         seeds_of(given.seeds, "--seeds"),
         given.storage,
@@ -123,8 +150,7 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     try:
-        # argparse takes an override with its dashes for an option of its own
-        given = _parser().parse_args([re.sub(r"^--(?=\w+\.[\w.]+\+?=)", "", word) for word in words])
+        given = parse(words)
         match given.subcommand:
             case "run":
                 code = _run(given.run, words)
@@ -133,7 +159,7 @@ def main(args: Sequence[str] | None = None) -> int:
             case _:
                 code = _tables(given.tables)
     except (UserError, ArgumentError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

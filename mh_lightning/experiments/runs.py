@@ -10,6 +10,7 @@ import yaml
 
 from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
+from mh_lightning.experiments.cells import Planned
 from mh_lightning.metrics import continual_metrics
 from mh_lightning.packaged import config_file
 from mh_lightning.run_folders import version_folders
@@ -123,10 +124,10 @@ def essence_of(configuration: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A configuration file with overrides, as the parser understands them.
+    """Configurations with overrides, as the parser understands them.
 
     Args:
-        name: the file's, without its ending.
+        name: the files', without their endings, or a table's.
         arguments: what `fit` is given, seeds left out.
         configuration: what follows from them.
     """
@@ -154,23 +155,25 @@ class Experiment:
         return Run(self.name, seed, order, arguments, folder / name, configuration)
 
 
-def read_experiment(config: Path, overrides: Sequence[str] = (), seed: int = 0, order: int | None = None) -> Experiment:
-    """Parse a configuration file with overrides, and check it with a seed and a class order.
+def read_experiment(experiment: Planned, seed: int = 0, order: int | None = None) -> Experiment:
+    """Parse an experiment's configurations with its overrides, and check them with a seed and a class order.
 
     Args:
-        config: the file.
-        overrides: options of `fit` as ``key=value``, leading dashes left out or not.
+        experiment: its name, its files, and options of `fit` as ``key=value``, leading dashes left out or not.
         seed: any that will be run.
         order: any that will be run.
 
     Raises:
         UserError: if the parser refuses any of it.
     """
-    config = Path(config_file(str(config)))
-    if not config.is_file():
-        raise UserError(f"--config: {str(config)!r} is no file; give a YAML file such as configs/quickstart.yaml.")
+    files = [Path(config_file(str(file))) for file in experiment.files]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise UserError(
+            f"{experiment.option}: {str(missing)!r} is no file; give a YAML file such as configs/quickstart.yaml."
+        )
     options = []
-    for override in overrides:
+    for override in experiment.overrides:
         key, equals, value = override.removeprefix("--").partition("=")
         if not equals or not key or key.rstrip("+") in OWN_OPTIONS:
             raise UserError(
@@ -178,22 +181,24 @@ def read_experiment(config: Path, overrides: Sequence[str] = (), seed: int = 0, 
                 f"data.init_args.batch_size=8, and none of {', '.join(OWN_OPTIONS)}."
             )
         options.append(f"--{key}={value}")
-    given = Experiment(config.stem, ("--config", str(config), *options), {"data": {"init_args": {}}})
+    words = [word for file in files for word in ("--config", str(file))]
+    given = Experiment(experiment.name, (*words, *options), {"data": {"init_args": {}}})
+    shown = " and ".join(str(file) for file in experiment.files)
     try:
         configuration = resolved_configuration(list(given.run(Path(), seed, order).arguments))
     except UserError as error:
-        raise UserError(f"{config}: {error}") from error
+        raise UserError(f"{shown}: {error}") from error
     devices = configuration["trainer"]["devices"]
     if devices not in ("auto", 1, "1"):
-        raise UserError(f"{config}: trainer.devices={devices!r}, but each run has one device here; give 1.")
-    return Experiment(config.stem, (*given.arguments, *FIXED), configuration)
+        raise UserError(f"{shown}: trainer.devices={devices!r}, but each run has one device here; give 1.")
+    return Experiment(experiment.name, (*given.arguments, *FIXED), configuration)
 
 
-def seeds_of(texts: Sequence[str], option: str) -> list[int]:
+def seeds_of(texts: Sequence[str | int], option: str) -> list[int]:
     """Seeds from numbers and ranges, in order and each once.
 
     Args:
-        texts: such as ``3`` or ``0-9``, both ends included.
+        texts: such as ``3``, which tables write as a number, or ``0-9``, both ends included.
         option: that they come from.
 
     Raises:
@@ -204,7 +209,7 @@ def seeds_of(texts: Sequence[str], option: str) -> list[int]:
         [0, 1, 2, 7]
     """
     seeds: list[int] = []
-    for text in texts:
+    for text in map(str, texts):
         first, dash, last = text.partition("-")
         ends = (first, last if dash else first)
         if not all(end.isdecimal() for end in ends) or not int(ends[0]) <= int(ends[1]) < 2**32:

@@ -7,7 +7,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mh_lightning.config_sets import name_of
 from mh_lightning.errors import UserError
+from mh_lightning.experiments.cells import Planned
 from mh_lightning.experiments.progress import Progress
 from mh_lightning.experiments.report import write_file
 from mh_lightning.experiments.runs import Experiment, Run, essence_of, read_experiment, read_results
@@ -185,7 +187,7 @@ def validation_value(folder: Path, metric: str) -> float:
 
 
 def run_search(
-    config: Path,
+    configs: Sequence[Path],
     space: Path,
     trials: int,
     seeds: Sequence[int],
@@ -199,7 +201,7 @@ def run_search(
     """Search until the storage holds enough trials, then write the best values and a table of all trials.
 
     Args:
-        config: the experiment's file.
+        configs: the experiment's files, a stream before a method.
         space: YAML file of what is searched.
         trials: in all, those that the storage holds included.
         seeds: every trial runs with each of them.
@@ -222,12 +224,14 @@ def run_search(
         raise UserError(f"--trials must be at least 1, got {trials}.")
     distributions = read_space(space)
     firsts = [f"{key}={as_text(first_value(distribution))}" for key, distribution in distributions.items()]
-    read_experiment(config, [*overrides, *firsts], seeds[0])  # so that an option that does not exist is refused here
-    experiment = read_experiment(config, overrides, seeds[0])
+    planned = Planned(name_of(configs), tuple(configs), tuple(overrides), "--config")
+    # so that an option that does not exist is refused here
+    read_experiment(replace(planned, overrides=(*overrides, *firsts)), seeds[0])
+    experiment = read_experiment(planned, seeds[0])
     check_metric(metric, [experiment])
     if not _has_validation(experiment.configuration["data"]):
         raise UserError(
-            f"{config}: the search chooses on validation data, and there is none; set it aside, "
+            f"{experiment.name}: the search chooses on validation data, and there is none; set it aside, "
             "for example with --overrides data.init_args.validation_fraction=0.2."
         )
     for folder, option in ((output.parent, "--output"), (run_dir, "--run_dir")):
@@ -242,7 +246,7 @@ def run_search(
         "metric": metric,
     }
     kept = [] if run_dir is None else [path.name for path in run_dir.glob("trial_*")]  # before the trials are known
-    study = open_study(storage, config.stem, "minimize" if metric == "forgetting" else "maximize", settings)
+    study = open_study(storage, experiment.name, "minimize" if metric == "forgetting" else "maximize", settings)
     known = {f"trial_{trial.number}" for trial in study.get_trials(deepcopy=False)}
     strangers = sorted(set(kept) - known)
     if strangers:
@@ -256,7 +260,7 @@ def run_search(
             search.run(Path(temporary), workers, keep=False)
     else:
         search.run(run_dir, workers, keep=True)
-    return _write(study, output, config, metric, seeds)
+    return _write(study, output, configs, metric, seeds)
 
 
 def _has_validation(data: dict[str, Any]) -> bool:
@@ -267,7 +271,7 @@ def _has_validation(data: dict[str, Any]) -> bool:
     return bool(getattr(import_module(module), name).brings_validation(options))
 
 
-def _write(study: "Study", output: Path, config: Path, metric: str, seeds: Sequence[int]) -> int:
+def _write(study: "Study", output: Path, configs: Sequence[Path], metric: str, seeds: Sequence[int]) -> int:
     ended = [trial for trial in counted_trials(study) if trial.state.is_finished()]
     table = output.with_name(f"{output.stem}_trials.csv")
     write_file(table, _trials_csv(ended, seeds))
@@ -281,7 +285,7 @@ def _write(study: "Study", output: Path, config: Path, metric: str, seeds: Seque
         f"# Chosen by {metric.replace('_', ' ')} on validation data: {best.value:.4f}, the mean over "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.\n"
         f"# Trial {best.number} of {len(ended)}, of which {len(failed)} failed; all are in {table.name}.\n"
-        f"# Use it with: fit --config {config.name} --config {output.name}\n"
+        f"# Use it with: fit {' '.join(f'--config {file.name}' for file in (*configs, output))}\n"
         + yaml.safe_dump(nested(best.params), sort_keys=False),
     )
     print(f"Best of {len(ended)} trials: {best.value:.4f} with {best.params}, in {output}")

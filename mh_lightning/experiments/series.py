@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mh_lightning.errors import UserError
+from mh_lightning.experiments.cells import Planned, check_names
 from mh_lightning.experiments.progress import Progress
 from mh_lightning.experiments.report import Series, write_report
 from mh_lightning.experiments.runs import METRICS, Experiment, Run, read_experiment
@@ -22,11 +23,10 @@ Found = dict[str, dict[Key, dict[str, Any]]]
 
 
 def run_series(
-    configs: Sequence[Path],
+    planned: Sequence[Planned],
     seeds: Sequence[int],
     output: Path,
     class_order_seeds: Sequence[int] = (),
-    overrides: Sequence[str] = (),
     workers: int = 1,
     run_dir: Path = Path("runs"),
     baseline: str | None = None,
@@ -40,11 +40,10 @@ def run_series(
     Runners may share a run folder: each run takes place in one of them, and all of them have its result.
 
     Args:
-        configs: a file for each experiment, which is named after it.
+        planned: the experiments.
         seeds: of everything.
         output: folder of what is written.
         class_order_seeds: of the class order; none leaves it to the configurations.
-        overrides: options of `fit` as key=value, for all.
         workers: processes.
         run_dir: folder of the run folders.
         baseline: experiment that the others are compared with, or the end of one name in each stream.
@@ -60,13 +59,10 @@ def run_series(
         UserError: if an argument does not fit; nothing is run or written then.
     """
     check_workers(workers)
-    names = [config.stem for config in configs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"--configs: two files are called {twice!r}, which names their experiments; rename one.")
+    check_names(planned)
     published = {} if reference is None else read_published(reference)
     orders: Sequence[int | None] = list(class_order_seeds) or [None]
-    experiments = [read_experiment(config, overrides, seeds[0], orders[0]) for config in configs]
+    experiments = [read_experiment(one, seeds[0], orders[0]) for one in planned]
     check_metric(metric, experiments)
     streams = group_by_stream(experiments, baseline)
     for folder, option in ((output, "--output"), (run_dir, "--run_dir")):
@@ -78,7 +74,7 @@ def run_series(
         for experiment in experiments
     ]
     found, failures = _run_missing(runs, workers)
-    results: Found = {name: {} for name in names}
+    results: Found = {experiment.name: {} for experiment in experiments}
     for run in runs:  # in the order of the command line, not in that of their ends
         if run.name in found:
             results[run.experiment][run.seed, run.order] = found[run.name]

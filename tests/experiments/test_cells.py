@@ -1,0 +1,90 @@
+"""Methods on streams, and tables of them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mh_lightning.experiments.__main__ import experiments_of, main, parse
+from mh_lightning.experiments.cells import Cells, Planned, planned
+
+
+def asked(*words: str) -> list[Planned]:
+    return experiments_of(parse(["run", "--seeds", "0", *words, "--output", "unused"]).run)
+
+
+def split(config: Path) -> tuple[Path, Path]:
+    """A whole configuration as a stream and a method."""
+    content = yaml.safe_load(config.read_text())
+    stream, method = config.with_name("blobs.yaml"), config.with_name("tuning.yaml")
+    stream.write_text(yaml.safe_dump({"data": content.pop("data")}))
+    method.write_text(yaml.safe_dump(content))
+    return stream, method
+
+
+def test_a_product_and_its_names() -> None:
+    found = asked("--streams", "moons_c*", "digits", "--methods", "ncm", "slda", "--overrides", "data.batch_size=4")
+    assert [one.name for one in found] == [
+        "moons_cdi_ncm", "moons_cdi_slda", "moons_cdid_ncm", "moons_cdid_slda", "moons_ci_ncm", "moons_ci_slda",
+        "digits_ncm", "digits_slda",
+    ]  # fmt: skip
+    assert {one.overrides for one in found} == {("data.batch_size=4",)}
+    assert [file.parent.name for file in found[0].files] == ["streams", "methods"]
+
+
+def test_a_table_is_options_that_the_command_line_overrides() -> None:
+    given = parse(["run", "--table", "tables/ridge_digits.yaml", "--seeds", "7", "--output", "unused"]).run
+    assert given.seeds == ["7"] and given.class_order_seeds == ["0-4"] and given.baseline == "_ridge_memory_head"
+    names = [one.name for one in experiments_of(given)]
+    assert names[:2] == ["digits_ridge_memory_head", "digits_ncm"] and len(names) == 8
+
+
+def test_what_is_overridden_on_the_command_line_comes_last() -> None:
+    cells = Cells(["digits"], {"small": "memory_head"}, ["data.batch_size=8"])
+    (one,) = planned(cells)
+    assert one.name == "digits_small" and one.overrides == ("data.batch_size=8",)
+    found = asked("--table", "tables/frozen.yaml", "--overrides", "pictures=true")
+    assert {one.overrides[-1] for one in found} == {"pictures=true"}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_table_of_ones_own(tmp_path: Path, tiny_config: Path) -> None:
+    stream, method = split(tiny_config)
+    (tmp_path / "published.csv").write_text("experiment,value,source\nblobs_slow,0.5,Doe 2024\n")
+    table = tmp_path / "table.yaml"
+    table.write_text(yaml.safe_dump({
+        "title": "Two rates", "baseline": "_usual", "reference": "published.csv", "seeds": [3],
+        "cells": [{"streams": [str(stream)], "methods": {"usual": str(method)}},
+                  {"streams": [str(stream)], "methods": {"slow": str(method)}, "overrides": ["model.optimizer.lr=0"]}],
+    }))  # fmt: skip
+    words = ["run", "--table", str(table), "--output", str(tmp_path / "out"), "--run_dir", str(tmp_path / "runs")]
+    assert main(words) == 0
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["experiment"], row["seed"]) for row in rows] == [("blobs_usual", "3"), ("blobs_slow", "3")]
+    assert float(rows[0]["average_accuracy"]) > float(rows[1]["average_accuracy"])
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert page.startswith("# Two rates\n") and "50.0 (Doe 2024)" in page and "run --table table.yaml" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--streams", "mode_cdi", "--methods", "ncm"], "there is no stream 'mode_cdi'; did you mean modes_cdi?"),
+        (["--streams", "digits", "--methods", "qqq"], "there is no method 'qqq'; `mh-lightning list methods` shows"),
+        (["--streams", "digits"], "--streams and --methods go together"),
+        ([], "nothing to run; give --table"),
+        (["--streams", "digits", "digits", "--methods", "ncm"], "two experiments are called 'digits_ncm'"),
+        (["--streams", "no.yaml", "--methods", "ncm"], "--streams: 'no.yaml' is no file"),
+        (["--table", "tables/ocdo.yaml"], "tables/ocdo.yaml"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: Sequence[str], said: str
+) -> None:
+    assert main(["run", *words, "--seeds", "0", "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and len(told.strip().splitlines()) == 1, told
+    assert not (tmp_path / "out").exists()
