@@ -2,9 +2,9 @@
 
     python -m benchmarks.class_covariances --root /usr/share/datasets/fashion-mnist --features data/features
 
-Each kind runs the stream fashion_mnist with the method linear_per_task_aligned, three epochs a task, through the command line. The error of a class's
-covariance is the Frobenius norm of its difference from the full one, over the norm of the full one; the jitter on the
-diagonal is in both. The memory is that of means, covariances and counts.
+Each kind runs streams/fashion_mnist.yaml with methods/linear_per_task_aligned.yaml, three epochs a task, through the
+command line. The error of a class's covariance is the Frobenius norm of its difference from the full one, over the norm
+of the full one; the jitter on the diagonal is in both. The memory is that of means, covariances and counts.
 """
 
 import argparse

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.training_step import TABLE, Size, turns
-from mh_lightning import functional as MF
+from mh_lightning import functional
 from mh_lightning.functional import grouped
 
 WAYS = {"all units": 10**18, "by unit": -(10**18)}
@@ -31,14 +31,14 @@ def median_times(size: Size, seconds: float) -> dict[tuple[str, str], float]:
     torch.manual_seed(0)
     b, n, o, m, delta, _ = size
     units = torch.rand(b, 1, m).topk(delta, dim=2).indices
-    attention = MF.Attention(torch.empty(0), units, torch.full((b, 1, delta), 1 / delta))
+    attention = functional.Attention(torch.empty(0), units, torch.full((b, 1, delta), 1 / delta))
     memories, gradient = nn.Parameter(torch.randn(1, m, o * (n + 1))), torch.randn(b, o)
     inputs, weights = torch.randn(4, b, n), nn.Linear(n, o * m)
     samples: dict[tuple[str, str], list[float]] = {}
 
     def step(x: Tensor) -> tuple[float, float, float]:
         begun = time.perf_counter()
-        outputs = MF.blend(x, memories, attention, bias=True, winner_only=True)
+        outputs = functional.blend(x, memories, attention, bias=True, winner_only=True)
         between = time.perf_counter()
         torch.autograd.grad(outputs, memories, gradient)
         return begun, between, time.perf_counter()

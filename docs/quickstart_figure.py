@@ -1,7 +1,6 @@
 """Draw the README's figure from the run folders of three of the runs in its table.
 
-python docs/quickstart_figure.py runs/linear/version_0 runs/quickstart/version_0 \\
-    runs/digits_normalized_ncm/version_0 docs/quickstart.png
+python docs/quickstart_figure.py runs/{linear,quickstart,digits_normalized_ncm}/version_0 docs/quickstart.png
 """
 
 import json

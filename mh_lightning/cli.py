@@ -25,9 +25,9 @@ from mh_lightning.config_files import MODE, check_nulls, check_values
 from mh_lightning.config_sets import check_together, name_of
 from mh_lightning.data import StreamDataModule
 from mh_lightning.distributed import in_process_group, leave_process_group
-from mh_lightning.errors import UserError, writing
+from mh_lightning.errors import UserError, require, writing
+from mh_lightning.library_errors import sentence_of
 from mh_lightning.methods import ContinualMethod
-from mh_lightning.mistakes import sentence_of
 from mh_lightning.packaged import CONFIG_OPTIONS, with_packaged
 from mh_lightning.resuming import check_configuration
 from mh_lightning.run_folders import CHECKPOINTS, LAST, RUN_DIR, check_checkpoint, chosen_checkpoint
@@ -168,8 +168,7 @@ class StreamCLI(LightningCLI):
         for name in ("model", "data"):
             check_nulls(config[name], name)
         seed = self.config[self.config.subcommand].get("seed_everything")
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything must lie in [0, 2**32), got {seed}.")
+        require("seed_everything", seed if isinstance(seed, int) else str(seed), at_least=0, below=2**32)
         self._name_run_folder()
         self._check_checkpoint()
 
@@ -207,8 +206,7 @@ class StreamCLI(LightningCLI):
         if not port.isdecimal() or int(port) >= 2**16:
             raise UserError(f"The environment variable MASTER_PORT must be a port from 0 to 65535, got {port!r}.")
         if config.num_threads is not None:
-            if not 1 <= config.num_threads <= MOST_THREADS:
-                raise UserError(f"num_threads must lie in 1 to {MOST_THREADS}, got {config.num_threads}.")
+            require("num_threads", config.num_threads, at_least=1, at_most=MOST_THREADS)
             use_threads(config.num_threads)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.pytorch.Trainer:

@@ -41,12 +41,12 @@ def check_together(files: Sequence[Path]) -> None:
             part = next((part for part in PARTS if part in own and part in classes and name.startswith(f"{part}.")), "")
             if part and name not in given:
                 raise UserError(
-                    f"--config: {str(classes[part])!r} and {str(file)!r} both say what {part} is, and {name} of the first "
-                    "would stay; leave it out of one, or give only options there, without a class_path."
+                    f"--config: {str(classes[part])!r} and {str(file)!r} both say what {part} is, and {name} of the "
+                    "first would stay; leave it out of one, or give only options there, without a class_path."
                 )
             if name in given and _owner(name, [*classes, *own]) in first_here:
                 raise UserError(
-                    f"--config: {str(file)!r} would take back {name} of {str(options[name])!r}; give {str(file)!r} first."
+                    f"--config: {str(file)!r} would take back {name} of {str(options[name])!r}; give it first."
                 )
         classes |= dict.fromkeys(own, file)
         options |= {name: file for name, is_class in given.items() if not is_class}

@@ -1,13 +1,15 @@
 """Mistakes that a user can make and mend."""
 
+import math
 import pickle
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +27,66 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         # a data loader's worker wraps the sentence into its traceback
         super().__init__(message.rpartition("mh_lightning.errors.UserError: ")[2].strip())
+
+
+def require(
+    option: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    one_of: Sequence[str] | None = None,
+    or_text: str | None = None,
+) -> None:
+    """Refuse the value of an option that is out of range, NaN included; None, an option that is left out, is not.
+
+    Args:
+        option: that is named.
+        value: what it got.
+        at_least: the lowest that it takes.
+        above: what it must pass.
+        at_most: the highest that it takes.
+        below: what it must not reach; infinity asks for a finite number.
+        one_of: the texts that it takes.
+        or_text: a text that it takes beside numbers.
+
+    Raises:
+        UserError: names the option, its range and what it got.
+
+    Example:
+        >>> require("data.batch_size", 4, at_least=1)
+        >>> require("data.validation_fraction", 1.5, at_least=0, below=1)
+        Traceback (most recent call last):
+        ...
+        mh_lightning.errors.UserError: data.validation_fraction must lie in [0, 1), got 1.5.
+    """
+    if value is None or (or_text is not None and value == or_text):
+        return
+    if one_of is not None:
+        if value not in one_of:
+            raise UserError(f"{option} must be one of {', '.join(one_of)}; got {value!r}.")
+        return
+    low = -math.inf if at_least is None and above is None else at_least if above is None else above
+    high = math.inf if at_most is None and below is None else at_most if below is None else below
+    assert low is not None and high is not None
+    if not isinstance(value, str):
+        above_low = value > low if above is not None else value >= low
+        if above_low and (value < high if below is not None else value <= high):
+            return
+    if low == -high == -math.inf:
+        bound = "be finite"
+    elif high == math.inf:
+        bound = f"be above {low}" if above is not None else f"be at least {low}"
+        bound += "" if below is None else " and finite"
+    elif low == -math.inf:
+        bound = f"be below {high}" if below is not None else f"be at most {high}"
+    else:
+        shown = "2**32" if high == 2**32 else high
+        bound = f"lie in {'(' if above is not None else '['}{low}, {shown}{')' if below is not None else ']'}"
+    text = "" if or_text is None else f", or be {or_text!r}"
+    raise UserError(f"{option} must {bound}{text}, got {value!r}.")
 
 
 # what libraries raise on files that are damaged or hold something else

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -141,7 +141,7 @@ def _configs(kind: str = "") -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(folder)), " ".join(line.removeprefix("#").strip() for line in comment)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "methods": _methods,
     "heads": _heads,
     "data": _data,

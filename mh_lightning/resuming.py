@@ -2,9 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from pprint import pformat
 from typing import Any
 
 import yaml
@@ -12,37 +10,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from mh_lightning.compat import one_spelling_of_precision
 from mh_lightning.errors import UserError, reason_of
+from mh_lightning.option_roles import Role, is_same_option, leaves, role_of
 
-# options that do not change what a run finds
-FREE = r"config|run_dir|experiment|ckpt_path|verbose|pictures|trainer\.(enable_\w+|logger|default_root_dir)"
-# options that may differ, which is told: of the trainer all but those that change more than the last bits of a sum
-FIXED_TRAINER = (
-    r"precision|plugins|callbacks|accumulate_grad_batches|gradient_clip_\w+|limit_train_batches|limit_val_batches"
-    r"|overfit_batches|sync_batchnorm|use_distributed_sampler"
-    r"|strategy\.init_args\.(ddp_comm_\w+|precision_plugin|model_averaging_period)"
-)
-CHANGEABLE = (
-    rf"num_threads|trainer\.(?!({FIXED_TRAINER})(\..*)?$).*"
-    r"|data\.init_args\.(root|path|num_workers|eval_batch_size|feature_cache\.init_args\.(folder|num_workers))"
-    r"|data\.init_args\.feature_cache\.(folder|num_workers)"
-    r"|model\.init_args\.backbone\.init_args\.(checkpoint_path|pretrained|compile)"
-)
 # callbacks that look on, which may come and go
 ONLOOKERS = re.compile(
     r"mh_lightning\.callbacks\.[\w.]+"
     r"|lightning\.pytorch\.callbacks\.(\w+\.)*(DeviceStatsMonitor|LearningRateMonitor|ModelCheckpoint|ModelSummary"
     r"|OnExceptionCheckpoint|RichModelSummary|RichProgressBar|ThroughputMonitor|TQDMProgressBar)"
 )
-
-
-def is_same_option(one: Any, other: Any) -> bool:
-    """Whether two values are equal and of one type, at every depth: of batches, 1 is one and 1.0 all of them.
-
-    Example:
-        >>> is_same_option(1, 1), is_same_option(1, 1.0), is_same_option({"a": [1]}, {"a": [True]})
-        (True, False, False)
-    """
-    return pformat(one) == pformat(other)  # which sorts the keys
 
 
 def check_configuration(text: Any, own: dict[str, Any]) -> None:
@@ -63,9 +38,9 @@ def check_configuration(text: Any, own: dict[str, Any]) -> None:
         raise UserError("ckpt_path: the checkpoint's configuration is damaged; give another checkpoint.")
     before, now = dict(leaves(_essence(saved))), dict(leaves(_essence(own)))
     changed = [name for name in sorted(before | now) if not is_same_option(before.get(name), now.get(name))]
-    changed = [name for name in changed if not re.fullmatch(FREE, name)]
+    changed = [name for name in changed if role_of(name) is not Role.FREE]
     told = {name: f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}" for name in changed}
-    fixed = [text for name, text in told.items() if not re.fullmatch(CHANGEABLE, name)]
+    fixed = [text for name, text in told.items() if role_of(name) in (Role.RESULT, Role.STREAM)]
     if fixed:
         raise UserError(
             f"ckpt_path: the run began with other options than it is to go on with ({', '.join(fixed)}), and these "
@@ -94,15 +69,6 @@ def _spelled(precision: Any) -> Any:
 
 def _looks_on(callback: Any) -> bool:
     return isinstance(callback, dict) and ONLOOKERS.fullmatch(str(callback.get("class_path"))) is not None
-
-
-def leaves(configuration: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a configuration by their dotted names."""
-    for name, value in configuration.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,7 @@ WHOLE = {
     "tests/test_examples.py::test_the_notebook_runs_and_the_memory_head_remembers",
     "tests/data/test_description.py::test_the_same_in_every_process",
     "tests/data/test_perturbations.py::test_command_line",
-    "tests/data/test_published.py::test_command_line",
+    "tests/data/test_archived_images.py::test_command_line",
     "tests/layers/test_published_streams.py::test_modes",
     "tests/layers/test_compile.py::test_training_compiled_equals_training",
     "tests/layers/test_compile.py::test_training_has_one_break",

@@ -77,7 +77,9 @@ def test_every_configuration_is_understood(part: int, monkeypatch: pytest.Monkey
     """Model and data are sections of their own, so that each with one of the others stands for all pairs."""
     monkeypatch.chdir(ROOT)
     pairs = {(stream, METHODS[place]) for place, stream in enumerate(STREAMS)}
-    pairs |= {(PLANES[place % len(PLANES)], method) for place, method in enumerate(METHODS) if method.stem not in IMAGES}
+    pairs |= {
+        (PLANES[place % len(PLANES)], method) for place, method in enumerate(METHODS) if method.stem not in IMAGES
+    }
     for stream, method in sorted(pairs)[part::8]:
         if stream in PLANES and method.stem in IMAGES:
             continue
@@ -243,4 +245,3 @@ def test_every_published_row_has_a_configuration() -> None:
         f"{data}_{weights}_{method}" for data in ("cifar100", "imagenet_r", "cub200", "cars196")
         for weights in ("in21k", "mocov3") for method in ("slca", "memory_head")
     }  # fmt: skip
-

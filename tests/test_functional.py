@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from mh_lightning import functional as MF
+from mh_lightning import functional
 
 DISTANCES = ["cosine", "dot_scaled", "euclidean"]
 every_distance = pytest.mark.parametrize("distance", DISTANCES)
@@ -38,7 +38,7 @@ def shuffle(units: int, seed: int) -> Tensor:
 def test_match_by_hand(distance: str, expected: list[float]) -> None:
     z = torch.tensor([[1.0, 2.0, 0.0, 0.0]])
     keys = torch.tensor([[[1.0, 2.0, 2.0, -1.0], [1.0, -1.0, 0.0, 0.0]]])
-    torch.testing.assert_close(MF.match(z, keys, distance, sigma_eu=0.5), torch.tensor([[expected]]))
+    torch.testing.assert_close(functional.match(z, keys, distance, sigma_eu=0.5), torch.tensor([[expected]]))
 
 
 @every_distance
@@ -46,7 +46,7 @@ def test_match_by_hand(distance: str, expected: list[float]) -> None:
 @hypothesis.given(sizes, sizes, sizes, sizes, seeds)
 def test_match_treats_every_unit_alone(distance: str, b: int, q: int, m: int, d: int, seed: int) -> None:
     z, keys = drawn(seed, (b, d), (q, m, d))
-    responses = MF.match(z, keys, distance, sigma_eu=0.7)
+    responses = functional.match(z, keys, distance, sigma_eu=0.7)
     for i in range(b):
         for s in range(q):
             for j in range(m):
@@ -58,7 +58,7 @@ def test_match_treats_every_unit_alone(distance: str, b: int, q: int, m: int, d:
 
 def test_euclidean_response_of_a_sample_that_is_a_key() -> None:
     (keys,) = drawn(0, (3, 4, 6))
-    torch.testing.assert_close(MF.match(keys[1], keys, "euclidean")[:, 1].diagonal(), torch.ones(4).double())
+    torch.testing.assert_close(functional.match(keys[1], keys, "euclidean")[:, 1].diagonal(), torch.ones(4).double())
 
 
 @some
@@ -66,7 +66,7 @@ def test_euclidean_response_of_a_sample_that_is_a_key() -> None:
 def test_attend(b: int, q: int, m: int, gamma: float, data: st.DataObject) -> None:
     delta = data.draw(st.integers(1, m))
     (responses,) = drawn(data.draw(seeds), (b, q, m))
-    top, units, alphas = MF.attend(responses, delta, gamma)
+    top, units, alphas = functional.attend(responses, delta, gamma)
     assert top.shape == units.shape == alphas.shape == (b, q, delta)
     torch.testing.assert_close(alphas.sum(2), torch.ones(b, q, dtype=torch.float64))
     assert (alphas >= 0).all()
@@ -76,22 +76,24 @@ def test_attend(b: int, q: int, m: int, gamma: float, data: st.DataObject) -> No
     torch.testing.assert_close(alphas / alphas[..., :1], ratios)
 
     order = shuffle(m, data.draw(seeds))
-    shuffled = MF.attend(responses[..., order], delta, gamma)
+    shuffled = functional.attend(responses[..., order], delta, gamma)
     torch.testing.assert_close(shuffled.alphas, alphas)
     assert torch.equal(order[shuffled.units], units)
-    torch.testing.assert_close(MF.attend(responses + 3, delta, gamma).alphas, alphas)
+    torch.testing.assert_close(functional.attend(responses + 3, delta, gamma).alphas, alphas)
 
 
 def test_attend_by_hand() -> None:
-    attention = MF.attend(torch.tensor([[[0.0, 2.0, 1.0, -9.0]]]), delta=3, gamma_alpha=math.log(2.0))
+    attention = functional.attend(torch.tensor([[[0.0, 2.0, 1.0, -9.0]]]), delta=3, gamma_alpha=math.log(2.0))
     assert attention.units.tolist() == [[[1, 2, 0]]]
     torch.testing.assert_close(attention.alphas, torch.tensor([[[4 / 7, 2 / 7, 1 / 7]]]))
-    assert MF.attend(torch.randn(2, 1, 3), 2, 0.0).alphas.eq(0.5).all()
+    assert functional.attend(torch.randn(2, 1, 3), 2, 0.0).alphas.eq(0.5).all()
 
 
 def test_spread_by_hand() -> None:
     alphas, units = torch.tensor([[[0.7, 0.3]] * 2]), torch.tensor([[[2, 0], [1, 2]]])
-    assert torch.equal(MF.spread(alphas, units, 4), torch.tensor([[[0.3, 0.0, 0.7, 0.0], [0.0, 0.7, 0.3, 0.0]]]))
+    assert torch.equal(
+        functional.spread(alphas, units, 4), torch.tensor([[[0.3, 0.0, 0.7, 0.0], [0.0, 0.7, 0.3, 0.0]]])
+    )
 
 
 @pytest.mark.parametrize("own_inputs", [False, True])
@@ -100,8 +102,8 @@ def test_spread_by_hand() -> None:
 def test_blend_mixes_weights(own_inputs: bool, b: int, q: int, m: int, p: int, n: int, data: st.DataObject) -> None:
     delta = data.draw(st.integers(1, m))
     responses, memories, inputs = drawn(data.draw(seeds), (b, q, m), (q, m, p, n), (b, q, n) if own_inputs else (b, n))
-    attention = MF.attend(responses, delta, 2.0)
-    outputs = MF.blend(inputs, memories.flatten(2), attention).view(b, q, p)
+    attention = functional.attend(responses, delta, 2.0)
+    outputs = functional.blend(inputs, memories.flatten(2), attention).view(b, q, p)
     for i in range(b):
         for s in range(q):
             chosen = zip(attention.alphas[i, s], attention.units[i, s], strict=True)
@@ -109,9 +111,9 @@ def test_blend_mixes_weights(own_inputs: bool, b: int, q: int, m: int, p: int, n
             torch.testing.assert_close(outputs[i, s], weights @ (inputs[i, s] if own_inputs else inputs[i]))
 
     order = shuffle(m, data.draw(seeds))
-    shuffled = MF.blend(inputs, memories[:, order].flatten(2), MF.attend(responses[..., order], delta, 2.0)).view(
-        b, q, p
-    )
+    shuffled = functional.blend(
+        inputs, memories[:, order].flatten(2), functional.attend(responses[..., order], delta, 2.0)
+    ).view(b, q, p)
     torch.testing.assert_close(shuffled, outputs)
 
 
@@ -121,7 +123,7 @@ def test_blend_gradients(own_inputs: bool) -> None:
     units = torch.stack([shuffle(4, i)[:2] for i in range(6)]).view(3, 2, 2)
 
     def outputs(inputs: Tensor, memories: Tensor, alphas: Tensor) -> Tensor:
-        return MF.blend(inputs, memories.flatten(2), MF.Attention(alphas, units, alphas))
+        return functional.blend(inputs, memories.flatten(2), functional.Attention(alphas, units, alphas))
 
     leaves = [tensor.requires_grad_() for tensor in (inputs, memories, alphas)]
     assert torch.autograd.gradcheck(outputs, leaves)
@@ -131,8 +133,8 @@ def test_only_the_winners_memory_learns() -> None:
     x = torch.tensor([[2.0, 1.0], [1.0, -1.0]], requires_grad=True)
     memories = torch.arange(12.0).view(1, 3, 2, 2).requires_grad_()
     alphas = torch.tensor([[[0.75, 0.25]], [[0.5, 0.5]]])
-    attention = MF.Attention(alphas, torch.tensor([[[2, 0]], [[0, 1]]]), alphas)
-    MF.blend(x, memories.flatten(2), attention, winner_only=True)[..., 0].sum().backward()
+    attention = functional.Attention(alphas, torch.tensor([[[2, 0]], [[0, 1]]]), alphas)
+    functional.blend(x, memories.flatten(2), attention, winner_only=True)[..., 0].sum().backward()
     expected = torch.zeros(1, 3, 2, 2)
     expected[0, 2, 0] = 0.75 * x[0].detach()
     expected[0, 0, 0] = 0.5 * x[1].detach()
@@ -146,8 +148,10 @@ def test_only_the_winners_memory_learns() -> None:
 THRESHOLDS: dict[str, Any] = {"tau_alpha": 0.5, "tau_mu": 3, "tau_eta": 10}
 
 
-def plan(responses: list[float], mu: list[int], eta: list[int]) -> MF.ScramblePlan:
-    return MF.plan_scramble(torch.tensor(responses).unsqueeze(1), torch.tensor([mu]), torch.tensor([eta]), **THRESHOLDS)
+def plan(responses: list[float], mu: list[int], eta: list[int]) -> functional.ScramblePlan:
+    return functional.plan_scramble(
+        torch.tensor(responses).unsqueeze(1), torch.tensor([mu]), torch.tensor([eta]), **THRESHOLDS
+    )
 
 
 def test_scramble_by_hand() -> None:
@@ -175,7 +179,7 @@ def test_scramble_plans_each_key_set_alone(b: int, q: int, m: int, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     responses = torch.rand(b, q, generator=generator)
     mu, eta = torch.randint(6, (q, m), generator=generator), torch.randint(20, (q, m), generator=generator)
-    planned = MF.plan_scramble(responses, mu, eta, **THRESHOLDS)
+    planned = functional.plan_scramble(responses, mu, eta, **THRESHOLDS)
     expected = []
     for s in range(q):
         weak = [j for j in range(m) if mu[s, j] < 3 and eta[s, j] >= 10]
@@ -200,7 +204,7 @@ PULLS = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 3.0, 0.0, 0.0]])
 )
 def test_pulls_add_up(distance: str, expected: list[float]) -> None:
     winners, responses = torch.zeros(2, 1, dtype=torch.long), torch.tensor([[0.5], [0.25]])
-    moved = MF.move_keys_(KEYS.clone(), PULLS, winners, responses, distance=distance, beta_k=0.5, sigma_eu=0.25)
+    moved = functional.move_keys_(KEYS.clone(), PULLS, winners, responses, distance=distance, beta_k=0.5, sigma_eu=0.25)
     torch.testing.assert_close(moved[0, 0], torch.tensor(expected))
     others = F.normalize(KEYS[0, 1:], dim=1) if distance == "cosine" else KEYS[0, 1:]
     torch.testing.assert_close(moved[0, 1:], others)
@@ -213,12 +217,12 @@ def test_pulls_are_rounded_as_published() -> None:
     for sample, won in zip(z, winners, strict=True):
         for key_set, winner in enumerate(won):
             expected[key_set, winner] += 0.3 / math.sqrt(7) * sample
-    moved = MF.move_keys_(keys, z, winners, torch.ones(40, 2), distance="dot_scaled", beta_k=0.3)
+    moved = functional.move_keys_(keys, z, winners, torch.ones(40, 2), distance="dot_scaled", beta_k=0.3)
     assert torch.equal(moved, expected)
 
 
 def test_one_sample_normalises_only_its_winner() -> None:
-    moved = MF.move_keys_(
+    moved = functional.move_keys_(
         KEYS.clone(), PULLS[:1], torch.tensor([[0]]), torch.ones(1, 1), distance="cosine", beta_k=1.0
     )  # fmt: skip
     torch.testing.assert_close(moved[0, 0], torch.tensor([2.0, 1.0, 0.0, 0.0]) / math.sqrt(5))
@@ -234,21 +238,23 @@ def test_order_of_samples_and_units_does_not_matter(
     seed = data.draw(seeds)
     keys, z, responses = drawn(seed, (q, m, d), (b, d), (b, q))
     winners = torch.randint(m, (b, q), generator=torch.Generator().manual_seed(seed))
-    moved = MF.move_keys_(keys.clone(), z, winners, responses.exp(), distance=distance, beta_k=0.3)
+    moved = functional.move_keys_(keys.clone(), z, winners, responses.exp(), distance=distance, beta_k=0.3)
     rows, units = shuffle(b, data.draw(seeds)), shuffle(m, data.draw(seeds))
     options: dict[str, Any] = {"distance": distance, "beta_k": 0.3}
     torch.testing.assert_close(
-        MF.move_keys_(keys.clone(), z[rows], winners[rows], responses[rows].exp(), **options), moved
+        functional.move_keys_(keys.clone(), z[rows], winners[rows], responses[rows].exp(), **options), moved
     )
     renamed = units.argsort()[winners]
-    torch.testing.assert_close(MF.move_keys_(keys[:, units], z, renamed, responses.exp(), **options), moved[:, units])
+    torch.testing.assert_close(
+        functional.move_keys_(keys[:, units], z, renamed, responses.exp(), **options), moved[:, units]
+    )
 
 
 def test_euclidean_response_keeps_its_digits_far_from_the_origin() -> None:
     torch.manual_seed(0)
     z, keys = torch.randn(20, 64) * 0.1, torch.randn(1, 10, 64) * 0.1
-    near = MF.match(z.double(), keys.double(), "euclidean", 0.1)
-    far = MF.match(z + 1000, keys + 1000, "euclidean", 0.1)
+    near = functional.match(z.double(), keys.double(), "euclidean", 0.1)
+    far = functional.match(z + 1000, keys + 1000, "euclidean", 0.1)
     # adding 1000 rounds the inputs themselves to about 6e-5
     assert (near - far).abs().max() < 1e-2
     assert (near.argmax(2) == far.argmax(2)).float().mean() > 0.9

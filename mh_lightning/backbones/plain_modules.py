@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 
 from mh_lightning.backbones.base import Backbone, ImageFormat, check_features, leaving_no_trace
 from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
-from mh_lightning.errors import UserError, out_of_memory, reason_of
+from mh_lightning.errors import UserError, out_of_memory, reason_of, require
 
 
 class ModuleBackbone(TrainedBackbone):
@@ -56,8 +56,7 @@ class ModuleBackbone(TrainedBackbone):
     ) -> None:
         options = TrainingOptions(learning_rate_factor, weight_decay, frozen_batch_norm=frozen_batch_norm)
         super().__init__(options, frozen)
-        if image_size is not None and image_size < 1:
-            raise UserError(f"backbone.image_size must be positive, got {image_size}.")
+        require("backbone.image_size", image_size, at_least=1)
         self.module, self.image_size, self.normalize_features = module, image_size, normalize_features
         if frozen:
             self.requires_grad_(False)

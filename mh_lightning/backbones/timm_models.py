@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mh_lightning.backbones.base import ImageFormat, ParameterGroup
 from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
 from mh_lightning.compat import is_compiled
-from mh_lightning.errors import UserError, reason_of
+from mh_lightning.errors import UserError, reason_of, require
 from mh_lightning.weight_files import load_model
 
 
@@ -72,8 +72,7 @@ class TimmBackbone(TrainedBackbone):
         )
         if pretrained and checkpoint_path is not None:
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
-        if image_size is not None and image_size < 1:
-            raise UserError(f"backbone.image_size must be positive, got {image_size}.")
+        require("backbone.image_size", image_size, at_least=1)
         self.name, self.normalize_features = name, normalize_features
         model = _create_model(name, pretrained, checkpoint_path, map_by_order, image_size)
         self.model: nn.Module = model

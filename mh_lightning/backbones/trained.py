@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from mh_lightning.backbones.base import Backbone, ParameterGroup
 from mh_lightning.compat import BatchNorm
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,8 @@ class TrainingOptions:
         """
         given = self.optimizer_settings()
         for name in ("learning_rate_factor", "weight_decay"):
-            if name in given and not 0 <= given[name] < math.inf:
-                raise UserError(f"backbone.{name} must be a number of at least 0, got {given[name]}.")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise UserError(f"backbone.layer_decay must lie in (0, 1], got {self.layer_decay}.")
+            require(f"backbone.{name}", given.get(name), at_least=0, below=math.inf)
+        require("backbone.layer_decay", self.layer_decay, above=0, at_most=1)
         if frozen and given:
             name, value = next(iter(given.items()))
             raise UserError(

@@ -20,7 +20,7 @@ from mh_lightning.callbacks.run import current_task, ends_task, is_trial, refuse
 from mh_lightning.callbacks.stop_signal import StopSignal
 from mh_lightning.compat import is_accumulating
 from mh_lightning.distributed import sum_over_ranks
-from mh_lightning.errors import UserError, writing
+from mh_lightning.errors import require, writing
 from mh_lightning.files import as_a_whole
 from mh_lightning.run_folders import CHECKPOINTS
 
@@ -70,8 +70,7 @@ class TaskCheckpoints(Checkpoint):
     """
 
     def __init__(self, minutes: float = 10.0) -> None:
-        if not minutes >= 0:
-            raise UserError(f"TaskCheckpoints: minutes must not be negative, got {minutes}.")
+        require("TaskCheckpoints: minutes", minutes, at_least=0)
         self.minutes = minutes
         self._signal = StopSignal()
         self._saved = 0.0  # when, by the clock

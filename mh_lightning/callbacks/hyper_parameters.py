@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from mh_lightning.callbacks.run import is_trial, stream_of
 from mh_lightning.compat import write_summary
-from mh_lightning.resuming import leaves
+from mh_lightning.option_roles import leaves
 
 SHOWN = ("seed_everything", "model.", "data.")  # of a configuration
 SHOWN_OF_TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val", "devices")

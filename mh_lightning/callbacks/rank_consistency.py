@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mh_lightning.distributed import gather_rows, world_size
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 
 CHUNK = 2**20  # numbers at a time, so that no copy of a large tensor is made
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -28,8 +28,7 @@ class RankConsistency(Callback):
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"RankConsistency: every_n_steps must be at least 1, got {every_n_steps}.")
+        require("RankConsistency: every_n_steps", every_n_steps, at_least=1)
         self.every_n_steps = every_n_steps
         self._checked = 0
 

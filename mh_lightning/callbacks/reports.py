@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mh_lightning.metrics import functional as MF
+from mh_lightning.metrics import functional
 from mh_lightning.metrics.continual import RESERVED
 
 MOST_LINES = 40  # of a printed table
@@ -97,12 +97,12 @@ def accuracy_by_task(
         samples = counts["total"][row, :seen]
         matrix = accuracies["correct"][: row + 1, :seen]
         values = {
-            "accuracy": MF.last_accuracy(matrix, samples),
-            "accuracy_old": MF.last_accuracy_old(matrix, samples, after),
-            "accuracy_new": MF.last_accuracy_new(matrix, after),
+            "accuracy": functional.last_accuracy(matrix, samples),
+            "accuracy_old": functional.last_accuracy_old(matrix, samples, after),
+            "accuracy_new": functional.last_accuracy_new(matrix, after),
         }
         if "correct_top5" in accuracies:
-            values["accuracy_top5"] = MF.last_accuracy(accuracies["correct_top5"][: row + 1, :seen], samples)
+            values["accuracy_top5"] = functional.last_accuracy(accuracies["correct_top5"][: row + 1, :seen], samples)
         classes.update(*class_groups[before:task])
         rows.append({"task": task, "classes_seen": len(classes), **defined(values)})
     return rows

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from mh_lightning.callbacks.averaging import keep_what_is_no_average, prepare_averaging
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, starts_task, stream_of
 from mh_lightning.distributed import of_all_ranks
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
+from mh_lightning.option_roles import is_same_option
 from mh_lightning.random_numbers import global_seed, put_generators_back, seed_all, state_of_generators
-from mh_lightning.resuming import is_same_option
 
 DAMAGED_GENERATORS = "ckpt_path: the checkpoint's states of the random generators are damaged; give another checkpoint."
 
@@ -60,10 +60,7 @@ class TaskBoundaries(Callback):
             value = getattr(trainer, name, "a duration")  # which Lightning keeps elsewhere
             if not any(is_same_option(value, one) for one in allowed) and not is_trial(trainer):
                 raise UserError(f"trainer.{name}={value}: leave it out, {reason}.")
-        if trainer.accumulate_grad_batches < 1:
-            raise UserError(
-                f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
-            )
+        require("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, at_least=1)
         if trainer.max_epochs in (-1, None):
             loop.max_epochs = epochs
         elif trainer.max_epochs != epochs and not is_trial(trainer):

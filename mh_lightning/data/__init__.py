@@ -13,7 +13,7 @@ from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.mini_imagenet import MiniImageNet
 from mh_lightning.data.perturbations import GaussianNoise, Occlusion, Perturbation, Unperturbed
 from mh_lightning.data.resisc45 import RESISC45
-from mh_lightning.data.splitting import Splits
+from mh_lightning.data.splits import Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.data.tensors import TensorFile, Tensors
 from mh_lightning.data.two_dimensional import Modes, Moons

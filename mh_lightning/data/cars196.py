@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mh_lightning.data.archived_images import ArchivedImages, listed_images, reading
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.mat_files import read_mat_table, rows_of
-from mh_lightning.data.published import PublishedImages, listed_images, reading
 from mh_lightning.data.transforms import ImageTransforms
 
 
-class Cars196(PublishedImages):
+class Cars196(ArchivedImages):
     """Stream of Stanford Cars, with its own split into 8,144 training and 8,041 test images.
 
     Args:

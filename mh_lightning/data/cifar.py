@@ -9,10 +9,10 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 
+from mh_lightning.data.archived_images import ArchivedImages, reading
 from mh_lightning.data.archives import read_files
 from mh_lightning.data.array_pickle import as_array, read_array_pickle
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.published import PublishedImages, reading
 from mh_lightning.data.transforms import ImageTransforms, Normalization
 from mh_lightning.errors import UserError
 
@@ -22,7 +22,7 @@ CIFAR10_NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994,
 CIFAR100_NORMALIZATION = Normalization((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
-class CIFAR10(PublishedImages):
+class CIFAR10(ArchivedImages):
     """Stream of CIFAR-10: 50,000 training and 10,000 test images of 10 classes, as published, or as folders of images.
 
     Args:

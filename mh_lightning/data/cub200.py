@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mh_lightning.data.archived_images import ArchivedImages, listed_images, reading
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.published import PublishedImages, listed_images, reading
 from mh_lightning.data.transforms import ImageTransforms
 from mh_lightning.errors import UserError
 
 FOLDER = "CUB_200_2011"
 
 
-class CUB200(PublishedImages):
+class CUB200(ArchivedImages):
     """Stream of CUB-200-2011, with its own split into 5,994 training and 5,794 test images.
 
     Args:

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.splitting import Splits
+from mh_lightning.data.splits import Splits
 from mh_lightning.data.stream import StreamDataModule
 
 

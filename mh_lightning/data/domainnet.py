@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mh_lightning.data.archived_images import ArchivedImages, listed_images, reading
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.published import PublishedImages, listed_images, reading
 from mh_lightning.data.transforms import ImageTransforms
 from mh_lightning.errors import UserError
 
 
-class DomainNetSketch(PublishedImages):
+class DomainNetSketch(ArchivedImages):
     """Stream of the domain "sketch" of DomainNet, with its own split.
 
     Args:

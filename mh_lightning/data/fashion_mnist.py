@@ -10,7 +10,7 @@ import torchvision
 from numpy.typing import NDArray
 
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.splitting import Splits
+from mh_lightning.data.splits import Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
 

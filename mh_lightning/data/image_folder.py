@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mh_lightning.data.images import UNREADABLE_IMAGE, ImageReading, as_rgb, colour_of
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.listing import SPLITS, class_names_of_splits, list_images
-from mh_lightning.data.splitting import Splits
+from mh_lightning.data.splits import Splits
 from mh_lightning.data.stream import SPLIT_OPTIONS, StreamDataModule
 from mh_lightning.errors import UserError
 

@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mh_lightning.data.archived_images import ArchivedImages, listed_images, reading
 from mh_lightning.data.archives import unpack, unpack_each
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.listing import is_hidden, list_images
 from mh_lightning.data.mat_files import rows_of
-from mh_lightning.data.published import PublishedImages, listed_images, reading
 from mh_lightning.data.transforms import ImageTransforms
 from mh_lightning.errors import UserError
 
@@ -17,7 +17,7 @@ PUBLISHED_SEED = 1993  # of the class orders of published experiments
 SUBSET = 100
 
 
-class ImageNet1000(PublishedImages):
+class ImageNet1000(ArchivedImages):
     """Stream of ImageNet; the validation images are the test set. Classes are WordNet numbers in alphabetical order.
 
     Args:

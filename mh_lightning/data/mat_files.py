@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from mh_lightning.data.published import reading
+from mh_lightning.data.archived_images import reading
 
 
 def read_mat_table(path: Path, name: str) -> NDArray[Any]:

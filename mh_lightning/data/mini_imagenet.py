@@ -11,7 +11,7 @@ from mh_lightning.data.array_pickle import as_array, read_array_pickle
 from mh_lightning.data.image_folder import check_images_of
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.listing import class_names_in, list_images
-from mh_lightning.data.splitting import Splits
+from mh_lightning.data.splits import Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UNREADABLE, UserError, reason_of
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import require
 
 Pixels = NDArray[np.uint8]
 
@@ -54,8 +54,7 @@ class GaussianNoise(Perturbation):
 
     def __init__(self, factor: float, sigma: float) -> None:
         for name, value in (("factor", factor), ("sigma", sigma)):
-            if not 0 <= value < np.inf:
-                raise UserError(f"data.perturbations: GaussianNoise's {name} must be at least 0, got {value}.")
+            require(f"data.perturbations: GaussianNoise's {name}", value, at_least=0, below=np.inf)
         self.factor, self.sigma = factor, sigma
 
     def __call__(self, image: Pixels, generator: np.random.Generator) -> Pixels:
@@ -81,8 +80,7 @@ class Occlusion(Perturbation):
     """
 
     def __init__(self, fraction: float) -> None:
-        if not 0 <= fraction <= 1:
-            raise UserError(f"data.perturbations: Occlusion's fraction must lie in [0, 1], got {fraction}.")
+        require("data.perturbations: Occlusion's fraction", fraction, at_least=0, at_most=1)
         self.fraction = fraction
 
     def __call__(self, image: Pixels, generator: np.random.Generator) -> Pixels:

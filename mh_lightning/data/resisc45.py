@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from mh_lightning.data.published import UnsplitImages
+from mh_lightning.data.archived_images import UnsplitImages
 from mh_lightning.data.transforms import ImageTransforms
 from mh_lightning.errors import UserError
 

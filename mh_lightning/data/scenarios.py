@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 
 SCENARIOS = ("IID", "CI", "DI", "CDI", "CDID")
 
@@ -49,8 +49,7 @@ def class_groups(
     first = increment if first_task_size is None else first_task_size
     last = 0 if last_task_size is None else last_task_size
     for name, size in (("increment", increment), ("first_task_size", first), ("last_task_size", last_task_size)):
-        if size is not None and size < 1:
-            raise UserError(f"data.{name} must be at least 1, got {size}.")
+        require(f"data.{name}", size, at_least=1)
     between = num_classes - first - last
     if between < 0 or between % increment:
         sizes = {"first_task_size": first_task_size, "last_task_size": last_task_size, "increment": increment}
@@ -63,8 +62,7 @@ def class_groups(
         )
     if class_order is not None and class_order_seed is not None:
         raise UserError("data.class_order and data.class_order_seed exclude each other; give one.")
-    if class_order_seed is not None and not 0 <= class_order_seed < 2**32:
-        raise UserError(f"data.class_order_seed must lie in [0, 2**32), got {class_order_seed}.")
+    require("data.class_order_seed", class_order_seed, at_least=0, below=2**32)
     order = list(range(num_classes)) if class_order is None else list(class_order)
     if class_order_seed is not None:
         order = np.random.RandomState(class_order_seed).permutation(num_classes).tolist()

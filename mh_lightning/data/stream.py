@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
-from mh_lightning.data.checks import check_finite, check_labels, check_options, check_same_stream
-from mh_lightning.data.cutting import cut_into_tasks, name_of_task
 from mh_lightning.data.features.cache import FeatureCache
+from mh_lightning.data.features.split_features import SplitFeatures
 from mh_lightning.data.image_sizes import check_image_sizes
-from mh_lightning.data.kept_features import KeptFeatures
 from mh_lightning.data.labelled import (
     Labelled,
     StreamDataset,
@@ -24,10 +22,13 @@ from mh_lightning.data.labelled import (
 )
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.preview import extent_of_points, small_pictures
+from mh_lightning.data.sample_checks import check_finite, check_labels
 from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups, task_of_samples
-from mh_lightning.data.splitting import Splits, split_as_asked
+from mh_lightning.data.splits import Splits, split_as_asked
 from mh_lightning.data.stored_features import StoredFeatures
+from mh_lightning.data.stream_options import check_options, check_same_stream
+from mh_lightning.data.tasks import cut_into_tasks, name_of_task
 from mh_lightning.data.transforms import ImageTransforms, Normalization, image_transform
 from mh_lightning.errors import UserError
 from mh_lightning.random_numbers import global_seed, seed_from
@@ -135,12 +136,12 @@ class StreamDataModule(LightningDataModule):
         self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
-        check_options(self)
+        check_options(vars(self))
         self.batches_done = 0
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
         self._splits: dict[str, Labelled] = {}
-        self._kept = None if feature_cache is None else KeptFeatures(feature_cache, num_workers)
+        self._kept = None if feature_cache is None else SplitFeatures(feature_cache, num_workers)
         self._samples_of_tasks: dict[str, list[NDArray[np.int64]]] = {}
         self._task_of_sample: dict[str, NDArray[np.int64]] = {}
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.splitting import Splits
+from mh_lightning.data.splits import Splits
 from mh_lightning.data.stream import StreamDataModule
-from mh_lightning.errors import UNREADABLE, UserError, reason_of
+from mh_lightning.errors import UNREADABLE, UserError, reason_of, require
 
 ENTRIES = ("x_train", "y_train", "x_test", "y_test")
 MOST_CLASSES = 10**6
@@ -126,8 +126,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _as_splits(entries: dict[str, Tensor], num_classes: int | None, source: str) -> Splits:
-    if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
-        raise UserError(f"data.num_classes must lie in 1 to {MOST_CLASSES}, got {num_classes}.")
+    require("data.num_classes", num_classes, at_least=1, at_most=MOST_CLASSES)
     splits = ["train", "test"]
     if any(name.endswith("_validation") for name in entries.keys() & set(OPTIONAL_ENTRIES)):
         splits.append("validation")

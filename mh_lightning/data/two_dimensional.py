@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_blobs, make_moons
 
 from mh_lightning.data.labelled import Labelled
-from mh_lightning.data.splitting import PUBLISHED_SHUFFLE, Splits
+from mh_lightning.data.splits import PUBLISHED_SHUFFLE, Splits
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError
 

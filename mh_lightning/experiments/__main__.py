@@ -18,7 +18,7 @@ from mh_lightning.experiments.report import rebuild_report
 from mh_lightning.experiments.runs import seeds_of
 from mh_lightning.experiments.search import run_search
 from mh_lightning.experiments.series import run_series
-from mh_lightning.mistakes import sentence_of
+from mh_lightning.library_errors import sentence_of
 from mh_lightning.packaged import config_file
 
 
@@ -41,7 +41,7 @@ def _parser() -> ArgumentParser:
     run.add_argument("--baseline", type=str, help="Experiment to compare with, or the end of one name in each stream.")
     run.add_argument("--run_dir", type=str, default="runs", help="Folder of the run folders.")
     run.add_argument("--title", type=str, help="Title of the tables.")
-    run.add_argument("--reference", type=Path_fr | None, help="CSV file of published values: experiment, value, source.")
+    run.add_argument("--reference", type=Path_fr | None, help="CSV file: experiment, value, source.")
 
     search = ArgumentParser(
         description="Search for hyper-parameters on validation data.", exit_on_error=False, allow_abbrev=False

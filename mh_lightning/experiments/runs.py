@@ -12,6 +12,7 @@ from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.cells import Planned
 from mh_lightning.metrics import continual_metrics
+from mh_lightning.option_roles import Role, of_roles
 from mh_lightning.packaged import config_file
 from mh_lightning.run_folders import version_folders
 
@@ -19,17 +20,7 @@ METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if na
 OTHER_TRANSFERS = "backward_transfer_clipped"  # in results whose transfers are those over all pairs of tasks
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
 OWN_OPTIONS = ("config", SEED, "run_dir", "experiment", "ckpt_path", "help", "print_config")
-# a run that differs in these only is the same one
-NO_PART_OF_A_RUN = ("run_dir", "experiment", "ckpt_path", "verbose", "pictures", "num_threads")
-NO_PART_OF_A_TRAINER = (
-    "devices",  # always one here
-    "enable_progress_bar",
-    "enable_model_summary",
-    "enable_checkpointing",
-    "log_every_n_steps",
-    "logger",
-    "profiler",
-)
+PART_OF_A_RUN = (Role.CHANGEABLE, Role.RESULT, Role.STREAM)
 FIXED = ("--trainer.devices=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
@@ -115,11 +106,9 @@ def essence_of(configuration: dict[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> essence_of({"run_dir": "runs", "trainer": {"max_epochs": 3, "logger": None}})
-        {'trainer': {'max_epochs': 3}}
+        {'trainer.max_epochs': 3}
     """
-    kept = {name: value for name, value in configuration.items() if name not in NO_PART_OF_A_RUN}
-    trainer = kept.get("trainer") or {}
-    return kept | {"trainer": {name: value for name, value in trainer.items() if name not in NO_PART_OF_A_TRAINER}}
+    return of_roles(configuration, *PART_OF_A_RUN)
 
 
 @dataclass(frozen=True)

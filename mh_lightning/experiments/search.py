@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mh_lightning.config_sets import name_of
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.experiments.cells import Planned
 from mh_lightning.experiments.progress import Progress
 from mh_lightning.experiments.report import write_file
 from mh_lightning.experiments.runs import Experiment, Run, essence_of, read_experiment, read_results
-from mh_lightning.experiments.series import check_metric, check_workers, make_folder
+from mh_lightning.experiments.series import check_metric, make_folder
 from mh_lightning.experiments.space import as_text, nested, read_space
 from mh_lightning.experiments.storage import (
     counted_trials,
@@ -219,9 +219,8 @@ def run_search(
         UserError: if an argument does not fit; nothing is run or written then.
     """
     need_optuna()
-    check_workers(workers)
-    if trials < 1:
-        raise UserError(f"--trials must be at least 1, got {trials}.")
+    require("--workers", workers, at_least=1)
+    require("--trials", trials, at_least=1)
     distributions = read_space(space)
     firsts = [f"{key}={as_text(first_value(distribution))}" for key, distribution in distributions.items()]
     planned = Planned(name_of(configs), tuple(configs), tuple(overrides), "--config")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.experiments.cells import Planned, check_names
 from mh_lightning.experiments.progress import Progress
 from mh_lightning.experiments.report import Series, write_report
@@ -58,7 +58,7 @@ def run_series(
     Raises:
         UserError: if an argument does not fit; nothing is run or written then.
     """
-    check_workers(workers)
+    require("--workers", workers, at_least=1)
     check_names(planned)
     published = {} if reference is None else read_published(reference)
     orders: Sequence[int | None] = list(class_order_seeds) or [None]
@@ -127,12 +127,6 @@ def check_metric(metric: str, experiments: Sequence[Experiment]) -> None:
         known = (*METRICS, *experiment.extra_metrics)
         if metric not in known:
             raise UserError(f"--metric: {metric!r} is none of {', '.join(known)} of {experiment.name}.")
-
-
-def check_workers(workers: int) -> None:
-    """Refuse less than one."""
-    if workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}.")
 
 
 def _made_by(command: Sequence[str]) -> str:

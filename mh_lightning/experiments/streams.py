@@ -7,17 +7,9 @@ from dataclasses import dataclass
 
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.runs import Experiment
+from mh_lightning.option_roles import Role, of_roles
 
-# how a method goes through the stream, next to all seeds; the rest of the data section is the stream itself
-NO_PART_OF_A_STREAM = (
-    "batch_size",
-    "eval_batch_size",
-    "chunk_size",
-    "epochs_per_task",
-    "num_workers",
-    "augment",
-    "feature_cache",
-)
+OF_A_STREAM = (Role.CHANGEABLE, Role.STREAM)
 
 
 @dataclass(frozen=True)
@@ -58,13 +50,7 @@ def group_by_stream(experiments: Sequence[Experiment], baseline: str | None = No
 
 
 def _stream_of(experiment: Experiment) -> str:
-    data = experiment.configuration["data"]
-    kept = {
-        name: value
-        for name, value in data["init_args"].items()
-        if name not in NO_PART_OF_A_STREAM and not name.endswith("seed")
-    }
-    return json.dumps([data["class_path"], kept], sort_keys=True)
+    return json.dumps(of_roles({"data": experiment.configuration["data"]}, *OF_A_STREAM), sort_keys=True)
 
 
 def _title(group: Sequence[Experiment]) -> str:

@@ -21,7 +21,7 @@ from mh_lightning.functional.one_sample import (
     move_key_,
     unit_to_scramble,
 )
-from mh_lightning.functional.recorded import in_function_transform
+from mh_lightning.functional.tracing import in_function_transform
 
 __all__ = [
     "EPSILON",

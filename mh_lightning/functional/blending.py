@@ -15,7 +15,7 @@ from mh_lightning.functional.grouped import (
     grouped_sums,
     grouping_pays,
 )
-from mh_lightning.functional.recorded import recorded, refuse_second_derivatives
+from mh_lightning.functional.tracing import is_traced, refuse_second_derivatives
 
 
 def blend(
@@ -109,8 +109,8 @@ def _sizes(shape: torch.Size, inputs: Tensor, bias: bool) -> Sizes:
 
 def _grouped(inputs: Tensor, sizes: Sizes, units: Tensor) -> bool:
     q, m, p, n = sizes
-    # groups depend on the data, and a recorded graph must not
-    if q > 1 or recorded(units):
+    # groups depend on the data, and a traced graph must not
+    if q > 1 or is_traced(units):
         return False
     return grouping_pays(inputs.shape[0], units.numel(), m, p * n, inputs.device.type)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mh_lightning.functional.recorded import recorded
+from mh_lightning.functional.tracing import is_traced
 
 # numbers in all differences up to which forming them is faster than a product with its check (measured)
 DIRECT = {"cpu": 2**15, "cuda": 2**22}
@@ -36,7 +36,7 @@ def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool
         >>> squared_distances(torch.tensor([[0.375 + 1 / 64]]), keys, units=3)[0].argmin(1)
         tensor([1])
     """
-    if recorded(z):
+    if is_traced(z):
         wide = z.dtype if z.device.type == "mps" else torch.float64
         return _expanded(z.to(wide), keys.to(wide))[0].to(z.dtype), True
     if len(z) * keys.numel() <= DIRECT.get(z.device.type, DIRECT["cuda"]):

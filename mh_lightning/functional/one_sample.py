@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mh_lightning.functional.attention import EPSILON
 from mh_lightning.functional.key_updates import longest
-from mh_lightning.functional.recorded import recorded, refuse_second_derivatives
+from mh_lightning.functional.tracing import is_traced, refuse_second_derivatives
 
 LARGEST_SQUARE = {dtype.itemsize: longest(dtype) ** 2 for dtype in (torch.float32, torch.float64)}  # of a length
 MOST_NUMBERS = 4096  # keys or memories of more numbers keep torch's calls busy
@@ -42,7 +42,7 @@ def is_one_sample(sample: Tensor, memories: Tensor) -> bool:
         and memories.dtype == sample.dtype
         and sample.dtype in (torch.float32, torch.float64)
         and sample.device.type == "cpu"
-        and not recorded(sample)
+        and not is_traced(sample)
     )
 
 

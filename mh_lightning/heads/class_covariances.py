@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.heads.base import NO_SPREAD, ClosedFormHead
 
 
@@ -70,8 +70,7 @@ class ShrunkClassCovariances(ClosedFormHead):
         normalize: bool = False,
     ) -> None:
         super().__init__(num_features, num_classes)
-        if not 0 < tukey < math.inf:
-            raise UserError(f"tukey must be above 0 and finite, got {tukey}.")
+        require("tukey", tukey, above=0, below=math.inf)
         for name, value in (
             ("diagonal_shrinkage", diagonal_shrinkage),
             ("off_diagonal_shrinkage", off_diagonal_shrinkage),

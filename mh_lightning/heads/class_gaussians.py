@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning.distributed import sum_over_ranks
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.heads.base import check_classes, check_features
 
 Covariance = Literal["full", "low_rank", "shared"]
@@ -249,9 +249,6 @@ def check_options(covariance: str, rank: int, jitter: float) -> None:
     Raises:
         UserError: says which.
     """
-    if covariance not in get_args(Covariance):
-        raise UserError(f"covariance must be one of {', '.join(get_args(Covariance))}; got {covariance!r}.")
-    if rank < 1:
-        raise UserError(f"rank must be at least 1, got {rank}.")
-    if not 0 < jitter < math.inf:
-        raise UserError(f"jitter must be above 0 and finite, got {jitter}.")
+    require("covariance", covariance, one_of=get_args(Covariance))
+    require("rank", rank, at_least=1)
+    require("jitter", jitter, above=0, below=math.inf)

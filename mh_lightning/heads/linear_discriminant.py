@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.heads.base import NO_SPREAD, ClosedFormHead
 
 
@@ -57,8 +57,7 @@ class StreamingLinearDiscriminant(ClosedFormHead):
 
     def __init__(self, num_features: int, num_classes: int, shrinkage: float = 1e-4) -> None:
         super().__init__(num_features, num_classes)
-        if not 0 <= shrinkage <= 1:
-            raise UserError(f"shrinkage must lie in [0, 1], got {shrinkage}.")
+        require("shrinkage", shrinkage, at_least=0, at_most=1)
         self.shrinkage = shrinkage
         self.register_buffer("means", torch.zeros(num_classes, num_features, dtype=torch.float64))
         self.register_buffer("scatter", torch.zeros(num_features, num_features, dtype=torch.float64))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.heads.base import ClosedFormHead
 
 EXPONENTS = range(-8, 9)  # of 10, the published ridges
@@ -161,10 +161,8 @@ def draw_projection(num_features: int, num_projections: int, seed: int) -> Tenso
     Raises:
         UserError: if a number is out of range.
     """
-    if num_projections < 1:
-        raise UserError(f"num_projections must be at least 1, got {num_projections}.")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed must lie in [0, 2**32), got {seed}.")
+    require("num_projections", num_projections, at_least=1)
+    require("seed", seed, at_least=0, below=2**32)
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(num_features, num_projections, generator=generator, device="cpu", dtype=torch.float32)
 

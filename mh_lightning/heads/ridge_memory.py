@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mh_lightning import functional as MF
-from mh_lightning.errors import UserError
+from mh_lightning import functional
+from mh_lightning.errors import UserError, require
 from mh_lightning.functional.ridge import (
     BlendBound,
     Spectrum,
@@ -130,12 +130,9 @@ class RidgeMemoryUnits(ClosedFormHead):
         max_bytes: int | None = None,
     ) -> None:
         super().__init__(num_features, num_classes)
-        if ridge != AUTO and (isinstance(ridge, str) or not 0 <= ridge < math.inf):
-            raise UserError(f"ridge must be 'auto' or a finite number of at least 0, got {ridge!r}.")
-        if normalization not in NORMALIZATIONS:
-            raise UserError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}.")
-        if projections_beside is not None and projections_beside < 1:
-            raise UserError(f"projections_beside must be at least 1, got {projections_beside}.")
+        require("ridge", ridge, at_least=0, below=math.inf, or_text=AUTO)
+        require("normalization", normalization, one_of=NORMALIZATIONS)
+        require("projections_beside", projections_beside, at_least=1)
         self.given_ridge, self.shared_unit, self.normalization = ridge, shared_unit, normalization
         self.given_seed = seed
         seed = seed_of_projections(seed)
@@ -180,7 +177,7 @@ class RidgeMemoryUnits(ClosedFormHead):
             return x, None
         if self.normalization == "sqrt":
             x = x.sign() * x.abs().clamp_min(SMALLEST_ROOTED).sqrt()
-            return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(MF.EPSILON)
+            return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(functional.EPSILON)
         largest = x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # squares may leave float32
         return x, largest * torch.linalg.vector_norm(x / largest, dim=1, keepdim=True).clamp_min(1.0)
 
@@ -326,7 +323,7 @@ class RidgeMemoryUnits(ClosedFormHead):
             attention = self.keys.attend(z) if units > 1 else None
         if attention is None:
             return answers
-        alphas = MF.spread(attention.alphas, attention.units, units)
+        alphas = functional.spread(attention.alphas, attention.units, units)
         return torch.bmm(alphas.to(answers.dtype), answers.view(len(features), units, self.num_classes)).squeeze(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mh_lightning import functional as MF
-from mh_lightning.errors import UserError
+from mh_lightning import functional
+from mh_lightning.errors import require
 
 SHARPNESS = 2.0  # of the softmax, for a difference of two squared distances that is average
 DUPLICATES = 16.0  # how many times closer, squared, two keys are than a sample is to its own
@@ -107,8 +107,7 @@ class SettlingKeys(nn.Module):
         super().__init__()
         lowest = {"key_mem_units": 1, "delta": 1, "settle": 1, "tau_mu": 0, "tau_eta": 0}
         for (name, least), value in zip(lowest.items(), (key_mem_units, delta, settle, tau_mu, tau_eta), strict=True):
-            if value < least:
-                raise UserError(f"{name} must be at least {least}, got {value}.")
+            require(name, value, at_least=least)
         self.delta = min(delta, key_mem_units)
         self.settle, self.tau_mu, self.tau_eta, self.inherited = settle, tau_mu, tau_eta, inherited
         self.register_buffer("K", torch.zeros(key_mem_units, key_size, dtype=torch.float32))
@@ -129,7 +128,7 @@ class SettlingKeys(nn.Module):
         walk.write_back(self)
         return Attracted(torch.from_numpy(alphas).to(z.device), walk.moves)
 
-    def attend(self, z: Tensor) -> MF.Attention:
+    def attend(self, z: Tensor) -> functional.Attention:
         """The units, and their weights, of samples (b, d), with the keys as they are; needs one sample learnt."""
         origin = self.K[0]
         weights = self.nearness_weights(origin).to(self.K.dtype)
@@ -155,10 +154,10 @@ class SettlingKeys(nn.Module):
         gamma = self._gamma(float(self.gap / length**2)) or 1.0
         return gamma * torch.cat([2 * from_centre.T, constants.unsqueeze(0)])
 
-    def attend_to_nearest(self, nearness: Tensor) -> MF.Attention:
+    def attend_to_nearest(self, nearness: Tensor) -> functional.Attention:
         """The units, and their weights, of samples by what `nearness_weights` says of them, (b, k)."""
         count = min(self.delta, nearness.shape[1])
-        return MF.attend(nearness.unsqueeze(1), count, 1.0 if self.gap > 0 else 0.0)
+        return functional.attend(nearness.unsqueeze(1), count, 1.0 if self.gap > 0 else 0.0)
 
     @staticmethod
     def _gamma(gap: float) -> float:

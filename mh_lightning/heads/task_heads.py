@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 
 
 class TruncatedNormalLinear(nn.Linear):
@@ -27,8 +27,7 @@ class TruncatedNormalLinear(nn.Linear):
     """
 
     def __init__(self, in_features: int, out_features: int, std: float = 0.02) -> None:
-        if not std > 0:
-            raise UserError(f"TruncatedNormalLinear: std must be above 0, got {std}.")
+        require("TruncatedNormalLinear: std", std, above=0)
         self.std = std
         super().__init__(in_features, out_features)
 

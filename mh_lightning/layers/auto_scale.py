@@ -111,3 +111,16 @@ class AutoScale(WideState):
         mean += step / seen
         uncentred = (CENTRED_AFTER / (CENTRED_AFTER + seen)) ** 2 * float(mean @ mean)
         self.squared_distance.fill_(2 * (float(variance) + uncentred))
+
+
+def sigma_and_gamma(
+    sigma_eu: float | str, gamma_alpha: float | str, scale: AutoScale | None
+) -> tuple[float | Tensor, float | Tensor]:
+    """The width of euclidean responses and the sharpness of attention, the one that is "auto" from a scale."""
+    sigma: float | Tensor = 1.0 if isinstance(sigma_eu, str) else sigma_eu
+    if scale is None:
+        assert not isinstance(gamma_alpha, str)
+        return sigma, gamma_alpha
+    if isinstance(gamma_alpha, str):
+        return sigma, scale.gamma_alpha()
+    return scale.sigma_eu(), gamma_alpha

@@ -4,57 +4,33 @@ import math
 import warnings
 from abc import abstractmethod
 from operator import is_
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mh_lightning import functional as MF
+from mh_lightning import functional
 from mh_lightning.distributed import HEADER_BYTES, gather_in_turn, refuse_joining, world_size
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.layers.after_backward import after_backward
-from mh_lightning.layers.auto_scale import AUTO, SHARPNESS, AutoScale
+from mh_lightning.layers.auto_scale import AUTO, SHARPNESS, AutoScale, sigma_and_gamma
+from mh_lightning.layers.matches import (
+    Forward,
+    Matched,
+    MatchedOne,
+    NormalisedKeys,
+    as_batch,
+    is_not_zero,
+    nan_if_not_finite,
+)
 from mh_lightning.layers.psi import PSI_NAMES, psi
-from mh_lightning.layers.wide_state import WideState, at_least_float32
+from mh_lightning.layers.wide_state import WideState, at_least_float32, require_whole
 
 DISTANCES = ("cosine", "dot_scaled", "euclidean")
 KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
 COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
-
-
-class _Forward(NamedTuple):
-    """The state that a training forward was on."""
-
-    state: list[Tensor | None]
-    recycled: int
-    kept: bool  # whether its graph needs the state as it was
-
-
-class _Matched(NamedTuple):
-    """What a training forward leaves behind for the update of the keys."""
-
-    forward: _Forward
-    z: Tensor  # (b, d)
-    winners: Tensor  # (b, q)
-    responses: Tensor  # (b, q), of the winners; NaN for samples to be left out
-
-
-class _MatchedOne(NamedTuple):
-    """The same for one sample and one key set."""
-
-    forward: _Forward
-    z: MF.Floats  # (d,)
-    winner: int
-    response: float
-
-
-def _as_batch(matched: _Matched | _MatchedOne) -> _Matched:
-    if isinstance(matched, _Matched):
-        return matched
-    z = torch.from_numpy(matched.z).unsqueeze(0)
-    return _Matched(matched.forward, z, torch.tensor([[matched.winner]]), z.new_tensor([[matched.response]]))
 
 
 DEFAULT_DELTA = 3
@@ -110,14 +86,15 @@ class KeyMemory(WideState):
         self.upd_k = "grad_not_WTA" if upd_k is None else upd_k
         self.beta_k, self.scramble, self.random_memories = beta_k, scramble, random_memories
         self.detach_gradients, self.distance, self.sigma_eu = detach_gradients, distance, sigma_eu
-        require_positive(self, key_mem_units=key_mem_units, key_size=key_size, delta=delta)
-        require_number_or_auto(self, sigma_eu=sigma_eu, gamma_alpha=gamma_alpha)
-        require_finite(self, gamma_alpha=gamma_alpha, beta_k=beta_k)
-        if not isinstance(sigma_eu, str):
-            require_positive(self, sigma_eu=sigma_eu)
-        require_choice(self, "psi_fn", psi_fn, PSI_NAMES)
-        require_choice(self, "distance", distance, DISTANCES)
-        require_choice(self, "upd_k", self.upd_k, KEY_UPDATES)
+        own = type(self).__name__
+        for name, size in {"key_mem_units": key_mem_units, "key_size": key_size, "delta": delta}.items():
+            require(f"{own}: {name}", size, at_least=1)
+        require(f"{own}: sigma_eu", sigma_eu, above=0, below=math.inf, or_text=AUTO)
+        require(f"{own}: gamma_alpha", gamma_alpha, above=-math.inf, below=math.inf, or_text=AUTO)
+        require(f"{own}: beta_k", beta_k, above=-math.inf, below=math.inf)
+        require(f"{own}: psi_fn", psi_fn, one_of=PSI_NAMES)
+        require(f"{own}: distance", distance, one_of=DISTANCES)
+        require(f"{own}: upd_k", self.upd_k, one_of=KEY_UPDATES)
         if delta > key_mem_units:
             if delta != DEFAULT_DELTA:  # which nobody has asked for
                 warnings.warn(
@@ -141,7 +118,7 @@ class KeyMemory(WideState):
             start = 2.0 if distance == "cosine" else 2 / 3  # of two initial keys, see `_reset_keys`
             self.scale = AutoScale(key_size, start, device=device, dtype=dtype)
         self._updates_at: Literal["backward", "call", "step"] = "backward"
-        self._pending: list[_Matched | _MatchedOne] = []
+        self._pending: list[Matched | MatchedOne] = []
         self._version_of_pending = 0
         self._gradient_of_pending: Tensor | bool = False  # whether M's was not all zero when they came
         self._recycled = 0  # units, in this process
@@ -174,7 +151,7 @@ class KeyMemory(WideState):
         In a process group, zeros are not minded: all ranks must find the same, and each has seen its own gradients.
         """
         gradient = self.M.grad
-        return gradient is None or (bool(self._gradient_of_pending) and not bool(_is_not_zero(gradient)))
+        return gradient is None or (bool(self._gradient_of_pending) and not bool(is_not_zero(gradient)))
 
     def bytes_sent(self, rows: int) -> int:
         """Bytes that each rank sends in an update, if no rank has more than `rows` rows: 8 + rows · (w d + q (8 + w)),
@@ -183,15 +160,6 @@ class KeyMemory(WideState):
         width = self.K.dtype.itemsize
         row = width * self.key_size + len(self.K) * (8 + width) + 8 * self.random_memories
         return HEADER_BYTES + rows * row
-
-    def _sigma_and_gamma(self) -> tuple[float | Tensor, float | Tensor]:
-        sigma: float | Tensor = 1.0 if isinstance(self.sigma_eu, str) else self.sigma_eu
-        if self.scale is None:
-            assert not isinstance(self.gamma_alpha, str)
-            return sigma, self.gamma_alpha
-        if isinstance(self.gamma_alpha, str):
-            return sigma, self.scale.gamma_alpha()
-        return self.scale.sigma_eu(), self.gamma_alpha
 
     def _sigma_of_steps(self) -> float:
         """For the steps of the keys; 1/sqrt(d) makes them those that `MHLinear` describes for "auto"."""
@@ -216,7 +184,7 @@ class KeyMemory(WideState):
             self.scale.reset()
         self.drop_key_updates()
 
-    def _attend(self, x: Tensor) -> tuple[MF.Attention, Tensor]:
+    def _attend(self, x: Tensor) -> tuple[functional.Attention, Tensor]:
         keys_by_gradient = self.upd_k != "ad_hoc_WTA"
         if self.detach_gradients and not (self.distance == "cosine" and keys_by_gradient):
             x = x.detach()
@@ -224,14 +192,14 @@ class KeyMemory(WideState):
         if x.requires_grad and not keys_by_gradient and self.training:
             keys = keys.clone()  # they move, and the graph may be kept
         if self.distance == "cosine":
-            z = MF.unit_length(z)
+            z = functional.unit_length(z)
             if keys_by_gradient:
-                keys = _Normalised.apply(keys)
-        sigma, gamma = self._sigma_and_gamma()
-        return MF.attend(MF.match(z, keys, self.distance, sigma), self.delta, gamma), z
+                keys = NormalisedKeys.apply(keys)
+        sigma, gamma = sigma_and_gamma(self.sigma_eu, self.gamma_alpha, self.scale)
+        return functional.attend(functional.match(z, keys, self.distance, sigma), self.delta, gamma), z
 
     def _update_after_backward(
-        self, y: Tensor, attention: MF.Attention, z: Tensor, *, kept: bool, matched_is_all: bool
+        self, y: Tensor, attention: functional.Attention, z: Tensor, *, kept: bool, matched_is_all: bool
     ) -> None:
         """Update once `y` is back-propagated.
 
@@ -248,50 +216,50 @@ class KeyMemory(WideState):
             z = z.clone()  # what waits must not change with an input that the caller fills again
         responses = attention.responses[..., 0].detach()
         if not matched_is_all:
-            responses = responses + _nan_if_not_finite(y.detach(), responses)
-        matched = _Matched(self._this_forward(kept), z, attention.units[..., 0], responses)
+            responses = responses + nan_if_not_finite(y.detach(), responses)
+        matched = Matched(self._this_forward(kept), z, attention.units[..., 0], responses)
         after_backward(y, self, lambda gradient: self._reached(matched, gradient), self._end_of_backward)
 
-    def _attend_one(self, x: Tensor) -> tuple[MF.OneAttention, MF.Floats]:
+    def _attend_one(self, x: Tensor) -> tuple[functional.OneAttention, functional.Floats]:
         """As `_attend` for one sample (1, d) that is matched as it is; see `mh_lightning.functional.one_sample`."""
-        z: MF.Floats = x.detach().numpy()[0]
+        z: functional.Floats = x.detach().numpy()[0]
         if self.distance == "cosine":
-            z = z / max(math.sqrt(float(z @ z)), MF.EPSILON)
-        keys, (sigma, gamma) = self.K.numpy()[0], self._sigma_and_gamma()
-        return MF.attend_one(z, keys, self.distance, float(sigma), self.delta, float(gamma)), z
+            z = z / max(math.sqrt(float(z @ z)), functional.EPSILON)
+        keys, (sigma, gamma) = self.K.numpy()[0], sigma_and_gamma(self.sigma_eu, self.gamma_alpha, self.scale)
+        return functional.attend_one(z, keys, self.distance, float(sigma), self.delta, float(gamma)), z
 
-    def _update_one_after_backward(self, y: Tensor, attention: MF.OneAttention, z: MF.Floats) -> None:
+    def _update_one_after_backward(self, y: Tensor, attention: functional.OneAttention, z: functional.Floats) -> None:
         refuse_joining(type(self).__name__)
         z = z.copy() if self._updates_at != "backward" else z
         winner, response = int(attention.units[0]), float(attention.responses[0])
-        matched = _MatchedOne(self._this_forward(kept=False), z, winner, response)
+        matched = MatchedOne(self._this_forward(kept=False), z, winner, response)
         after_backward(y, self, lambda gradient: self._reached_one(matched, gradient), self._end_of_backward)
 
-    def _this_forward(self, kept: bool) -> _Forward:
-        return _Forward(self._updated_state(), self._recycled, kept)
+    def _this_forward(self, kept: bool) -> Forward:
+        return Forward(self._updated_state(), self._recycled, kept)
 
     def _updated_state(self) -> list[Tensor | None]:
         """The tensors that an update changes, as far as they are this layer's own."""
         return [*self._buffers.values(), *(self._parameters.values() if self.scramble else ())]
 
-    def _reached(self, matched: _Matched, gradient: Tensor) -> _Matched:
+    def _reached(self, matched: Matched, gradient: Tensor) -> Matched:
         """What a backward pass that reaches the output leaves to the update: no sample whose gradient is not finite."""
         self._check_pass(matched.forward)
         responses = matched.responses
         if gradient.device.type == "cpu" and math.isfinite(float(gradient.sum(dtype=responses.dtype))):
             return matched
-        return matched._replace(responses=responses + _nan_if_not_finite(gradient, responses))
+        return matched._replace(responses=responses + nan_if_not_finite(gradient, responses))
 
-    def _reached_one(self, matched: _MatchedOne, gradient: Tensor) -> _MatchedOne:
+    def _reached_one(self, matched: MatchedOne, gradient: Tensor) -> MatchedOne:
         self._check_pass(matched.forward)
-        return matched if MF.is_finite(gradient.detach().numpy()) else matched._replace(response=math.nan)
+        return matched if functional.is_finite(gradient.detach().numpy()) else matched._replace(response=math.nan)
 
     def refuse_passes_after_recycling(self, y: Tensor) -> None:
         """For outputs of layers whose units are recycled with this one's: a graph may need them as they are."""
         forward = self._this_forward(kept=True)
         y.register_hook(lambda _: self._check_pass(forward))  # type: ignore[no-untyped-call]
 
-    def _check_pass(self, forward: _Forward) -> None:
+    def _check_pass(self, forward: Forward) -> None:
         name = type(self).__name__
         if forward.kept and forward.recycled != self._recycled:
             raise UserError(
@@ -319,14 +287,14 @@ class KeyMemory(WideState):
         if "K" not in self._buffers and "K" not in self._parameters:
             raise UserError(f"{name}: K is parametrized, or that of a replica, so it cannot be moved; use eval mode.")
 
-    def _end_of_backward(self, collected: list[_Matched | _MatchedOne]) -> None:
+    def _end_of_backward(self, collected: list[Matched | MatchedOne]) -> None:
         for matched in collected:
             self._require_own(matched.forward.state)
         if self._updates_at != "backward":
             self._pending += collected
             self._version_of_pending = self.M._version
             if self._updates_at == "step" and self.M.grad is not None and world_size() == 1:
-                self._gradient_of_pending = _is_not_zero(self.M.grad)
+                self._gradient_of_pending = is_not_zero(self.M.grad)
             return
         for matched in collected:
             self._update_from(matched)
@@ -340,7 +308,7 @@ class KeyMemory(WideState):
         if len(pending) == 1:
             self._update_from(pending[0])
             return
-        batches = [_as_batch(matched) for matched in pending]
+        batches = [as_batch(matched) for matched in pending]
         empty = self.K.new_zeros(0, self.key_size)
         zero_sets = empty.new_zeros(0, self.K.shape[0])
         with without_autocast(self.K):
@@ -350,11 +318,11 @@ class KeyMemory(WideState):
                 torch.cat([zero_sets, *(one.responses.to(empty) for one in batches)]),
             )
 
-    def _update_from(self, matched: _Matched | _MatchedOne) -> None:
-        if isinstance(matched, _MatchedOne) and world_size() == 1:
+    def _update_from(self, matched: Matched | MatchedOne) -> None:
+        if isinstance(matched, MatchedOne) and world_size() == 1:
             self._update_one(matched)
         else:
-            _, z, winners, responses = _as_batch(matched)
+            _, z, winners, responses = as_batch(matched)
             with without_autocast(self.K):
                 self._update(z.to(self.K), winners.to(self.K.device), responses.to(self.K))
 
@@ -372,10 +340,10 @@ class KeyMemory(WideState):
         z, winners, responses, *seeds = gather_in_turn(z, winners, responses, *seeds)
         usable = None  # rows, where not all of them are known to be
         if not self._may_wait_for(z.device):
-            usable = MF.usable_rows(z, responses)
+            usable = functional.usable_rows(z, responses)
             z, responses = (rows.masked_fill(~usable.unsqueeze(1), 0) for rows in (z, responses))
-        elif not MF.are_usable(z, responses):
-            chosen = MF.usable_rows(z, responses)
+        elif not functional.are_usable(z, responses):
+            chosen = functional.usable_rows(z, responses)
             z, winners, responses = z[chosen], winners[chosen], responses[chosen]
         batch = z.shape[0]
         if batch == 0:
@@ -383,13 +351,13 @@ class KeyMemory(WideState):
         keys = self.K
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
-        sigma, _ = self._sigma_and_gamma()
+        sigma, _ = sigma_and_gamma(self.sigma_eu, self.gamma_alpha, self.scale)
         if usable is None:
             self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
         else:
             self.key_counter.scatter_add_(1, winners.t(), usable.long().expand(len(keys), batch))
         if self.scramble:
-            plan = MF.plan_scramble(
+            plan = functional.plan_scramble(
                 responses, self.mu, self.eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
             )
             if len(plan.sets):
@@ -401,10 +369,12 @@ class KeyMemory(WideState):
                 self.scrambling_count[plan.sets] += 1
         if self.upd_k == "ad_hoc_WTA":
             width = self._sigma_of_steps()
-            MF.move_keys_(keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=width)
+            functional.move_keys_(
+                keys, z, winners, responses, distance=self.distance, beta_k=self.beta_k, sigma_eu=width
+            )
             if batch > 1 and self.scramble:
                 # the same selection as in the forward, so that ties fall alike
-                winners = MF.match(z, keys, self.distance, sigma).topk(self.delta, dim=2).indices[..., 0]
+                winners = functional.match(z, keys, self.distance, sigma).topk(self.delta, dim=2).indices[..., 0]
         if keys is not self.K:
             self.K.copy_(keys)
         if self.scramble:
@@ -418,16 +388,16 @@ class KeyMemory(WideState):
         """Whether to look at values: on a GPU that takes waiting for it, as the plan of scrambling does anyway."""
         return self.scramble or device.type == "cpu"
 
-    def _update_one(self, matched: _MatchedOne) -> None:
+    def _update_one(self, matched: MatchedOne) -> None:
         """As `_update`, for one sample and one key set whose keys are moved ad hoc."""
         _, z, winner, response = matched
         seed = int(torch.randint(2**31, (1,))) if self.random_memories else 0
-        if not MF.is_usable(z, response):
+        if not functional.is_usable(z, response):
             return
         keys, mu, eta = self.K.numpy()[0], self.mu.numpy()[0], self.eta.numpy()[0]
         self.key_counter.numpy()[0, winner] += 1
         if self.scramble:
-            unit = MF.unit_to_scramble(
+            unit = functional.unit_to_scramble(
                 response, mu, eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
             )
             if unit is not None:
@@ -437,7 +407,7 @@ class KeyMemory(WideState):
                 self._recycled += 1
                 keys[unit], mu[unit] = z, 0
         width = self._sigma_of_steps()
-        MF.move_key_(keys[winner], z, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=width)
+        functional.move_key_(keys[winner], z, response, distance=self.distance, beta_k=self.beta_k, sigma_eu=width)
         if self.scramble:
             eta[winner] = 0
             mu[winner] += 1
@@ -460,64 +430,3 @@ class KeyMemory(WideState):
             if prefix + name in state_dict:  # the published code counts in floats
                 state_dict[prefix + name] = state_dict[prefix + name].long()
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def require_whole(layer: KeyMemory) -> None:
-    """Refuse parameters of which this process holds but a shard, since they are changed outside of the optimizer."""
-    for name, parameter in layer.named_parameters(recurse=False):
-        if hasattr(parameter, "device_mesh") or parameter.dim() != 3:
-            raise UserError(
-                f"{type(layer).__name__}: {name} is spread over processes, as by FSDP; leave this layer out of what is "
-                "sharded, or use DistributedDataParallel."
-            )
-
-
-def require_positive(layer: nn.Module, **values: float) -> None:
-    """Refuse options that are not above 0."""
-    for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{type(layer).__name__}: {name} must be positive, got {value}.")
-
-
-def require_number_or_auto(layer: nn.Module, **values: float | str) -> None:
-    """Refuse texts but "auto"."""
-    for name, value in values.items():
-        if isinstance(value, str) and value != AUTO:
-            raise UserError(f"{type(layer).__name__}: {name} must be a number or 'auto', got {value!r}.")
-
-
-def require_finite(layer: nn.Module, **values: float | str) -> None:
-    """Refuse NaN and infinite numbers."""
-    for name, value in values.items():
-        if not isinstance(value, str) and not math.isfinite(value):
-            raise UserError(f"{type(layer).__name__}: {name} must be a finite number, got {value}.")
-
-
-def require_choice(layer: nn.Module, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse an option that is none of the choices."""
-    if value not in choices:
-        raise UserError(f"{type(layer).__name__}: {name} must be one of {', '.join(choices)}; got {value!r}.")
-
-
-def _nan_if_not_finite(rows: Tensor, like: Tensor) -> Tensor:
-    """For each of rows (b, o), or of (*, o), 0 or NaN as a column (b, 1), without a look at its values."""
-    # 0 times each, since a sum of finite numbers may be infinite
-    return (0 * rows).reshape(len(like), rows.shape[-1]).sum(dim=1, keepdim=True, dtype=like.dtype)
-
-
-def _is_not_zero(gradient: Tensor) -> Tensor | bool:
-    """Whether any of its numbers is not 0, as a tensor, for which a GPU need not be waited for."""
-    numbers = gradient._values() if gradient.is_sparse else gradient
-    return numbers.numel() > 0 and (numbers.amax() != 0) | (numbers.amin() != 0)  # any() takes longer
-
-
-class _Normalised(torch.autograd.Function):
-    """L2-normalised keys whose gradient is that of the normalised keys themselves, as if they had been a leaf."""
-
-    @staticmethod
-    def forward(ctx: Any, keys: Tensor) -> Tensor:
-        return F.normalize(keys, dim=2)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad

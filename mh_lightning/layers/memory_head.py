@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mh_lightning import functional as MF
+from mh_lightning import functional
 from mh_lightning.distributed import in_process_group
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.functional.autocast import autocast_dtype, without_autocast
-from mh_lightning.layers.key_memory import COUNTERS, DEFAULT_DELTA, KeyMemory, require_choice, require_positive
+from mh_lightning.layers.key_memory import COUNTERS, DEFAULT_DELTA, KeyMemory
 from mh_lightning.layers.psi import resized_shape
 
 MEMORY_UPDATES = ("WTA", "vanilla")
@@ -142,7 +142,9 @@ class MHLinear(KeyMemory):
         dtype: torch.dtype | None = None,
     ) -> None:
         matched = in_features if key_features is None else key_features
-        require_positive(self, in_features=in_features, out_features=out_features, key_features=matched)
+        sizes = {"in_features": in_features, "out_features": out_features, "key_features": matched}
+        for name, size in sizes.items():
+            require(f"{type(self).__name__}: {name}", size, at_least=1)
         super().__init__(
             1 if shared_keys else out_features,
             key_mem_units,
@@ -175,7 +177,7 @@ class MHLinear(KeyMemory):
         self.reset_parameters()
 
     def _check_options(self) -> None:
-        require_choice(self, "upd_m", self.upd_m, MEMORY_UPDATES)
+        require("MHLinear: upd_m", self.upd_m, one_of=MEMORY_UPDATES)
         if self.upd_m == "WTA" and self.upd_k == "grad_not_WTA":
             raise UserError(
                 "MHLinear: upd_m='WTA' needs upd_k='ad_hoc_WTA' or 'grad_WTA', got 'grad_not_WTA' (the default)."
@@ -201,9 +203,9 @@ class MHLinear(KeyMemory):
         if key_input is not None or not self._serves_one(x):
             return self.forward_with_attention(x, key_input)[0]
         if self.normalize_input:
-            x = MF.unit_length(x)
+            x = functional.unit_length(x)
         attention, z = self._attend_one(x)
-        y = MF.blend_one(x, self.M, attention, self.bias, self.upd_m == "WTA")
+        y = functional.blend_one(x, self.M, attention, self.bias, self.upd_m == "WTA")
         if self.training and y.requires_grad and self.M.requires_grad:
             self._update_one_after_backward(y, attention, z)
         return y
@@ -211,7 +213,7 @@ class MHLinear(KeyMemory):
     def _serves_one(self, x: Tensor) -> bool:
         """Whether x is one sample and this layer so plain and small that NumPy is faster than torch."""
         return (
-            MF.is_one_sample(x, self.M)
+            functional.is_one_sample(x, self.M)
             and x.shape[1] == self.in_features
             and self.upd_k == "ad_hoc_WTA"
             and self.psi_fn == "identity"
@@ -221,9 +223,9 @@ class MHLinear(KeyMemory):
             and autocast_dtype(x) is None
         )
 
-    def forward_with_attention(self, x: Tensor, key_input: Tensor | None = None) -> tuple[Tensor, MF.Attention]:
+    def forward_with_attention(self, x: Tensor, key_input: Tensor | None = None) -> tuple[Tensor, functional.Attention]:
         """As `forward`, with what each sample attends to."""
-        if MF.in_function_transform():
+        if functional.in_function_transform():
             raise UserError(
                 "MHLinear: transforms of torch.func (vmap, grad, jvp, ...) cannot pass through it; loop over the "
                 "samples with torch.autograd.grad instead."
@@ -238,7 +240,7 @@ class MHLinear(KeyMemory):
             attention, z = self._attend(images)
             if self.upd_m == "WTA" and self.upd_k == "grad_WTA":
                 alphas = torch.cat([attention.alphas[..., :1], attention.alphas[..., 1:].detach()], dim=2)
-                attention = MF.Attention(attention.responses, attention.units, alphas)
+                attention = functional.Attention(attention.responses, attention.units, alphas)
             y = self._blend(rows, attention, lower)
         if batch_shape != y.shape[:1]:
             y = y.view(*batch_shape, self.out_features)
@@ -285,7 +287,7 @@ class MHLinear(KeyMemory):
             )
         return key_input.reshape(-1, self.key_features)
 
-    def _blend(self, x: Tensor, attention: MF.Attention, lower: torch.dtype | None) -> Tensor:
+    def _blend(self, x: Tensor, attention: functional.Attention, lower: torch.dtype | None) -> Tensor:
         n, q = self.in_features, self.M.shape[0]
         winner_only = self.upd_m == "WTA"
         memories: Tensor = self.M
@@ -299,14 +301,14 @@ class MHLinear(KeyMemory):
             # (g W) x + b + (g W) f = W (g (x + f)) + b, so the blended gain and offset move to the input
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5)
             memories, *vectors = torch.split(memories, [memories.shape[2] - 2 * n, n, n], dim=2)
-            gain, offset = (MF.blend_vectors(part, attention, winner_only) for part in vectors)
+            gain, offset = (functional.blend_vectors(part, attention, winner_only) for part in vectors)
             x = gain * (x.unsqueeze(1) + offset)
             x = x.squeeze(1) if q == 1 else x
         if lower is not None:
             x = x.to(lower)
         # DistributedDataParallel reduces dense gradients
         sparse = self.sparse_gradients and not self.layer_norm and not in_process_group()
-        return MF.blend(x, memories, attention, bias=self.bias, winner_only=winner_only, sparse=sparse)
+        return functional.blend(x, memories, attention, bias=self.bias, winner_only=winner_only, sparse=sparse)
 
     def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
         for memories in (self.M, *(layer.M for layer in self.followers)):
@@ -339,7 +341,7 @@ class MHLinear(KeyMemory):
 def _of_unit_length(x: Tensor) -> Tensor:
     """Each sample (b, ...) divided by its length."""
     wide = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
-    return MF.unit_length(wide).to(x.dtype).view(x.shape)
+    return functional.unit_length(wide).to(x.dtype).view(x.shape)
 
 
 def fill_with_random_memories(memories: Tensor, generator: torch.Generator | None = None) -> Tensor:

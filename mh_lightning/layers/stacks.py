@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mh_lightning import functional as MF
+from mh_lightning import functional
 from mh_lightning.errors import UserError
 from mh_lightning.layers.memory_head import MHLinear, fill_with_random_memories
 
@@ -125,9 +125,9 @@ class RoutedLinear(nn.Module):
         self.M = nn.Parameter(fill_with_random_memories(memories))
         router.followers.append(self)
 
-    def forward(self, x: Tensor, attention: MF.Attention) -> Tensor:
+    def forward(self, x: Tensor, attention: functional.Attention) -> Tensor:
         """Map (b, n) to (b, o), by the router's attention."""
-        return MF.blend(x, self.M, attention, bias=self.bias, winner_only=self.winner_only)
+        return functional.blend(x, self.M, attention, bias=self.bias, winner_only=self.winner_only)
 
 
 def _widths(name: str, in_features: int, hidden_features: Sequence[int]) -> list[int]:

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mh_lightning.errors import UserError
+
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The type itself, or float32 if it is narrower.
@@ -53,3 +55,13 @@ class WideState(nn.Module):
                 value = state_dict[prefix + name]
                 state_dict[prefix + name] = value.to(at_least_float32(value.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def require_whole(layer: nn.Module) -> None:
+    """Refuse parameters of which this process holds but a shard, since they are changed outside of the optimizer."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        if hasattr(parameter, "device_mesh") or parameter.dim() != 3:
+            raise UserError(
+                f"{type(layer).__name__}: {name} is spread over processes, as by FSDP; leave this layer out of what is "
+                "sharded, or use DistributedDataParallel."
+            )

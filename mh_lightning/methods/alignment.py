@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from mh_lightning.distributed import process_rank, sum_over_ranks, world_size
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.heads import ClassGaussians, TaskHeads
 from mh_lightning.heads.class_gaussians import Covariance, check_options
 from mh_lightning.layers import MHLinear
@@ -65,14 +65,12 @@ class ClassifierAlignment:
     jitter: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "samples_per_class", "batch_size", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"model.init_args.alignment.{name} must be above 0, got {getattr(self, name)}.")
-        if self.momentum >= 1:
-            raise UserError(f"model.init_args.alignment.momentum must be below 1, got {self.momentum}.")
-        for name in ("momentum", "weight_decay", "logit_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"model.init_args.alignment.{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("epochs", "samples_per_class", "batch_size"):
+            require(f"model.init_args.alignment.{name}", getattr(self, name), at_least=1)
+        require("model.init_args.alignment.learning_rate", self.learning_rate, above=0, below=math.inf)
+        require("model.init_args.alignment.momentum", self.momentum, at_least=0, below=1)
+        for name in ("weight_decay", "logit_norm"):
+            require(f"model.init_args.alignment.{name}", getattr(self, name), at_least=0, below=math.inf)
         try:
             check_options(self.covariance, self.rank, self.jitter)
         except UserError as error:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mh_lightning.distributed import gather_rows, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.losses import among_classes
-from mh_lightning.methods.chunks import learn_chunk
 from mh_lightning.methods.frame import Batch, Evaluation, Head, MethodFrame
+from mh_lightning.methods.steps import OptimizerStep, bare_step, count_optimizer_steps
 
 __all__ = ["Batch", "ContinualMethod", "Evaluation", "Head", "Learnt"]
 
@@ -199,10 +199,24 @@ class ContinualMethod(MethodFrame):
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """One micro-batch, which the trainer optimizes; or, without its help, one chunk of the stream."""
         if not self.automatic_optimization:
-            return learn_chunk(self, batch, self.stream.batch_size)
+            return self._learn_chunk(batch)
         loss, logits = self.training_loss(batch)
         correct = self.log_training(loss, logits, batch[1])
         return Learnt(loss=loss * self._weight_in_step(batch_idx), correct=correct)
+
+    def _learn_chunk(self, chunk: Batch) -> Learnt:
+        """Learn a chunk of the stream in optimizer steps, as the trainer would without its cost for each."""
+        optimizer = self.trainer.optimizers[0]
+        learn = OptimizerStep(optimizer, bare_step(optimizer), adjust=self.adjust_gradients)
+        losses: list[Tensor] = []
+        logits: list[Tensor] = []
+        for batch in zip(*(torch.split(part, self.stream.batch_size) for part in chunk), strict=True):
+            loss, logits_of_batch = self.training_loss(batch)
+            learn(loss)
+            losses.append(loss.detach())
+            logits.append(logits_of_batch.detach())
+        count_optimizer_steps(self, len(losses))
+        return Learnt(correct=self.log_training(torch.stack(losses).mean(), torch.cat(logits), chunk[1]))
 
     def _weight_in_step(self, batch_idx: int) -> float:
         """What the mean over a step's micro-batches must weigh this one with to be the mean over its samples."""

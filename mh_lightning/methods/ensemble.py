@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import require
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
 
 
@@ -56,8 +56,7 @@ class Ensemble(ContinualMethod):
     """
 
     def __init__(self, backbone: nn.Module, head: Head, members: int = 5, **options: Any) -> None:
-        if members < 1:
-            raise UserError(f"model.init_args.members must be at least 1, got {members}.")
+        require("model.init_args.members", members, at_least=1)
         super().__init__(backbone, partial(_ensemble_of, members, head), **options)
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,12 @@
 """What carries a method through a trainer's stages: its parts are made, stepped, evaluated, saved and compared."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypedDict
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -19,20 +19,15 @@ from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike
 from mh_lightning.errors import UserError, blame
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES
-from mh_lightning.methods.checks import (
+from mh_lightning.methods.checkpoint_checks import (
     check_complete,
-    check_first_sample,
     check_kept_features,
     check_optimizer_settings,
     check_optimizer_state,
     check_state,
-    check_strategy,
-    check_trainer,
-    check_trainer_options,
-    trainer_options,
 )
-from mh_lightning.methods.chunks import check_trainer_of_chunks
 from mh_lightning.methods.optimization import (
+    Trained,
     for_trainer,
     gradients_are_finite,
     make_lr_scheduler,
@@ -41,6 +36,14 @@ from mh_lightning.methods.optimization import (
     settings_to_resume_with,
 )
 from mh_lightning.methods.steps import complete_gradients
+from mh_lightning.methods.trainer_checks import (
+    check_first_sample,
+    check_strategy,
+    check_trainer,
+    check_trainer_of_chunks,
+    check_trainer_options,
+    trainer_options,
+)
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 Head = Callable[[int, int], nn.Module]  # makes a head from the numbers of features and of classes
@@ -55,7 +58,7 @@ class Evaluation(TypedDict):
     losses: Tensor  # (b,)
 
 
-class MethodFrame(LightningModule, ABC):
+class MethodFrame(Trained):
     """A backbone, a head for all classes, their optimizer and their checkpoints.
 
     Args:

@@ -1,8 +1,10 @@
 """How a method's optimizer and scheduler are made, with a learning rate and a weight decay of the backbone's own."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
@@ -10,16 +12,35 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mh_lightning.backbones import Backbone
 from mh_lightning.errors import UserError
+from mh_lightning.layers import MHLinear
 from mh_lightning.optimizer import memory_head_optimizer
-
-if TYPE_CHECKING:
-    from mh_lightning.methods.frame import MethodFrame
 
 FACTOR = "learning_rate_factor"  # of a parameter group, until its learning rate is multiplied by it
 
 
-def make_optimizer(make: OptimizerCallable, method: "MethodFrame") -> Optimizer:
+class Trained(LightningModule, ABC):
+    """What an optimizer is made for: a module with a backbone, and a head that may be trained in part.
+
+    Attributes:
+        backbone: whose parameter groups may have learning rates of their own.
+        only_touched_units: whether memory units without a gradient are left alone.
+    """
+
+    backbone: Backbone
+    only_touched_units: bool
+
+    @abstractmethod
+    def head_parameters_to_train(self) -> list[nn.Parameter]:
+        """What the optimizer trains besides the backbone's parameters."""
+
+    @abstractmethod
+    def memory_heads(self) -> dict[str, MHLinear]:
+        """The Memory Heads by their names."""
+
+
+def make_optimizer(make: OptimizerCallable, method: Trained) -> Optimizer:
     """An optimizer over the parameters that a method trains.
 
     Args:
@@ -42,7 +63,7 @@ def make_optimizer(make: OptimizerCallable, method: "MethodFrame") -> Optimizer:
     return optimizer
 
 
-def parameters_or_groups(method: "MethodFrame") -> list[nn.Parameter] | list[dict[str, Any]]:
+def parameters_or_groups(method: Trained) -> list[nn.Parameter] | list[dict[str, Any]]:
     """The parameters that a method trains, in one list, or in groups if the backbone's are treated in their own way:
     first what is not the backbone's, then the backbone's groups in their order.
     """
@@ -59,7 +80,7 @@ def parameters_or_groups(method: "MethodFrame") -> list[nn.Parameter] | list[dic
 
 
 def _optimizer_of_touched_units(
-    make: OptimizerCallable, method: "MethodFrame", params: list[nn.Parameter] | list[dict[str, Any]]
+    make: OptimizerCallable, method: Trained, params: list[nn.Parameter] | list[dict[str, Any]]
 ) -> Optimizer:
     if not any(layer.M.requires_grad for layer in method.memory_heads().values()):
         raise UserError("only_touched_units=true needs a Memory Head that is trained, e.g. model.init_args.head")
@@ -70,7 +91,7 @@ def _optimizer_of_touched_units(
     return optimizer
 
 
-def may_skip_steps(method: "MethodFrame") -> bool:
+def may_skip_steps(method: Trained) -> bool:
     """Whether gradients that are not finite may keep the trainer from a step: a precision that scales the loss does,
     and a method's own way of clipping may, with ``error_if_nonfinite``.
     """
@@ -109,7 +130,7 @@ def make_lr_scheduler(make: LRSchedulerCallable, optimizer: Optimizer) -> LRSche
 
 
 def settings_to_resume_with(
-    method: "MethodFrame", optimizer: Optimizer, scheduler: LRSchedulerTypeUnion | None
+    method: Trained, optimizer: Optimizer, scheduler: LRSchedulerTypeUnion | None
 ) -> dict[str, str]:
     """What a run must have in common with the checkpoint that it resumes, by the names of options."""
     settings = {name: str(value) for name, value in optimizer.defaults.items()}

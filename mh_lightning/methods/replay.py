@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning.distributed import gather_in_turn, process_rank, world_size
-from mh_lightning.errors import UserError
+from mh_lightning.errors import require
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
 from mh_lightning.methods.replay_buffer import ReplayBuffer, ReservoirBuffer, Samples
 from mh_lightning.random_numbers import global_seed
@@ -35,8 +35,7 @@ class ReplayMethod(ContinualMethod):
         **options: Any,
     ) -> None:
         super().__init__(backbone, head, **options)
-        if replay_batch_size < 1:
-            raise UserError(f"model.init_args.replay_batch_size must be at least 1, got {replay_batch_size}.")
+        require("model.init_args.replay_batch_size", replay_batch_size, at_least=1)
         self.buffer_size, self.replay_batch_size = buffer_size, replay_batch_size
         self.replay_buffer: ReplayBuffer | None = None
 

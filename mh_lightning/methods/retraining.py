@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mh_lightning.distributed import broadcast_from_first_rank, world_size
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.methods.base import Batch, ContinualMethod, Head, Learnt
 from mh_lightning.methods.steps import OptimizerStep
 
@@ -37,8 +37,7 @@ class RetrainingMethod(ContinualMethod):
                 f"model.init_args.classes_in_loss={self.classes_in_loss}: {type(self).__name__} learns all classes "
                 "together; leave it out."
             )
-        if epochs < 1:
-            raise UserError(f"model.init_args.epochs must be at least 1, got {epochs}.")
+        require("model.init_args.epochs", epochs, at_least=1)
         self.epochs = epochs
         self.automatic_optimization = False
         self._initial_weights: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -68,6 +69,15 @@ class OptimizerStep:
             if exists:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = sum_over_ranks(gradient) * self.share
+
+
+def count_optimizer_steps(method: LightningModule, steps: int) -> None:
+    """Let the trainer's global step count optimizer steps, though it did not take them."""
+    progress = method.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    for tracker in (progress.total, progress.current):
+        tracker.ready += steps
+        tracker.completed += steps
+    method.log("step", float(method.global_step))  # the axis of the logged curves
 
 
 def bare_step(optimizer: Optimizer) -> Callable[[], Any]:

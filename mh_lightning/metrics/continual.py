@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from mh_lightning.errors import UserError
-from mh_lightning.metrics import functional as MF
+from mh_lightning.metrics import functional
 
 TOP_K = 5  # of the metrics that are named after it, ..._top5
 
@@ -35,22 +35,24 @@ Function = Callable[[Evaluations], Tensor | float]  # a metric
 
 
 def _forward_transfer(seen: Evaluations) -> Tensor:
-    known = MF.forward_transfer(seen.matrix, seen.untrained, seen.after)
+    known = functional.forward_transfer(seen.matrix, seen.untrained, seen.after)
     return known.new_full((), torch.nan) if seen.untrained.isnan().any() else known
 
 
 METRICS: dict[str, Function] = {
-    "average_accuracy": lambda seen: MF.average_accuracy(seen.matrix),
-    "forgetting": lambda seen: MF.forgetting(seen.matrix, seen.after),
-    "backward_transfer": lambda seen: MF.backward_transfer(seen.matrix, seen.after),
+    "average_accuracy": lambda seen: functional.average_accuracy(seen.matrix),
+    "forgetting": lambda seen: functional.forgetting(seen.matrix, seen.after),
+    "backward_transfer": lambda seen: functional.backward_transfer(seen.matrix, seen.after),
     "forward_transfer": _forward_transfer,
-    "all_pairs_backward_transfer": lambda seen: MF.all_pairs_backward_transfer(seen.matrix, False, seen.after),
-    "all_pairs_backward_transfer_clipped": lambda seen: MF.all_pairs_backward_transfer(seen.matrix, True, seen.after),
-    "all_pairs_forward_transfer": lambda seen: MF.all_pairs_forward_transfer(seen.matrix, seen.after),
-    "last_accuracy": lambda seen: MF.last_accuracy(seen.matrix, seen.samples),
-    "last_accuracy_old": lambda seen: MF.last_accuracy_old(seen.matrix, seen.samples, seen.after),
-    "last_accuracy_new": lambda seen: MF.last_accuracy_new(seen.matrix, seen.after),
-    "incremental_accuracy": lambda seen: MF.incremental_accuracy(seen.matrix, seen.samples, seen.after),
+    "all_pairs_backward_transfer": lambda seen: functional.all_pairs_backward_transfer(seen.matrix, False, seen.after),
+    "all_pairs_backward_transfer_clipped": lambda seen: functional.all_pairs_backward_transfer(
+        seen.matrix, True, seen.after
+    ),
+    "all_pairs_forward_transfer": lambda seen: functional.all_pairs_forward_transfer(seen.matrix, seen.after),
+    "last_accuracy": lambda seen: functional.last_accuracy(seen.matrix, seen.samples),
+    "last_accuracy_old": lambda seen: functional.last_accuracy_old(seen.matrix, seen.samples, seen.after),
+    "last_accuracy_new": lambda seen: functional.last_accuracy_new(seen.matrix, seen.after),
+    "incremental_accuracy": lambda seen: functional.incremental_accuracy(seen.matrix, seen.samples, seen.after),
 }
 OVER_TOP_K = ("last_accuracy", "incremental_accuracy")
 

@@ -28,7 +28,7 @@ from mh_lightning.data.features.description import described
 from mh_lightning.data.features.fingerprint import description_of, fingerprint, image_digests
 from mh_lightning.data.labelled import Labelled, StreamDataset
 from mh_lightning.data.perturbations import GaussianNoise, Unperturbed
-from mh_lightning.data.splitting import one_domain_a_perturbation
+from mh_lightning.data.splits import one_domain_a_perturbation
 from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.errors import UserError
 from tests.data.refusal import refused

@@ -13,7 +13,7 @@ from PIL import Image
 from mh_lightning.data.features.fingerprint import image_digests
 from mh_lightning.data.images import ImageReading, as_rgb, colour_of, read_image
 from mh_lightning.data.labelled import Labelled, StreamDataset
-from mh_lightning.data.splitting import concatenate, one_domain_a_perturbation
+from mh_lightning.data.splits import concatenate, one_domain_a_perturbation
 from tests.data.refusal import refused
 
 AS_STORED = ImageReading()

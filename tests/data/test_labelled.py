@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from mh_lightning.data import GaussianNoise, Unperturbed
-from mh_lightning.data.checks import check_domains, check_finite, check_labels
 from mh_lightning.data.labelled import Labelled, Rows, StreamDataset
-from mh_lightning.data.splitting import one_domain_a_perturbation
+from mh_lightning.data.sample_checks import check_domains, check_finite, check_labels
+from mh_lightning.data.splits import one_domain_a_perturbation
 from tests.data.refusal import refused
 
 GREY = torch.tensor([[[0, 255], [51, 102]], [[1, 2], [3, 4]]], dtype=torch.uint8)

@@ -447,9 +447,9 @@ def test_bytes_are_counted(options: dict[str, Any]) -> None:
     [
         ({"key_mem_units": 0}, "key_mem_units must be at least 1, got 0"),
         ({"delta": 0}, "delta must be at least 1, got 0"),
-        ({"ridge": -1.0}, "ridge must be 'auto' or a finite number of at least 0, got -1.0"),
-        ({"ridge": float("nan")}, "ridge must be 'auto' or a finite number of at least 0, got nan"),
-        ({"ridge": "best"}, "ridge must be 'auto' or a finite number of at least 0, got 'best'"),
+        ({"ridge": -1.0}, "ridge must be at least 0 and finite, or be 'auto', got -1.0"),
+        ({"ridge": float("nan")}, "ridge must be at least 0 and finite, or be 'auto', got nan"),
+        ({"ridge": "best"}, "ridge must be at least 0 and finite, or be 'auto', got 'best'"),
         ({"normalization": "l1"}, "normalization must be one of none, l2, sqrt; got 'l1'"),
         ({"num_projections": 0}, "num_projections must be at least 1, got 0"),
         ({"projections_beside": 0}, "projections_beside must be at least 1, got 0"),

@@ -320,7 +320,7 @@ def test_euclidean_responses_have_a_range_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", ["sigma_eu", "gamma_alpha"])
 def test_other_texts_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"MHLinear: {name} must be a number or 'auto', got 'automatic'."):
+    with pytest.raises(UserError, match=f"MHLinear: {name} must be .*finite, or be 'auto', got 'automatic'."):
         MHLinear(N, O, delta=2, **{name: "automatic"})
 
 

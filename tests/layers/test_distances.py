@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mh_lightning import functional as MF
+from mh_lightning import functional
 from mh_lightning.functional import distances
 
 WIDTH = 0.5
@@ -37,7 +37,7 @@ def spread_out(far: float, sets: int = 1) -> tuple[Tensor, Tensor]:
 def test_a_far_key_takes_no_digits(far: float, sets: int) -> None:
     z, keys = spread_out(far, sets)
     wanted = exact(z, keys)
-    found = MF.match(z, keys, "euclidean", WIDTH)
+    found = functional.match(z, keys, "euclidean", WIDTH)
     assert torch.equal(found.argmax(2), wanted.argmin(2))
     torch.testing.assert_close(
         found.double(), torch.exp(wanted / (-math.sqrt(24) * WIDTH)), rtol=1e-4 if far > 1e2 else 2e-3, atol=0
@@ -49,7 +49,7 @@ def test_clusters_far_apart() -> None:
     z, keys = spread_out(0.0)
     centres = torch.tensor([0.0, 1e3, -2e5])
     z, keys = z + centres[torch.arange(200) % 3, None], keys + centres[torch.arange(50) % 3, None]
-    assert torch.equal(MF.match(z, keys, "euclidean", WIDTH).argmax(2), exact(z, keys).argmin(2))
+    assert torch.equal(functional.match(z, keys, "euclidean", WIDTH).argmax(2), exact(z, keys).argmin(2))
 
 
 def test_keys_that_almost_tie() -> None:
@@ -57,7 +57,7 @@ def test_keys_that_almost_tie() -> None:
     keys[0, 8] = keys[0, 7] + 3e-7
     keys[0, 9] = keys[0, 7] - 3e-7
     z = keys[0, 7] + 0.05 * z
-    found, wanted = MF.match(z, keys, "euclidean", 1e-2).argmax(2), exact(z, keys)
+    found, wanted = functional.match(z, keys, "euclidean", 1e-2).argmax(2), exact(z, keys)
     nearest, second = wanted.topk(2, largest=False).values.unbind(2)
     told_apart = (second - nearest) / nearest > 1e-6  # the digits of one number
     assert told_apart.sum() > 50 and torch.equal(found[told_apart], wanted.argmin(2)[told_apart])
@@ -69,7 +69,7 @@ def test_gradients(far: float, dtype: torch.dtype) -> None:
     given = [part.to(dtype).requires_grad_() for part in spread_out(far)]
     wide = [part.detach().double().requires_grad_() for part in given]
     weights = torch.randn(200, 1, 50, dtype=torch.float64)
-    MF.match(*given, "euclidean", WIDTH).backward(weights.to(dtype))
+    functional.match(*given, "euclidean", WIDTH).backward(weights.to(dtype))
     torch.exp(exact(*wide) / (-math.sqrt(24) * WIDTH)).backward(weights)
     for one, other in zip(given, wide, strict=True):
         assert one.grad is not None and other.grad is not None and one.grad.dtype == dtype
@@ -78,7 +78,7 @@ def test_gradients(far: float, dtype: torch.dtype) -> None:
 
 def test_recorded_graphs_keep_them_too() -> None:
     z, keys = spread_out(1e4)
-    matched = torch.compile(MF.match, backend="eager", fullgraph=True)(z, keys, "euclidean", WIDTH)
+    matched = torch.compile(functional.match, backend="eager", fullgraph=True)(z, keys, "euclidean", WIDTH)
     assert torch.equal(matched.argmax(2), exact(z, keys).argmin(2))
     torch.compiler.reset()
 
@@ -97,7 +97,7 @@ class Largest(TorchDispatchMode):
 def test_no_temporary_of_all_differences(far: float) -> None:
     z, keys = spread_out(far)
     with Largest() as largest:
-        MF.match(z, keys, "euclidean", WIDTH)
+        functional.match(z, keys, "euclidean", WIDTH)
     assert 0 < largest.numbers <= 200 * 50
 
 
@@ -112,5 +112,5 @@ def test_only_what_needs_it_is_computed_again(monkeypatch: pytest.MonkeyPatch) -
         return plain(z, keys)
 
     monkeypatch.setattr(distances, "_expanded", counted)
-    found = MF.match(z, keys, "euclidean", WIDTH)
+    found = functional.match(z, keys, "euclidean", WIDTH)
     assert rows == [200, 1] and found[5, 0, 11] == 1

@@ -42,7 +42,7 @@ from mh_lightning.methods import (
     JointTraining,
     MaximallyInterferedRetrieval,
 )
-from mh_lightning.methods.checks import check_strategy
+from mh_lightning.methods.trainer_checks import check_strategy
 from tests.blobs import FEATURES, blobs
 from tests.fits import fit, on_ranks
 

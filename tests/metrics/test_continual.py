@@ -14,8 +14,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from mh_lightning.errors import UserError
-from mh_lightning.metrics import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics
-from mh_lightning.metrics import functional as MF
+from mh_lightning.metrics import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics, functional
 from tests.metrics.evaluations import assert_same, evaluation, outputs, split
 
 
@@ -42,16 +41,16 @@ def test_accuracy_matrix_of_one_task_is_a_matrix() -> None:
 @pytest.mark.parametrize("num_tasks", [1, 3])
 def test_classes_follow_functions(num_tasks: int) -> None:
     metrics = {
-        "average_accuracy": lambda matrix, samples: MF.average_accuracy(matrix),
-        "forgetting": lambda matrix, samples: MF.forgetting(matrix),
-        "backward_transfer": lambda matrix, samples: MF.backward_transfer(matrix),
-        "forward_transfer": lambda matrix, samples: MF.forward_transfer(matrix, untrained[: len(matrix)]),
-        "all_pairs_backward_transfer": lambda matrix, samples: MF.all_pairs_backward_transfer(matrix),
-        "all_pairs_forward_transfer": lambda matrix, samples: MF.all_pairs_forward_transfer(matrix),
-        "last_accuracy": MF.last_accuracy,
-        "last_accuracy_old": MF.last_accuracy_old,
-        "last_accuracy_new": lambda matrix, samples: MF.last_accuracy_new(matrix),
-        "incremental_accuracy": MF.incremental_accuracy,
+        "average_accuracy": lambda matrix, samples: functional.average_accuracy(matrix),
+        "forgetting": lambda matrix, samples: functional.forgetting(matrix),
+        "backward_transfer": lambda matrix, samples: functional.backward_transfer(matrix),
+        "forward_transfer": lambda matrix, samples: functional.forward_transfer(matrix, untrained[: len(matrix)]),
+        "all_pairs_backward_transfer": lambda matrix, samples: functional.all_pairs_backward_transfer(matrix),
+        "all_pairs_forward_transfer": lambda matrix, samples: functional.all_pairs_forward_transfer(matrix),
+        "last_accuracy": functional.last_accuracy,
+        "last_accuracy_old": functional.last_accuracy_old,
+        "last_accuracy_new": lambda matrix, samples: functional.last_accuracy_new(matrix),
+        "incremental_accuracy": functional.incremental_accuracy,
     }
     evaluations = [evaluation(num_tasks, after) for after in range(num_tasks)]
     before = evaluation(num_tasks, -1)
@@ -115,7 +114,7 @@ def test_top5_is_scikit_learns_and_no_less_than_top1(num_tasks: int, seed: int) 
     logits, targets, tasks = outputs(num_tasks, 0, seed)
     for after_task in range(num_tasks):
         logits += after_task * torch.rand(logits.shape, generator=generator)
-        metrics.update(MF.most_likely(logits, 5), targets, tasks, after_task)
+        metrics.update(functional.most_likely(logits, 5), targets, tasks, after_task)
         seen, classes = tasks <= after_task, range(logits.shape[1])
         expected.append(top_k_accuracy_score(targets[seen].numpy(), logits[seen].numpy(), k=5, labels=classes))
         found = metrics.compute()
@@ -192,14 +191,16 @@ def test_spaced_evaluations_follow_functions(num_tasks: int, every: int, seed: i
         assert found["accuracy_matrix"][len(rows) :].isnan().all()
         matrix, samples = whole[rows, :seen], torch.bincount(batch.tasks)[:seen]
         expected = {
-            "forgetting": MF.forgetting(matrix, after),
-            "backward_transfer": MF.backward_transfer(matrix, after),
-            "forward_transfer": MF.forward_transfer(matrix, spaced["accuracy_matrix"].untrained()[:seen], after),
-            "all_pairs_backward_transfer": MF.all_pairs_backward_transfer(matrix, after=after),
-            "all_pairs_forward_transfer": MF.all_pairs_forward_transfer(matrix, after),
-            "last_accuracy_old": MF.last_accuracy_old(matrix, samples, after),
-            "last_accuracy_new": MF.last_accuracy_new(matrix, after),
-            "incremental_accuracy": MF.incremental_accuracy(matrix, samples, after),
+            "forgetting": functional.forgetting(matrix, after),
+            "backward_transfer": functional.backward_transfer(matrix, after),
+            "forward_transfer": functional.forward_transfer(
+                matrix, spaced["accuracy_matrix"].untrained()[:seen], after
+            ),
+            "all_pairs_backward_transfer": functional.all_pairs_backward_transfer(matrix, after=after),
+            "all_pairs_forward_transfer": functional.all_pairs_forward_transfer(matrix, after),
+            "last_accuracy_old": functional.last_accuracy_old(matrix, samples, after),
+            "last_accuracy_new": functional.last_accuracy_new(matrix, after),
+            "incremental_accuracy": functional.incremental_accuracy(matrix, samples, after),
         }
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True, msg=name)

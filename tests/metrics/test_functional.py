@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mh_lightning.metrics import functional as MF
+from mh_lightning.metrics import functional
 
 # forgets the first task, gains on the second one
 FORGETS = torch.tensor([[0.9, 0.2, 0.1], [0.6, 0.8, 0.3], [0.5, 0.9, 0.7]], dtype=torch.float64)
@@ -89,17 +89,17 @@ SAMPLES = torch.tensor([10, 20, 70])
 def test_by_hand(matrix: Tensor, expected: dict[str, float]) -> None:
     samples = SAMPLES[: len(matrix)]
     found = {
-        "average_accuracy": MF.average_accuracy(matrix),
-        "forgetting": MF.forgetting(matrix),
-        "backward_transfer": MF.backward_transfer(matrix),
-        "forward_transfer": MF.forward_transfer(matrix, UNTRAINED[: len(matrix)]),
-        "all_pairs_backward_transfer": MF.all_pairs_backward_transfer(matrix),
-        "all_pairs_backward_transfer_clipped": MF.all_pairs_backward_transfer(matrix, clip=True),
-        "all_pairs_forward_transfer": MF.all_pairs_forward_transfer(matrix),
-        "last_accuracy": MF.last_accuracy(matrix, samples),
-        "last_accuracy_old": MF.last_accuracy_old(matrix, samples),
-        "last_accuracy_new": MF.last_accuracy_new(matrix),
-        "incremental_accuracy": MF.incremental_accuracy(matrix, samples),
+        "average_accuracy": functional.average_accuracy(matrix),
+        "forgetting": functional.forgetting(matrix),
+        "backward_transfer": functional.backward_transfer(matrix),
+        "forward_transfer": functional.forward_transfer(matrix, UNTRAINED[: len(matrix)]),
+        "all_pairs_backward_transfer": functional.all_pairs_backward_transfer(matrix),
+        "all_pairs_backward_transfer_clipped": functional.all_pairs_backward_transfer(matrix, clip=True),
+        "all_pairs_forward_transfer": functional.all_pairs_forward_transfer(matrix),
+        "last_accuracy": functional.last_accuracy(matrix, samples),
+        "last_accuracy_old": functional.last_accuracy_old(matrix, samples),
+        "last_accuracy_new": functional.last_accuracy_new(matrix),
+        "incremental_accuracy": functional.incremental_accuracy(matrix, samples),
     }
     for name, value in found.items():
         assert value.shape == () and value.dtype == torch.float64, name
@@ -109,15 +109,15 @@ def test_by_hand(matrix: Tensor, expected: dict[str, float]) -> None:
 def test_plain_names_mean_what_gem_means() -> None:
     matrix = torch.tensor([[0.9, 0.3, 0.1], [0.6, 0.8, 0.2], [0.5, 0.7, 0.9]], dtype=torch.float64)
     untrained = torch.tensor([0.3, 0.1, 0.4], dtype=torch.float64)
-    assert MF.backward_transfer(matrix).item() == pytest.approx(-0.25)
-    assert MF.forward_transfer(matrix, torch.zeros(3)).item() == pytest.approx(0.25)
-    assert MF.forward_transfer(matrix, untrained).item() == pytest.approx(0.25 - (0.1 + 0.4) / 2)
-    assert MF.all_pairs_backward_transfer(matrix).item() == pytest.approx(-0.8 / 3)
-    assert MF.all_pairs_forward_transfer(matrix).item() == pytest.approx(0.2)
+    assert functional.backward_transfer(matrix).item() == pytest.approx(-0.25)
+    assert functional.forward_transfer(matrix, torch.zeros(3)).item() == pytest.approx(0.25)
+    assert functional.forward_transfer(matrix, untrained).item() == pytest.approx(0.25 - (0.1 + 0.4) / 2)
+    assert functional.all_pairs_backward_transfer(matrix).item() == pytest.approx(-0.8 / 3)
+    assert functional.all_pairs_forward_transfer(matrix).item() == pytest.approx(0.2)
 
 
 def test_equal_counts_weigh_tasks_alike() -> None:
-    assert MF.last_accuracy(FORGETS, torch.tensor([7, 7, 7])).item() == pytest.approx(0.7)
+    assert functional.last_accuracy(FORGETS, torch.tensor([7, 7, 7])).item() == pytest.approx(0.7)
 
 
 @settings(deadline=None)
@@ -138,14 +138,14 @@ def test_against_the_definitions(num_tasks: int, seed: int) -> None:
     untrained = torch.rand(num_tasks, generator=generator, dtype=torch.float64)
     b = untrained.tolist()
     expected = {
-        MF.average_accuracy(matrix): mean(a[-1]),
-        MF.forgetting(matrix): mean(forgotten),
-        MF.backward_transfer(matrix): mean([a[-1][j] - a[j][j] for j in tasks[:-1]]),
-        MF.forward_transfer(matrix, untrained): mean([a[j - 1][j] - b[j] for j in tasks[1:]]),
-        MF.all_pairs_backward_transfer(matrix): mean([a[i][j] - a[j][j] for i in tasks for j in range(i)]),
-        MF.all_pairs_forward_transfer(matrix): mean([a[i][j] for j in tasks for i in range(j)]),
-        MF.last_accuracy(matrix, samples): seen(num_tasks - 1),
-        MF.incremental_accuracy(matrix, samples): mean([seen(after) for after in tasks]),
+        functional.average_accuracy(matrix): mean(a[-1]),
+        functional.forgetting(matrix): mean(forgotten),
+        functional.backward_transfer(matrix): mean([a[-1][j] - a[j][j] for j in tasks[:-1]]),
+        functional.forward_transfer(matrix, untrained): mean([a[j - 1][j] - b[j] for j in tasks[1:]]),
+        functional.all_pairs_backward_transfer(matrix): mean([a[i][j] - a[j][j] for i in tasks for j in range(i)]),
+        functional.all_pairs_forward_transfer(matrix): mean([a[i][j] for j in tasks for i in range(j)]),
+        functional.last_accuracy(matrix, samples): seen(num_tasks - 1),
+        functional.incremental_accuracy(matrix, samples): mean([seen(after) for after in tasks]),
     }
     for value, by_loops in expected.items():
         assert value.item() == pytest.approx(by_loops, abs=1e-12)
@@ -154,20 +154,22 @@ def test_against_the_definitions(num_tasks: int, seed: int) -> None:
 def test_data_of_the_first_tasks_alone() -> None:
     # after three tasks, evaluated on the first two
     matrix = torch.tensor([[0.9, 0.1], [0.6, 0.8], [0.3, 1.0]])
-    assert MF.average_accuracy(matrix).item() == pytest.approx(0.65)
-    assert MF.forgetting(matrix).item() == pytest.approx(((0.9 - 0.3) + (0.8 - 1.0)) / 2)
-    assert MF.all_pairs_backward_transfer(matrix).item() == pytest.approx(((0.6 - 0.9) + (0.3 - 0.9) + (1.0 - 0.8)) / 3)
-    assert MF.all_pairs_forward_transfer(matrix).item() == pytest.approx(0.1)
-    assert MF.backward_transfer(matrix).item() == pytest.approx(((0.3 - 0.9) + (1.0 - 0.8)) / 2)
-    assert MF.forward_transfer(matrix, torch.tensor([0.7, 0.3])).item() == pytest.approx(0.1 - 0.3)
+    assert functional.average_accuracy(matrix).item() == pytest.approx(0.65)
+    assert functional.forgetting(matrix).item() == pytest.approx(((0.9 - 0.3) + (0.8 - 1.0)) / 2)
+    assert functional.all_pairs_backward_transfer(matrix).item() == pytest.approx(
+        ((0.6 - 0.9) + (0.3 - 0.9) + (1.0 - 0.8)) / 3
+    )
+    assert functional.all_pairs_forward_transfer(matrix).item() == pytest.approx(0.1)
+    assert functional.backward_transfer(matrix).item() == pytest.approx(((0.3 - 0.9) + (1.0 - 0.8)) / 2)
+    assert functional.forward_transfer(matrix, torch.tensor([0.7, 0.3])).item() == pytest.approx(0.1 - 0.3)
     samples = torch.tensor([10, 30])
-    assert MF.last_accuracy(matrix, samples).item() == pytest.approx((3 + 30) / 40)
-    assert MF.incremental_accuracy(matrix, samples).item() == pytest.approx((0.9 + 30 / 40 + 33 / 40) / 3)
-    assert MF.last_accuracy_old(matrix, samples).item() == pytest.approx((3 + 30) / 40)
-    assert MF.last_accuracy_new(matrix).isnan()
+    assert functional.last_accuracy(matrix, samples).item() == pytest.approx((3 + 30) / 40)
+    assert functional.incremental_accuracy(matrix, samples).item() == pytest.approx((0.9 + 30 / 40 + 33 / 40) / 3)
+    assert functional.last_accuracy_old(matrix, samples).item() == pytest.approx((3 + 30) / 40)
+    assert functional.last_accuracy_new(matrix).isnan()
     # with one task evaluated, nothing of it is to come
-    assert MF.all_pairs_forward_transfer(matrix[:, :1]).item() == 0
-    assert MF.forward_transfer(matrix[:, :1], torch.tensor([0.7])).item() == 0
+    assert functional.all_pairs_forward_transfer(matrix[:, :1]).item() == 0
+    assert functional.forward_transfer(matrix[:, :1], torch.tensor([0.7])).item() == 0
 
 
 # five tasks, evaluated after the second, the fourth and the last
@@ -254,25 +256,25 @@ def test_spaced_evaluations_by_hand(evaluations: int, columns: int, expected: di
     matrix, after = SPACED[:evaluations, :columns], [2, 4, 5][:evaluations]
     samples = torch.tensor([10, 20, 30, 40, 100])[:columns]
     found = {
-        "average_accuracy": MF.average_accuracy(matrix),
-        "forgetting": MF.forgetting(matrix, after),
-        "backward_transfer": MF.backward_transfer(matrix, after),
-        "forward_transfer": MF.forward_transfer(matrix, UNTRAINED_OF_FIVE[:columns], after),
-        "all_pairs_backward_transfer": MF.all_pairs_backward_transfer(matrix, after=after),
-        "all_pairs_forward_transfer": MF.all_pairs_forward_transfer(matrix, after),
-        "last_accuracy": MF.last_accuracy(matrix, samples),
-        "last_accuracy_old": MF.last_accuracy_old(matrix, samples, after),
-        "last_accuracy_new": MF.last_accuracy_new(matrix, after),
-        "incremental_accuracy": MF.incremental_accuracy(matrix, samples, after),
+        "average_accuracy": functional.average_accuracy(matrix),
+        "forgetting": functional.forgetting(matrix, after),
+        "backward_transfer": functional.backward_transfer(matrix, after),
+        "forward_transfer": functional.forward_transfer(matrix, UNTRAINED_OF_FIVE[:columns], after),
+        "all_pairs_backward_transfer": functional.all_pairs_backward_transfer(matrix, after=after),
+        "all_pairs_forward_transfer": functional.all_pairs_forward_transfer(matrix, after),
+        "last_accuracy": functional.last_accuracy(matrix, samples),
+        "last_accuracy_old": functional.last_accuracy_old(matrix, samples, after),
+        "last_accuracy_new": functional.last_accuracy_new(matrix, after),
+        "incremental_accuracy": functional.incremental_accuracy(matrix, samples, after),
     }
     for name, value in found.items():
         assert value.shape == () and value.item() == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
 
 
 def test_spaced_evaluations_of_which_none_follows_a_task_with_data() -> None:
-    assert MF.all_pairs_backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).isnan()
-    assert MF.backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).isnan()
-    assert MF.forgetting(torch.tensor([[0.9], [0.5]]), after=[3, 6]).item() == pytest.approx(0.4)
+    assert functional.all_pairs_backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).isnan()
+    assert functional.backward_transfer(torch.tensor([[0.9], [0.5]]), after=[3, 6]).isnan()
+    assert functional.forgetting(torch.tensor([[0.9], [0.5]]), after=[3, 6]).item() == pytest.approx(0.4)
 
 
 @settings(deadline=None)
@@ -280,7 +282,7 @@ def test_spaced_evaluations_of_which_none_follows_a_task_with_data() -> None:
 def test_most_likely_classes(k: int, more: int, seed: int) -> None:
     # few different values, so that there are ties
     logits = torch.randint(0, 4, (9, k + more), generator=torch.Generator().manual_seed(seed)).float()
-    found = MF.most_likely(logits, k)
+    found = functional.most_likely(logits, k)
     assert torch.equal(found[:, 0], logits.argmax(dim=1))
     assert torch.equal(logits.gather(1, found).sort(descending=True).values, logits.topk(k, dim=1).values)
     assert all(len(set(row)) == k for row in found.tolist())

@@ -18,7 +18,7 @@ from mh_lightning.data.features.extraction import check_frozen, extract
 from mh_lightning.data.features.fingerprint import description_of, fingerprint
 from mh_lightning.data.features.store import Entry
 from mh_lightning.data.stored_features import StoredFeatures
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 
 MOST_WORKERS = 8
 
@@ -53,12 +53,9 @@ class FeatureCache:
     def __post_init__(self) -> None:
         if not self.folder:
             raise UserError("data.feature_cache.folder is empty; give a folder such as data/features.")
-        if self.dtype not in ("float32", "float16"):
-            raise UserError(f"data.feature_cache.dtype must be float32 or float16, got {self.dtype!r}.")
-        if self.views < 1:
-            raise UserError(f"data.feature_cache.views must be at least 1, got {self.views}.")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise UserError(f"data.feature_cache.num_workers must not be negative, got {self.num_workers}.")
+        require("data.feature_cache.dtype", self.dtype, one_of=("float32", "float16"))
+        require("data.feature_cache.views", self.views, at_least=1)
+        require("data.feature_cache.num_workers", self.num_workers, at_least=0)
 
     def features(
         self,

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mh_lightning.data.checks import check_domains, check_scenario
 from mh_lightning.data.labelled import Labelled
+from mh_lightning.data.sample_checks import check_domains, check_scenario
 from mh_lightning.data.scenarios import Task, samples_of_tasks, tasks_of_scenario
-from mh_lightning.data.splitting import first_half
+from mh_lightning.data.splits import first_half
 from mh_lightning.errors import UserError
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def recorded(tensor: Tensor) -> bool:
-    """Whether operations on `tensor` are recorded, so that the way of computing must not depend on values:
+def is_traced(tensor: Tensor) -> bool:
+    """Whether operations on `tensor` are traced, so that the way of computing must not depend on values:
     torch.compile, torch.export, torch.jit.trace, make_fx, fake tensors, and transforms of torch.func.
     """
     return (

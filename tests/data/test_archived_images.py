@@ -9,7 +9,7 @@ import pytest
 
 from mh_lightning import data
 from mh_lightning.data import archives
-from mh_lightning.data.published import PublishedImages
+from mh_lightning.data.archived_images import ArchivedImages
 from mh_lightning.data.transforms import ImageTransforms
 from tests.data.packed import images_of, tar_of, write_files, zip_of
 from tests.data.refusal import refused, refused_stream
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @each
-def test_folders_of_images_come_first(kind: type[PublishedImages], root: Path) -> None:
+def test_folders_of_images_come_first(kind: type[ArchivedImages], root: Path) -> None:
     for names in kind.archives.values():
         for name in names:
             (root / name).write_bytes(b"not looked at")
@@ -53,14 +53,14 @@ def test_folders_of_images_come_first(kind: type[PublishedImages], root: Path) -
 
 
 @each
-def test_image_transforms(kind: type[PublishedImages]) -> None:
+def test_image_transforms(kind: type[ArchivedImages]) -> None:
     assert kind(root="data").image_transforms == TRANSFORMS[kind] in get_args(ImageTransforms)
     assert kind(root="data", image_transforms="backbone").image_transforms == "backbone"
     refused(lambda: kind(root="data", image_transforms="crop"), "data.image_transforms", "'crop'")
 
 
 @each
-def test_folders_that_do_not_fit(kind: type[PublishedImages], root: Path) -> None:
+def test_folders_that_do_not_fit(kind: type[ArchivedImages], root: Path) -> None:
     write_files(root, {"train/bee/0.jpg": b"no image"})
     refused_stream(kind(root=str(root)), f"data.root='{root}'", "'bee' is in train only")
     write_files(root, {"test/bee/0.jpg": b"no image"})
@@ -74,7 +74,7 @@ def test_folders_that_do_not_fit(kind: type[PublishedImages], root: Path) -> Non
 
 @each
 @pytest.mark.parametrize("exists", [True, False])
-def test_nothing_there(kind: type[PublishedImages], exists: bool, tmp_path: Path) -> None:
+def test_nothing_there(kind: type[ArchivedImages], exists: bool, tmp_path: Path) -> None:
     root = tmp_path / "set"
     if exists:
         root.mkdir()
@@ -88,7 +88,7 @@ UNPACKED = [(kind, folder, name) for kind in TRANSFORMS if "CIFAR" not in kind._
 
 
 @pytest.mark.parametrize(("kind", "folder", "name"), UNPACKED)
-def test_damaged_archive(kind: type[PublishedImages], folder: str, name: str, tmp_path: Path) -> None:
+def test_damaged_archive(kind: type[ArchivedImages], folder: str, name: str, tmp_path: Path) -> None:
     content = (zip_of if name.endswith(".zip") else tar_of)({f"{folder}/a/1.jpg": b"image" * 400})
     (tmp_path / name).write_bytes(content[:1000])
     refused(kind(root=str(tmp_path)).prepare_data, "data.root", name, "damaged")

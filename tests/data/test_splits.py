@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from mh_lightning.data.labelled import Labelled, Rows
-from mh_lightning.data.splitting import (
+from mh_lightning.data.splits import (
     Splits,
     concatenate,
     draw_stratified,

@@ -13,13 +13,13 @@ from mh_lightning.data.archives import unpack
 from mh_lightning.data.image_folder import check_images_of
 from mh_lightning.data.labelled import Labelled
 from mh_lightning.data.listing import LAYOUT, SPLITS, class_names_in, class_names_of_splits, list_images
-from mh_lightning.data.splitting import Splits, draw_stratified
+from mh_lightning.data.splits import Splits, draw_stratified
 from mh_lightning.data.stream import SPLIT_OPTIONS, StreamDataModule
 from mh_lightning.data.transforms import IMAGENET, Normalization
-from mh_lightning.errors import UNREADABLE, UserError, reason_of
+from mh_lightning.errors import UNREADABLE, UserError, reason_of, require
 
 
-class PublishedImages(StreamDataModule):
+class ArchivedImages(StreamDataModule):
     """Base of image data sets that are read as they are published, or from ``root/train/<class>/...`` and
     ``root/test/<class>/...``, which comes first. Photographs are not turned, as published; transparent pixels lie on
     white. Subclasses define `official`, and `read`.
@@ -117,13 +117,13 @@ class PublishedImages(StreamDataModule):
         raise UserError(f"data.root={self.root!r} lacks {name}; it must hold {self.layout}.")
 
 
-class UnsplitImages(PublishedImages):
+class UnsplitImages(ArchivedImages):
     """Base of those whose images are in one folder for each class, without a split of their own.
 
     Args:
-        root: as for `PublishedImages`.
+        root: as for `ArchivedImages`.
         test_fraction: part of the images, the same of each class, that is the test set: always the same random ones.
-        check_images: as for `PublishedImages`.
+        check_images: as for `ArchivedImages`.
         stream_options: options of `StreamDataModule`.
 
     Attributes:
@@ -135,8 +135,7 @@ class UnsplitImages(PublishedImages):
 
     def __init__(self, root: str, test_fraction: float = 0.2, check_images: bool = True, **stream_options: Any) -> None:
         super().__init__(root=root, check_images=check_images, **stream_options)
-        if not 0 < test_fraction < 1:
-            raise UserError(f"data.test_fraction must lie in (0, 1), got {test_fraction}.")
+        require("data.test_fraction", test_fraction, above=0, below=1)
         self.test_fraction = test_fraction
 
     def read(self) -> tuple[Labelled, Labelled, list[str]]:

@@ -16,7 +16,7 @@ from mh_lightning.data.stored_features import StoredFeatures
 from mh_lightning.errors import UserError
 
 
-class KeptFeatures:
+class SplitFeatures:
     """Features of each split, asked for once.
 
     Args:
