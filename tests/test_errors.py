@@ -1,11 +1,14 @@
 """The one way to refuse a value that is out of range."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mh_lightning
 from mh_lightning.errors import UserError, require
 
 BOUNDS = {"at_least": lambda x, b: x >= b, "above": lambda x, b: x > b,
@@ -48,3 +51,16 @@ def test_sentences(value: object, bounds: dict[str, object], said: str) -> None:
 def test_what_is_left_out_and_the_text_are_taken() -> None:
     require("n", None, at_least=1)
     require("n", "auto", at_least=1, or_text="auto")
+
+
+def test_ranges_are_told_in_docstrings_from_which_help_is_made() -> None:
+    words = re.compile(r"at least|at most|above|one of|[\[(]\d, \S+[\])]|\"")
+    untold = []
+    for path in sorted((Path(mh_lightning.__file__).parent).rglob("*.py")):
+        source = path.read_text()
+        for call in re.finditer(r"\brequire\(\s*f?\"([^\"]+)\", .*?(?:at_least|above|one_of)", source):
+            name = re.split(r"[.: ]", call[1])[-1]
+            told = re.search(rf"\n +{name}: (.*(?:\n {{12}} *.*)*)", source)
+            if told is not None and not re.match(r"(int|float|str)\b", told[1]) and not words.search(told[1]):
+                untold.append(f"{path.name}: {name}")
+    assert not untold

@@ -9,7 +9,9 @@ from mh_lightning.option_roles import Role, role_of
 
 
 def test_what_a_trainer_cannot_change_in_a_run_changes_its_result() -> None:
-    assert {role_of(f"trainer.{name}") for name in trainer_options(Trainer(logger=False, barebones=True))} == {Role.RESULT}
+    assert {role_of(f"trainer.{name}") for name in trainer_options(Trainer(logger=False, barebones=True))} == {
+        Role.RESULT
+    }
 
 
 def test_what_a_stream_saves_identifies_it_or_changes_the_result() -> None:

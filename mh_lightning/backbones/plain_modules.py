@@ -24,11 +24,11 @@ class ModuleBackbone(TrainedBackbone):
     Args:
         module: maps a batch of inputs to a tensor (b, ...) of floating-point numbers.
         frozen: no gradient, always in evaluation mode, no graph.
-        image_size: resize and cut images to squares of so many pixels, with values from 0 to 1. By default they are
-            taken as they are, and then they must all be of one size.
+        image_size: resize and cut images to squares of so many pixels, at least 1, with values from 0 to 1. By default
+            they are taken as they are, and then they must all be of one size.
         normalize_features: divide each feature vector by its L2 norm.
-        learning_rate_factor: what the optimizer's learning rate is multiplied by for the module.
-        weight_decay: of the module, by default the optimizer's.
+        learning_rate_factor: at least 0, what the optimizer's learning rate is multiplied by for the module.
+        weight_decay: at least 0, of the module, by default the optimizer's.
         frozen_batch_norm: keep the running statistics of a trained module's batch-norm layers, and normalise by them
             in training too; their weights and biases still learn.
 

@@ -29,14 +29,14 @@ class TimmBackbone(TrainedBackbone):
             momentum-contrast file (MoCo), the encoder is taken.
         map_by_order: give the file's tensors to the model in their order, whatever their names. All shapes must fit.
         frozen: no gradient, always in evaluation mode, no graph.
-        image_size: side of the square input in pixels, by default the size the model was trained at.
+        image_size: side of the square input in pixels, at least 1, by default the size the model was trained at.
         normalize_features: divide each feature vector by its L2 norm.
-        learning_rate_factor: what the optimizer's learning rate is multiplied by for the backbone. A trained backbone
-            forgets less at a hundredth of the head's (Zhang et al., "SLCA: Slow Learner with Classifier Alignment for
-            Continual Learning on a Pre-trained Model", ICCV 2023).
-        weight_decay: of the backbone, by default the optimizer's.
-        layer_decay: multiply the backbone's learning rate by this once more for each block, from the output to the
-            input, in timm's grouping into blocks.
+        learning_rate_factor: at least 0, what the optimizer's learning rate is multiplied by for the backbone. A
+            trained backbone forgets less at a hundredth of the head's (Zhang et al., "SLCA: Slow Learner with
+            Classifier Alignment for Continual Learning on a Pre-trained Model", ICCV 2023).
+        weight_decay: at least 0, of the backbone, by default the optimizer's.
+        layer_decay: in (0, 1]: multiply the backbone's learning rate by this once more for each block, from the output
+            to the input, in timm's grouping into blocks.
         frozen_batch_norm: keep the running statistics of a trained backbone's batch-norm layers, and normalise by them
             in training too; their weights and biases still learn.
         compile: run the model through ``torch.compile``, which takes a while at the first batch.

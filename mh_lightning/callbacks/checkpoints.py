@@ -63,7 +63,8 @@ class TaskCheckpoints(Checkpoint):
     processes. SIGTERM saves after the optimizer step, or the evaluation, that is under way, and ends the run.
 
     Args:
-        minutes: at most so long between two checkpoints in the middle of an epoch; 0 saves after each optimizer step.
+        minutes: at least 0: at most so long between two checkpoints in the middle of an epoch; 0 saves after each
+            optimizer step.
 
     Raises:
         UserError: if `minutes` is negative, or the run folder holds checkpoints of another run.

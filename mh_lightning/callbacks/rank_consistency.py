@@ -21,7 +21,7 @@ class RankConsistency(Callback):
     process there is nothing to do.
 
     Args:
-        every_n_steps: optimizer steps between two checks.
+        every_n_steps: optimizer steps, at least 1, between two checks.
 
     Raises:
         UserError: names the first tensor that differs, and on which ranks; or if `every_n_steps` is not positive.

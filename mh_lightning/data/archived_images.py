@@ -122,7 +122,8 @@ class UnsplitImages(ArchivedImages):
 
     Args:
         root: as for `ArchivedImages`.
-        test_fraction: part of the images, the same of each class, that is the test set: always the same random ones.
+        test_fraction: part of the images, in (0, 1), the same of each class, that is the test set: always the same
+            random ones.
         check_images: as for `ArchivedImages`.
         stream_options: options of `StreamDataModule`.
 

@@ -15,7 +15,7 @@ class ImageNetR(UnsplitImages):
         root: folder of ``imagenet-r.tar``, which is unpacked there, or of its folder ``imagenet-r``; or of images in
             ``root/train/<class>/...`` and ``root/test/<class>/...``. Classes are in the order of their WordNet
             numbers.
-        test_fraction: part of the images of each class that is the test set: always the same random ones.
+        test_fraction: part in (0, 1) of the images of each class that is the test set: always the same random ones.
         check_images: decode each image once before training, so that an unreadable one is named at the start.
         image_transforms: by default those of published class-incremental experiments; "backbone" for its own. See
             `StreamDataModule`.

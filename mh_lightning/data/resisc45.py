@@ -15,7 +15,7 @@ class RESISC45(UnsplitImages):
         root: folder of ``NWPU-RESISC45`` with a folder for each class, or of an archive of it (.zip, .tar, .tar.gz),
             which is unpacked there; or of images in ``root/train/<class>/...`` and ``root/test/<class>/...``. The
             official .rar is to be unpacked by hand. Classes are in alphabetical order.
-        test_fraction: part of the images of each class that is the test set: always the same random ones.
+        test_fraction: part in (0, 1) of the images of each class that is the test set: always the same random ones.
         check_images: decode each image once before training, so that an unreadable one is named at the start.
         image_transforms: by default those of published class-incremental experiments; "backbone" for its own. See
             `StreamDataModule`.

@@ -55,29 +55,30 @@ class StreamDataModule(LightningDataModule):
     Args:
         scenario: "CI" (class-incremental), "IID", "DI", "CDI" or "CDID"; see
             `mh_lightning.data.scenarios.tasks_of_scenario`.
-        increment: classes a task.
+        increment: classes a task, at least 1.
         first_task_size: classes of the first task, by default `increment`.
         last_task_size: classes of the last task, by default `increment`.
         class_order: order in which classes appear, by default 0 to C-1.
-        class_order_seed: seed of a random class order instead.
-        epochs_per_task: passes over each task's training samples.
-        batch_size: samples an optimizer step, over all devices.
+        class_order_seed: seed of a random class order instead, in [0, 2**32).
+        epochs_per_task: passes over each task's training samples, at least 1.
+        batch_size: samples an optimizer step, over all devices, at least 1.
         chunk_size: samples that the method takes from the loader at once; it learns them in optimizer steps of
             `batch_size`, with the same result as without chunks, but without the trainer's cost for each of them. By
             default one batch at a time.
-        eval_batch_size: of an evaluation batch, over all devices.
+        eval_batch_size: of an evaluation batch, over all devices, at least 1.
         evaluate_every_n_tasks: evaluate after every so many tasks, and after the last. An evaluation covers the test
             samples of all T tasks, and so each one after each task takes T² in time; `max_test_samples` makes it
             smaller.
         evaluate_untrained: evaluate before the first task, too, which forward transfer is measured against.
-        num_workers: processes that load data; 0 loads in the main process.
-        validation_fraction: part of the training samples, the same of each class and at least one, that is held out.
+        num_workers: processes that load data, at least 0, which loads in the main process.
+        validation_fraction: part of the training samples in [0, 1), the same of each class and at least one, held out.
             Metrics are then computed on it too, to choose hyper-parameters without touching test data.
         split_fractions: instead of the data's own split, fractions of training, validation and test samples, cut from
             all samples of each class in the data's order; published online streams have [0.7, 0.1, 0.2].
         validation_tasks: "all", or "first_half": hold validation samples of the first half of the tasks only, as
             published for online streams, so that later tasks choose no hyper-parameter.
-        split_seed: seed of the held-out part, of `max_train_samples` and `max_test_samples`, and of perturbations.
+        split_seed: seed, in [0, 2**32), of the held-out part, of `max_train_samples` and `max_test_samples`, and of
+            perturbations.
         max_train_samples: use a random subset of this many training samples, of each class in proportion and at least
             one.
         max_test_samples: the same for test samples.

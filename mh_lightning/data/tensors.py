@@ -29,7 +29,7 @@ class Tensors(StreamDataModule):
         y_train: integer classes from 0 to C-1, (samples,).
         x_test: as `x_train`.
         y_test: as `y_train`.
-        num_classes: C, by default the number of different training labels.
+        num_classes: C, at least 1, by default the number of different training labels.
         domain_train: integer domains from 0, (samples,), for scenarios with domains; then all splits need them.
         domain_test: as `domain_train`.
         x_validation: as `x_train`, if there are validation samples.
@@ -78,7 +78,7 @@ class TensorFile(StreamDataModule):
 
     Args:
         path: a .safetensors, .npz or .pt file (a dict of tensors), read without running any code in it.
-        num_classes: C, by default the number of different training labels.
+        num_classes: C, at least 1, by default the number of different training labels.
         stream_options: options of `StreamDataModule`.
     """
 

@@ -33,8 +33,8 @@ class ClassGaussians(nn.Module):
     Args:
         num_features: n.
         num_classes: C.
-        covariance: how covariances are kept.
-        rank: of "low_rank".
+        covariance: how covariances are kept, "full", "low_rank" or "shared".
+        rank: of "low_rank", at least 1.
         jitter: :math:`\epsilon`, added to the diagonal, above 0.
 
     Attributes:

@@ -34,7 +34,7 @@ class StreamingLinearDiscriminant(ClosedFormHead):
     Args:
         num_features: n.
         num_classes: C.
-        shrinkage: s, from 0 to 1.
+        shrinkage: s, in [0, 1].
 
     Attributes:
         means: of each class's features, (C, n), in float64.

@@ -46,9 +46,9 @@ class RandomProjectionRidge(ClosedFormHead):
     Args:
         num_features: n.
         num_classes: C.
-        num_projections: M. The sums need 16 M² bytes, and to solve about 24 M² bytes more.
-        seed: of P and of what is held out; by default torch's initial seed, which that of a run sets, and that of a
-            state which is loaded.
+        num_projections: M, at least 1. The sums need 16 M² bytes, and to solve about 24 M² bytes more.
+        seed: in [0, 2**32), of P and of what is held out; by default torch's initial seed, which that of a run sets,
+            and that of a state which is loaded.
 
     Attributes:
         projection: P, (n, M), in float64. It is drawn again, not saved.

@@ -61,8 +61,8 @@ class RidgeMemoryUnits(ClosedFormHead):
     Args:
         num_features: n.
         num_classes: C.
-        key_mem_units: m.
-        delta: units that a sample attends to, all if there are fewer.
+        key_mem_units: m, at least 1.
+        delta: units, at least 1, that a sample attends to, all if there are fewer.
         ridge: :math:`\lambda = \lambda_0`, or "auto".
         shared_unit: False leaves the answer to the units alone, :math:`W_0 = 0`.
         normalization: of features x, before all else: "none"; "l2", x / ||x||; "sqrt", the same of sign(x) sqrt(|x|),
@@ -73,8 +73,8 @@ class RidgeMemoryUnits(ClosedFormHead):
         num_projections: D for :math:`h = \mathrm{relu}(P^\top x)` with P drawn from N(0, 1); by default, h is x with a
             constant 1 at its end, D = n + 1. With "none", they are of x as it came: an offset costs no digits, but
             beside a large one h is linear in x, or 0. `projections_beside` are alike.
-        projections_beside: D of one more regression, of :math:`\mathrm{relu}(P^\top x)` for all samples, beside the
-            units; the answer is the mean of both. As many as `num_projections` would be the same.
+        projections_beside: D, at least 1, of one more regression, of :math:`\mathrm{relu}(P^\top x)` for all samples,
+            beside the units; the answer is the mean of both. As many as `num_projections` would be the same.
         seed: of P; by default torch's initial seed, which that of a run sets, or that of a state which is loaded.
         settle: samples that a key moves with, see `SettlingKeys`.
         tau_mu: wins below which a unit can be dead.

@@ -54,12 +54,12 @@ class SettlingKeys(nn.Module):
       would tell its class: good answers while learning, bad ones later.
 
     Args:
-        key_mem_units: m.
+        key_mem_units: m, at least 1.
         key_size: d.
-        delta: units to attend to.
-        settle: n at which a key stays, 1 or more.
-        tau_mu: wins below which a unit can be dead.
-        tau_eta: age from which it is, in samples since it last won.
+        delta: units to attend to, at least 1.
+        settle: n at which a key stays, at least 1.
+        tau_mu: wins, at least 0, below which a unit can be dead.
+        tau_eta: age, at least 0, from which it is, in samples since it last won.
         inherited: samples whose statistics a new key's unit takes over from its neighbour.
 
     Attributes:

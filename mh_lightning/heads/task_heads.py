@@ -14,7 +14,7 @@ class TruncatedNormalLinear(nn.Linear):
     Args:
         in_features: n.
         out_features: o.
-        std: standard deviation of the weights before they are cut off.
+        std: standard deviation, above 0, of the weights before they are cut off.
 
     Raises:
         UserError: if `std` is not positive.

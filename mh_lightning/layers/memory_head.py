@@ -58,11 +58,11 @@ class MHLinear(KeyMemory):
         out_features: o.
         bias: whether each unit holds a bias.
         shared_keys: one key set for all outputs; otherwise each output has its own keys and units.
-        key_mem_units: memory units m a key set.
+        key_mem_units: memory units m a key set, at least 1.
         psi_fn: "identity", "sign", "resize1d", "resize2d" or "resize2d_sign"; see `mh_lightning.layers.psi.psi`.
         key_size: d, by default n.
         layer_norm: normalise the input, with a gain and an offset of its own for each unit.
-        delta: units blended for a sample; more than `key_mem_units` is clamped, with a warning.
+        delta: units blended for a sample, at least 1; more than `key_mem_units` is clamped, with a warning.
         gamma_alpha: inverse temperature of the attention, or "auto", see below.
         tau_alpha: winner's response below which a sample may scramble a unit.
         tau_mu: usage, in samples, below which a unit may be scrambled.
@@ -74,7 +74,8 @@ class MHLinear(KeyMemory):
         random_memories: a recycled unit starts from fresh random weights instead of the winner's.
         detach_gradients: no gradient reaches x through the match (it always does with cosine and gradient keys).
         distance: "cosine", "dot_scaled" or "euclidean".
-        sigma_eu: width of the euclidean response, in units of squared distance over sqrt(d), or "auto", see below.
+        sigma_eu: width of the euclidean response, above 0, in units of squared distance over sqrt(d), or "auto", see
+            below.
         key_features: length of a separate input that is matched in place of x, see `forward`; by default x itself is.
         normalize_input: divide x, and a separate input, by its length before all else.
 

@@ -32,18 +32,18 @@ class ClassifierAlignment:
     Ranks share each batch, and end up with the weights of one process, up to rounding.
 
     Args:
-        epochs: passes over drawn features.
-        samples_per_class: in an epoch.
+        epochs: passes over drawn features, at least 1.
+        samples_per_class: in an epoch, at least 1.
         batch_size: over all devices.
-        learning_rate: at the start.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        logit_norm: temperature of normalised logits; 0 leaves logits as they are.
+        learning_rate: at the start, above 0.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD, at least 0.
+        logit_norm: temperature of normalised logits, at least 0; 0 leaves logits as they are.
         freeze_keys: keep the keys of Memory Heads, and their counters, as they are.
         covariance: how covariances are kept, in checkpoints too: "full", "low_rank" or "shared"; see
             `mh_lightning.heads.ClassGaussians` for what each takes.
-        rank: of "low_rank".
-        jitter: added to the covariances' diagonal.
+        rank: of "low_rank", at least 1.
+        jitter: above 0, added to the covariances' diagonal.
 
     Raises:
         UserError: if an option is out of range.

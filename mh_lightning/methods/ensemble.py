@@ -14,7 +14,7 @@ class EnsembleHead(nn.Module):
     """Heads whose class probabilities are averaged.
 
     Args:
-        members: heads of the same size.
+        members: heads of the same size, at least 1.
 
     Example:
         >>> probabilities = EnsembleHead([nn.Linear(2, 3), nn.Linear(2, 3)])(torch.ones(4, 2)).exp()
@@ -51,7 +51,7 @@ class Ensemble(ContinualMethod):
     Args:
         backbone: maps inputs to features, for all members.
         head: makes each member from the numbers of features and of classes.
-        members: number of heads.
+        members: number of heads, at least 1.
         options: of `ContinualMethod`.
     """
 

@@ -18,7 +18,7 @@ class ExperienceReplay(ReplayMethod):
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
         buffer_size: samples to keep, at least one a class.
-        replay_batch_size: samples drawn from the buffer for each batch, over all devices.
+        replay_batch_size: samples, at least 1, drawn from the buffer for each batch, over all devices.
         replacement: "reservoir" (all samples of the stream are as likely to be kept) or "random" (each new sample
             replaces a random one, so that the newest prevail).
         options: of `ContinualMethod`.

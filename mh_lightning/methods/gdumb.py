@@ -23,8 +23,8 @@ class GDumb(RetrainingMethod, ReplayMethod):
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
         buffer_size: samples to keep, at least one a class.
-        replay_batch_size: samples a step when learning from the buffer, over all devices.
-        epochs: passes over the buffer at the end of a task.
+        replay_batch_size: samples, at least 1, a step when learning from the buffer, over all devices.
+        epochs: at least 1 pass over the buffer at the end of a task.
         options: of `ContinualMethod`.
     """
 

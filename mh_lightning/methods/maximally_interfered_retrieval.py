@@ -38,7 +38,7 @@ class MaximallyInterferedRetrieval(ReplayMethod):
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
         buffer_size: samples to keep in a reservoir, at least one a class.
-        replay_batch_size: samples replayed with each batch, over all devices.
+        replay_batch_size: samples, at least 1, replayed with each batch, over all devices.
         candidates: samples drawn from the buffer to choose from.
         options: of `ContinualMethod`.
     """

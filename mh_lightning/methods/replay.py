@@ -20,7 +20,7 @@ class ReplayMethod(ContinualMethod):
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
         buffer_size: samples to keep, at least one a class.
-        replay_batch_size: samples drawn from the buffer for each batch, over all devices.
+        replay_batch_size: samples, at least 1, drawn from the buffer for each batch, over all devices.
         options: of `ContinualMethod`.
     """
 

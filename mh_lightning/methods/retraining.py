@@ -21,7 +21,7 @@ class RetrainingMethod(ContinualMethod):
     Args:
         backbone: maps inputs to features.
         head: makes the head from the numbers of features and of classes.
-        epochs: passes over what is learnt at the end of a task.
+        epochs: at least 1 pass over what is learnt at the end of a task.
         options: of `ContinualMethod`.
     """
 

@@ -36,10 +36,10 @@ class FeatureCache:
         folder: where the entries go; it is made if need be.
         dtype: of the numbers on disk: "float32" gives what the backbone gives; "float16" takes half the room, and is
             computed in bfloat16 where the device multiplies such numbers faster.
-        views: random views of each training image, drawn once, with `data.augment`; each epoch draws one of them for
-            each sample.
-        num_workers: processes that read and transform images, by default as many as there are processors where a GPU
-            computes, up to 8, otherwise those of the data module.
+        views: at least 1 random view of each training image, drawn once, with `data.augment`; each epoch draws one of
+            them for each sample.
+        num_workers: at least 0 processes that read and transform images, by default as many as there are processors
+            where a GPU computes, up to 8, otherwise those of the data module.
 
     Raises:
         UserError: if `views` is not positive or `num_workers` is negative.
