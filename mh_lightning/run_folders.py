@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
 from mh_lightning.errors import UNREADABLE, UserError
+from mh_lightning.files import release, try_lock
 
 RUN_DIR = "runs"
 CHECKPOINTS = "checkpoints"  # in the folder of each fit, from its start
@@ -132,18 +132,14 @@ def locked(folder: Path, option: str = "ckpt_path=last") -> Iterator[None]:
     Raises:
         UserError: if another process is in it.
     """
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(
-            f"{option}: the run in {str(folder)!r} is still going on; wait for its end, or stop it."
-        ) from error
-    except (OSError, NotImplementedError):  # a disk without locks: nobody can be kept out
+        lock = try_lock(folder / ".lock")
+    except OSError:  # a disk without locks: nobody can be kept out
         yield
         return
+    if lock is None:
+        raise UserError(f"{option}: the run in {str(folder)!r} is still going on; wait for its end, or stop it.")
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        release(lock)

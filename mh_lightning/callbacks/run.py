@@ -1,7 +1,6 @@
 """What callbacks ask of a trainer: its stream, where in the stream it is, and its run folder."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
@@ -10,32 +9,31 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, writing
 from mh_lightning.files import as_a_whole
 from mh_lightning.run_folders import CHECKPOINTS
 
 
-def stream_of(trainer: Trainer) -> Any:
-    """The `StreamDataModule` of the run."""
-    return trainer.datamodule  # type: ignore[attr-defined]
+def stream_of(trainer: Trainer) -> StreamDataModule:
+    """The stream of the run."""
+    stream: StreamDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return stream
 
 
 def current_task(trainer: Trainer) -> int:
     """The task of the current epoch, from 0."""
-    task: int = stream_of(trainer).task_of_epoch(trainer.current_epoch)
-    return task
+    return stream_of(trainer).task_of_epoch(trainer.current_epoch)
 
 
 def starts_task(trainer: Trainer) -> bool:
     """Whether the current epoch is the first of its task."""
-    epochs: int = stream_of(trainer).epochs_per_task
-    return trainer.current_epoch % epochs == 0
+    return trainer.current_epoch % stream_of(trainer).epochs_per_task == 0
 
 
 def ends_task(trainer: Trainer) -> bool:
     """Whether the current epoch is the last of its task."""
-    epochs: int = stream_of(trainer).epochs_per_task
-    return (trainer.current_epoch + 1) % epochs == 0
+    return (trainer.current_epoch + 1) % stream_of(trainer).epochs_per_task == 0
 
 
 def is_fitting(trainer: Trainer) -> bool:

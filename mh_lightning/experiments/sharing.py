@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.runs import Run
 from mh_lightning.experiments.workers import run_all
+from mh_lightning.files import try_lock
 
 PAUSE = 1.0  # seconds between looks at the runs of others
 
@@ -60,14 +61,9 @@ def run_shared(runs: Sequence[Run], workers: int, on_start: Callable[[Run], None
 
 
 def _lock(run: Run) -> FileLock | None:
-    lock = FileLock(run.folder / ".lock")
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        return None
-    except (OSError, NotImplementedError) as error:
+        return try_lock(run.folder / ".lock")
+    except OSError as error:
         raise UserError(
             f"--run_dir: {str(run.folder)!r} cannot be made or locked ({error}); give a folder on another disk."
         ) from error
-    return lock

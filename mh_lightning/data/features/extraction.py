@@ -6,13 +6,12 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from mh_lightning.data.features.fingerprint import view_seeds
 from mh_lightning.data.features.store import Entry
 from mh_lightning.data.labelled import stacked
 from mh_lightning.errors import UserError
+from mh_lightning.files import release, try_lock
 
 SHARD_IMAGES = 1024  # what a killed process loses at most
 IMAGES_OF_A_WORKER = 32  # at once, since they go through shared memory, which is scarce in containers
@@ -74,48 +74,41 @@ class Blocks:
 
     def claim(self, batch_size: int) -> Iterator[list[int]]:
         """Places of images, batch by batch, of the blocks that are free; each block then waits in `claimed`."""
-        held = []
+        taken = []
         for block in self.waiting:
-            lock = FileLock(self.entry.folder / f"{_name_of(block)}.lock")
             try:
-                self.entry.folder.mkdir(parents=True, exist_ok=True)  # someone may have deleted it meanwhile
-                lock.acquire(blocking=False)
-            except Timeout:
-                held.append(block)
-                continue
-            except (OSError, NotImplementedError) as error:
+                lock = try_lock(self.entry.folder / f"{_name_of(block)}.lock")
+            except OSError as error:
                 raise UserError(
                     f"data.feature_cache.folder: {str(self.entry.folder)!r} takes no locks ({error}); give a folder "
                     "that can be written to, on a disk that has file locks."
                 ) from error
+            if lock is None:
+                taken.append(block)
+                continue
             missing = dict(block)
             self.claimed.append((missing, lock))
             for digest in self.entry.find([*block]):
                 del missing[digest]
             self.bar.update(len(block) - len(missing))
             if not missing:
-                self._release(self.claimed.pop()[1])
+                release(self.claimed.pop()[1])
                 continue
             places = list(missing.values())
             yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-        self.waiting = held
+        self.waiting = taken
 
     def finish(self, features: Tensor) -> None:
         """Write the features (images, views, d) of the block that was claimed first."""
         missing, lock = self.claimed[0]
         self.entry.write(_name_of(missing), list(missing), features)
         self.claimed.popleft()
-        self._release(lock)
+        release(lock)
 
     def release_all(self) -> None:
         """Leave what is not finished to others."""
         while self.claimed:
-            self._release(self.claimed.popleft()[1])
-
-    @staticmethod
-    def _release(lock: FileLock) -> None:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+            release(self.claimed.popleft()[1])
 
 
 def _name_of(images: Iterable[bytes]) -> str:
