@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from mh_lightning.compat import one_spelling_of_precision
+from mh_lightning.compat.lightning_names import one_spelling_of_precision
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.option_roles import Role, is_same_option, leaves, role_of
 

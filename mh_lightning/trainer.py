@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.types import (
 
 from mh_lightning import callbacks as stream_callbacks
 from mh_lightning.callbacks.run import is_trial, run_folder
-from mh_lightning.compat import PathLike, PluginInput
+from mh_lightning.compat.lightning_names import PathLike, PluginInput
 from mh_lightning.data import StreamDataModule
 from mh_lightning.errors import UserError
 from mh_lightning.methods import ContinualMethod

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mh_lightning.backbones.base import ImageFormat, ParameterGroup
 from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
-from mh_lightning.compat import is_compiled
+from mh_lightning.compat.torch_names import is_compiled
 from mh_lightning.errors import UserError, reason_of, require
 from mh_lightning.weight_files import load_model
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from mh_lightning.backbones.base import Backbone, ParameterGroup
-from mh_lightning.compat import BatchNorm
+from mh_lightning.compat.torch_names import BatchNorm
 from mh_lightning.errors import UserError, require
 
 

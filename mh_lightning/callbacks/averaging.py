@@ -7,7 +7,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from mh_lightning.callbacks.run import stream_of
-from mh_lightning.compat import BatchNorm, averaged_model
+from mh_lightning.compat.lightning_names import averaged_model
+from mh_lightning.compat.torch_names import BatchNorm
 from mh_lightning.errors import UserError
 from mh_lightning.layers.auto_scale import AutoScale
 from mh_lightning.layers.key_memory import KeyMemory

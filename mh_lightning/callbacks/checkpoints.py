@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mh_lightning.callbacks.averaging import averaging_callbacks
 from mh_lightning.callbacks.run import current_task, ends_task, is_trial, refuse_to_overwrite, run_folder, stream_of
 from mh_lightning.callbacks.stop_signal import StopSignal
-from mh_lightning.compat import is_accumulating
+from mh_lightning.compat.lightning_names import is_accumulating
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import require, writing
 from mh_lightning.files import as_a_whole

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from mh_lightning.callbacks.run import is_trial, stream_of
-from mh_lightning.compat import write_summary
+from mh_lightning.compat.lightning_names import write_summary
 from mh_lightning.option_roles import leaves
 
 SHOWN = ("seed_everything", "model.", "data.")  # of a configuration

@@ -6,7 +6,7 @@ from types import FrameType
 
 from lightning.pytorch import Trainer
 
-from mh_lightning.compat import SubprocessScriptLauncher, forget_sigterm
+from mh_lightning.compat.lightning_names import SubprocessScriptLauncher, forget_sigterm
 
 
 class StopSignal:

@@ -7,6 +7,7 @@ Source: Tiezzi, Becattini, Marullo, Melacci, "Memory Head for Pre-Trained Backbo
 CoLLAs 2024, section 3.
 """
 
+from mh_lightning.compat.torch_names import in_function_transform
 from mh_lightning.functional.attention import EPSILON, Attention, attend, match, spread, unit_length
 from mh_lightning.functional.blending import blend, blend_vectors
 from mh_lightning.functional.key_updates import ScramblePlan, are_usable, move_keys_, plan_scramble, usable_rows
@@ -21,7 +22,6 @@ from mh_lightning.functional.one_sample import (
     move_key_,
     unit_to_scramble,
 )
-from mh_lightning.functional.tracing import in_function_transform
 
 __all__ = [
     "EPSILON",

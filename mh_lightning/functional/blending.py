@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mh_lightning.compat.torch_names import is_traced, refuse_second_derivatives
 from mh_lightning.functional.attention import Attention, spread
 from mh_lightning.functional.autocast import without_autocast
 from mh_lightning.functional.grouped import (
@@ -15,7 +16,6 @@ from mh_lightning.functional.grouped import (
     grouped_sums,
     grouping_pays,
 )
-from mh_lightning.functional.tracing import is_traced, refuse_second_derivatives
 
 
 def blend(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mh_lightning.functional.tracing import is_traced
+from mh_lightning.compat.torch_names import is_traced
 
 # numbers in all differences up to which forming them is faster than a product with its check (measured)
 DIRECT = {"cpu": 2**15, "cuda": 2**22}

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mh_lightning.compat.torch_names import is_traced, refuse_second_derivatives
 from mh_lightning.functional.attention import EPSILON
 from mh_lightning.functional.key_updates import longest
-from mh_lightning.functional.tracing import is_traced, refuse_second_derivatives
 
 LARGEST_SQUARE = {dtype.itemsize: longest(dtype) ** 2 for dtype in (torch.float32, torch.float64)}  # of a length
 MOST_NUMBERS = 4096  # keys or memories of more numbers keep torch's calls busy

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from mh_lightning.compat.torch_names import backward_at_work, is_in_backward_of_a_node
 from mh_lightning.errors import UserError
 
 NO_PASS = -1
@@ -55,7 +56,7 @@ def after_backward(
         [3.0]
     """
     seen = False  # a graph that is kept may be back-propagated again
-    number, made_in = next(_outputs), torch._C._current_graph_task_id()
+    number, made_in = next(_outputs), backward_at_work()
     if made_in != NO_PASS:
         _collected_by(made_in, owner, finish, made_inside=True)
 
@@ -65,7 +66,7 @@ def after_backward(
         if seen:
             return
         seen = True
-        now = torch._C._current_graph_task_id()
+        now = backward_at_work()
         outer = None if made_in == NO_PASS else _collected.get((made_in, id(owner)))  # unless that pass is over
         if outer is None:
             _collected_by(now, owner, finish).append(((False, 0, number), item))
@@ -88,7 +89,7 @@ def _collected_by(
 
 
 def _end(finish: Callable[[list[Any]], None], collected: _Collected, made_inside: bool) -> None:
-    if made_inside and collected and torch._C._current_autograd_node() is not None:
+    if made_inside and collected and is_in_backward_of_a_node():
         raise UserError(
             "MHLinear: reentrant checkpoints inside of one another do not tell when the backward pass ends; use "
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mh_lightning.compat import expect_unused_parameters
+from mh_lightning.compat.lightning_names import expect_unused_parameters
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClassGaussians, TaskHeads, TruncatedNormalLinear
 from mh_lightning.layers import MHLinear

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mh_lightning.compat import has_hooks
+from mh_lightning.compat.torch_names import has_hooks
 from mh_lightning.distributed import sum_over_ranks, world_size
 from mh_lightning.layers import MHLinear
 

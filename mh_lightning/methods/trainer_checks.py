@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mh_lightning.backbones.base import leaving_no_trace
 from mh_lightning.callbacks.tasks import TaskBoundaries
-from mh_lightning.compat import averages_models_in_between, syncs_batch_norm
+from mh_lightning.compat.lightning_names import averages_models_in_between, syncs_batch_norm
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.errors import UserError, reason_of
 from mh_lightning.option_roles import is_same_option

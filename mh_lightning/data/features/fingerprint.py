@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.backbones.base import mode_of
-from mh_lightning.compat import hooks_of_all_modules
+from mh_lightning.compat.torch_names import hooks_of_all_modules
 from mh_lightning.data.features.description import ATOMS, described
 from mh_lightning.data.features.digest import digest, digest_bytes
 from mh_lightning.data.images import ImageReading

@@ -1,7 +1,6 @@
-"""Every touch of a private name of Lightning or torch, so that a new release of theirs is checked against one file.
+"""Every touch of a private name of Lightning.
 
-Checked with lightning 2.6.6 and torch 2.14.1. The hooks of LightningCLI that `mh_lightning.cli` overrides, and the
-containers of `torch.nn.Module` that layers look into, are not here.
+Checked with lightning 2.6.6. The hooks of LightningCLI that `mh_lightning.cli` overrides are not here.
 """
 
 from typing import Any
@@ -14,14 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import _PLUGIN_INPUT as PluginInput  # noqa: N811
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher as SubprocessScriptLauncher
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
-from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["BatchNorm", "PathLike", "PluginInput", "SubprocessScriptLauncher"]
+__all__ = ["PathLike", "PluginInput", "SubprocessScriptLauncher"]
 
 
 def forget_sigterm(trainer: Trainer) -> None:
@@ -68,23 +62,3 @@ def expect_unused_parameters(strategy: DDPStrategy) -> None:
 def write_summary(logger: TensorBoardLogger, summary: Any) -> None:
     """Write what torch's writer has no method for into the events of a run."""
     logger.experiment._get_file_writer().add_summary(summary)
-
-
-def has_hooks(optimizer: Optimizer) -> bool:
-    """Whether anything is called before or after an optimizer's steps."""
-    return any((
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-    ))  # fmt: skip
-
-
-def hooks_of_all_modules() -> list[Any]:
-    """What torch calls before and after each forward of any module."""
-    return [_global_forward_pre_hooks, _global_forward_hooks]
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether `module.compile()` was called on it; copies are made without."""
-    return module._compiled_call_impl is not None
