@@ -64,6 +64,18 @@ WHOLE = {
     "tests/methods/test_slca.py::test_two_processes_learn_what_one_does",
     "tests/callbacks/test_averaging.py::test_a_running_average_is_of_weights_and_keys_and_counters_are_kept",
     "tests/layers/test_compile.py::test_evaluation_is_one_graph",
+    "tests/test_cli.py::test_what_is_drawn_at_random_is_resumed_too",
+    "tests/test_cli.py::test_a_checkpoint_of_other_classes_is_told_by_their_number",
+    "tests/test_run_folder.py::test_the_table_of_another_run_is_no_loggers_to_remove",
+    "tests/test_run_folder.py::test_the_trainers_root_is_the_folder_of_all_runs",
+    "tests/test_online.py::test_hinge",
+    "tests/callbacks/test_averaging.py::test_stochastic_weight_averaging_ends_in_the_last_checkpoint",
+    "tests/test_resuming.py::test_last_without_a_run_begins_one",
+    "tests/test_resuming.py::test_evaluation_takes_the_last_fit_not_the_last_folder",
+    "tests/test_long_streams.py::test_an_online_stream_keeps_nothing_a_step",
+    "tests/data/test_image_folder.py::test_what_passes_the_check_can_be_read",
+    "tests/experiments/test_search.py::test_two_processes_on_one_storage",
+    "tests/experiments/test_search.py::test_run_folders_of_another_search_are_not_mixed_in",
 }
 # of many cases, the fast suite has the first and then each n-th
 EACH = {

@@ -25,7 +25,7 @@ from mh_lightning.errors import UserError
 from tests.fits import on_ranks
 from tests.products import products
 
-RANKS = (2, 4)
+RANKS = (2, pytest.param(4, marks=pytest.mark.slow))
 INPUTS, OUTPUTS = 5, 3
 State = dict[str, Tensor]
 
