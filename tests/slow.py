@@ -10,7 +10,6 @@ WHOLE = {
     "tests/methods/test_ranks.py::test_a_transformer_learns_from_shares_that_are_empty",
     "tests/methods/test_ranks.py::test_batch_norm_ends_alike_and_finite",
     "tests/methods/test_ranks.py::test_all_ranks_stop_together",
-    "tests/methods/test_replay_buffer.py::test_a_reservoir_keeps_each_sample_with_the_same_probability",
     "tests/metrics/test_ranks.py",
     "tests/test_feature_cache.py::test_the_same_results",
     "tests/test_feature_cache.py::test_two_processes_extract_together_and_equal_one",
