@@ -1,7 +1,6 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
 import atexit
-import itertools
 import os
 import signal
 import sys
@@ -28,7 +27,7 @@ from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, require, writing
 from mh_lightning.library_errors import sentence_of
 from mh_lightning.methods import ContinualMethod
-from mh_lightning.packaged import CONFIG_OPTIONS, with_packaged
+from mh_lightning.packaged import config_files, with_packaged
 from mh_lightning.resuming import check_configuration
 from mh_lightning.run_folders import CHECKPOINTS, LAST, RUN_DIR, check_checkpoint, chosen_checkpoint
 from mh_lightning.threads import use_threads
@@ -157,12 +156,14 @@ class StreamCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and look at the values and the checkpoint before anything is built."""
+        words = sys.argv[1:] if args is None else args if isinstance(args, list) else []
+        self._experiment_is_asked = any(word.partition("=")[0] == "--experiment" for word in words)
+        check_together([file for file in config_files(words) if file.is_file()])  # before the parser mixes them
         try:
             super().parse_arguments(parser, args)
         except UnicodeDecodeError as error:
             raise UserError(f"config: a file is no text in UTF-8 ({error}); give YAML files.") from error
         config = self.config[self.config.subcommand].as_dict()
-        check_together(self._files())
         check_values(config)
         check_nulls(config["trainer"], "trainer", Trainer)
         for name in ("model", "data"):
@@ -176,11 +177,11 @@ class StreamCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         config.run_dir = str(one_run_dir(config.run_dir, config.trainer.default_root_dir))
         config.trainer.default_root_dir = None
-        config.experiment = name_of_experiment(config.experiment, name_of(self._files()))
-
-    def _files(self) -> list[Path]:
-        given = self.config[self.config.subcommand].get("config") or []
-        return [Path(str(file)) for file in given]
+        files = [Path(str(file)) for file in config.get("config") or [] if file is not None]  # None is YAML in a word
+        if config.experiment and len(files) > 1 and not self._experiment_is_asked:  # by a saved configuration
+            others = [Path(config.experiment), *(file for file in files if file.stem != "config")]
+            config.experiment = name_of(others)
+        config.experiment = name_of_experiment(config.experiment, *([name_of(files)] if files else []))
 
     def _check_checkpoint(self) -> None:
         """Read the checkpoint that is asked for, and compare its configuration if it is to be gone on with."""
@@ -269,8 +270,7 @@ def with_folder(sentence: str, args: Any) -> str:
     """
     if "no such file as '" not in sentence or not isinstance(args, list | tuple):
         return sentence
-    files = [given for option, given in itertools.pairwise(map(str, args)) if option in CONFIG_OPTIONS]
-    folders = " or ".join(sorted({repr(str(Path(file).resolve().parent)) for file in files}))
+    folders = " or ".join(sorted({repr(str(file.resolve().parent)) for file in config_files([*map(str, args)])}))
     place = f" in {folders} or the working directory" if folders else " in the working directory"
     return sentence.replace(" (see --help)", place)
 

@@ -86,6 +86,13 @@ def main(args: Sequence[str] | None = None) -> None:
         from mh_lightning import inventory
 
         inventory.main(words)
+    elif not first.startswith("-") and first not in RUNS:
+        from mh_lightning.suggestions import closest
+
+        nearest = closest(first, (*RUNS, "list", "init"))
+        hint = f"did you mean {nearest}?" if nearest else f"`{name} --help` has the commands."
+        print(f"error: there is no command {first!r}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
     else:
         try:
             from mh_lightning import cli

@@ -142,10 +142,10 @@ def _configs(kind: str = "") -> Iterator[tuple[str, str]]:
 
 
 KINDS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
-    "methods": _methods,
-    "heads": _heads,
+    "methods": lambda: itertools.chain(_configs("methods"), _methods()),
+    "heads": lambda: itertools.chain(_heads(), _configs("heads")),
     "data": _data,
-    "backbones": _backbones,
+    "backbones": lambda: itertools.chain(_backbones(), _configs("backbones")),
     "callbacks": _callbacks,
     "metrics": _metrics,
     "streams": partial(_configs, "streams"),

@@ -52,6 +52,8 @@ def sentence_of(error: BaseException) -> str | None:
         return str(UserError(str(error)))  # of a process that was spawned, whose traceback ends with it
     if isinstance(error, MisconfigurationException):
         return " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError):
+        return f"A file is no text in UTF-8 ({error}); give YAML files."
     if isinstance(error, ArgumentError):
         return _parser_sentence(str(error))
     if out_of_memory(error):
@@ -110,6 +112,9 @@ def _parser_sentence(message: str) -> str:
     reason = told[-1].rpartition("callable class: ")[2].partition(" Got value: Namespace(")[0].strip().rstrip(".")
     reason = reason.partition(". Add the import path")[0]
     reason = re.sub("^Expected a dot import path string: *(.*)", r"'\1' is no class that is known here", reason)
+    if "arguments are required: fit.data" in reason:
+        return "nothing to learn; give a stream and a method, such as --config quickstart.yaml."
+    reason = re.sub(r"^Expected a typing\.Literal\[(.*?)\]", r"it must be one of \1", reason)
     missing = reason.rpartition("arguments are required: ")[2]
     if missing in OF_THE_OTHER_FILE:
         return f"model.{missing} is missing; {OF_THE_OTHER_FILE[missing]}."

@@ -35,7 +35,7 @@ ROLES = (
         Role.RESULT,
     ),
     (r"trainer\..*", Role.CHANGEABLE),
-    (r"data\.(batch_size|chunk_size|epochs_per_task|augment|feature_cache(\..*)?|\w*seed)", Role.RESULT),
+    (r"data\.(batch_size|chunk_size|epochs_per_task|augment|feature_cache(\..*)?|class_order_seed)", Role.RESULT),
     (r"data\..*", Role.STREAM),
     (r".*", Role.RESULT),
 )

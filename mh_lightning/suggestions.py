@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -15,8 +16,8 @@ ELSEWHERE = ("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callb
 OWN_OPTIONS = ("config", "seed_everything", "run_dir", "experiment", "pictures", "num_threads", "ckpt_path")
 UNKNOWN = re.compile(
     r"'(?P<class>[\w.]+)' is no class that is known here"
-    r"|module '[\w.]+' has no attribute '(?P<attribute>\w+)'"
-    r"|Option '(?P<option>\w+)' is not accepted"
+    r"|module '(?P<module>[\w.]+)' has no attribute '(?P<attribute>\w+)'"
+    r"|Option '(?P<option>\w+)(\.[\w.]+)?' is not accepted"
     r"|unrecognized arguments: --(?P<argument>[\w.]+)"
     r"|File does not exist: '(?P<file>[^']+)'"
 )
@@ -36,8 +37,10 @@ def with_suggestion(sentence: str) -> str:
     found = UNKNOWN.search(sentence)
     if found is None:
         return sentence
-    kind, name = next((kind, text) for kind, text in found.groupdict().items() if text is not None)
-    nearest = _nearest(kind, name)
+    given = found.groupdict()
+    module = given.pop("module")
+    kind, name = next((kind, text) for kind, text in given.items() if text is not None)
+    nearest = _nearest(kind, name) if module is None else closest(name, dir(sys.modules.get(module)))
     if nearest in (None, name, f"--{name}"):  # it exists, but not there
         return sentence
     return f"{sentence.removesuffix('.').removesuffix(' (see --help)')}; did you mean {nearest}?"
@@ -50,7 +53,7 @@ def _nearest(kind: str, name: str) -> str | None:
         beside = [str(file) for file in path.parent.glob("*.yaml")]
         return closest(name, beside) or closest(f"{path.parent.name}/{path.name}", own) or closest(path.name, own)
     before, dot, last = name.rpartition(".")
-    known = classes() if kind in ("class", "attribute") else options()
+    known = classes() if kind == "class" else options()
     nearest = closest(last, known)
     prefix = "--" if kind == "argument" else ""
     return nearest and f"{prefix}{before}{dot}{nearest}"
@@ -68,7 +71,6 @@ def classes() -> list[str]:
     return [name for module in modules for name in vars(module) if isinstance(getattr(module, name), type)]
 
 
-@cache
 def options() -> list[str]:
     """Names of their options, and of the trainer's."""
     import lightning.pytorch
@@ -76,5 +78,7 @@ def options() -> list[str]:
     rooms = [import_module(f"mh_lightning.{room}") for room in ROOMS]
     kinds = [kind for room in rooms for name in room.__all__ if isinstance(kind := getattr(room, name), type)]
     bases = {base for kind in kinds for base in kind.__mro__ if base.__module__.startswith("mh_lightning")}
-    owners = [*bases, lightning.pytorch.Trainer]
+    owners: list[type] = [*bases, lightning.pytorch.Trainer]
+    for base in bases:
+        owners += base.__subclasses__()  # in modules of the user
     return [*OWN_OPTIONS, *(name for owner in owners for name in inspect.signature(owner).parameters)]

@@ -97,8 +97,8 @@ def test_a_method_without_a_stream_is_refused() -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["quickstart", "methods/memory_head"], "both say what model is, and model.backbone.name of the first"),
-        (["quickstart", "streams/digits"], "would stay; leave it out of one"),
+        (["quickstart", "methods/memory_head"], "both say what model is; leave it out"),
+        (["streams/modes_cdi", "streams/moons_cdi", "methods/mir"], "both say what data is; leave it out"),
         (["methods/slca_memory_head", "streams/cifar100"], "would take back data.batch_size"),
         (["methods/linear_per_task_sequential", "streams/digits_tuned"], "model.backbone.learning_rate_factor"),
     ],
@@ -106,6 +106,66 @@ def test_a_method_without_a_stream_is_refused() -> None:
 def test_files_whose_options_would_mix_are_refused(files: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_together([CONFIGS / f"{file}.yaml" for file in files])
+
+
+FIRST = """
+model:
+  init_args:
+    head: {class_path: mh_lightning.layers.MLP, init_args: {hidden_features: [25]}}
+    optimizer: {class_path: SGD, init_args: {lr: 0.1, momentum: 0.9}}
+trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: train/loss, patience: 7}}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ("model: {init_args: {optimizer: {class_path: SGD, init_args: {lr: 1}}}}", "model.optimizer.momentum of the"),
+        ("model: {init_args: {head: mh_lightning.layers.MLP}}", "model.head.hidden_features of the first"),
+        ("model.init_args.head: {class_path: mh_lightning.layers.MLP}", "model.head.hidden_features of the first"),
+        ("model: {init_args: {head: piece.conf}}", "model.head.hidden_features of the first"),
+        (
+            "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: x}}]}",
+            "trainer.callbacks.0.patience",
+        ),
+        ("model: {init_args: {optimizer: {init_args: {lr: 1}}}}", ""),
+        ("model: {init_args: {head: {class_path: mh_lightning.layers.MLP, init_args: {hidden_features: [5]}}}}", ""),
+        ("a: [", "second[.]yaml' is no YAML in line 2"),
+    ],
+)
+def test_classes_of_two_files_mix_in_no_spelling(tmp_path: Path, later: str, said: str) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(FIRST)
+    second.write_text(later)
+    (tmp_path / "piece.conf").write_text("class_path: mh_lightning.layers.MLP")
+    if not said:
+        check_together([first, second])
+        return
+    with pytest.raises(UserError, match=said):
+        check_together([first, second])
+
+
+def test_options_override_configurations_wherever_they_stand() -> None:
+    words = ["--config", "streams/modes_ci.yaml", "--config", "methods/ncm.yaml"]
+    for given in (["--data.batch_size", "7", *words], [*words, "--data.batch_size=7"]):
+        assert resolved_configuration(given)["data"]["init_args"]["batch_size"] == 7
+    with pytest.raises(UserError, match=r"the options of 'mine[.]yaml' would mix"):
+        resolved_configuration([*words, "--data", "mine.yaml"])
+    assert resolved_configuration([*words, "--experiment", "quickstart.yaml"])["experiment"] == "quickstart.yaml"
+
+
+def test_a_run_without_a_file_and_one_beside_a_saved_configuration_have_names(tmp_path: Path) -> None:
+    whole = ["--model", "ClosedForm", "--model.head", "mh_lightning.heads.ClassMeans", "--model.backbone",
+             "mh_lightning.backbones.Identity", "--model.backbone.num_features", "2", "--data", "Modes"]  # fmt: skip
+    found = resolved_configuration(whole)
+    assert found["experiment"] == "experiment"
+    saved, change = tmp_path / "config.yaml", tmp_path / "narrow.yaml"
+    saved.write_text(yaml.safe_dump(found | {"experiment": "first"}))
+    change.write_text("data: {init_args: {increment: 2}}")
+    both = ["--config", str(saved), "--config", str(change)]
+    assert resolved_configuration(both)["experiment"] == "first_narrow"
+    assert resolved_configuration([*both, "--experiment", "own"])["experiment"] == "own"
+    assert resolved_configuration(["--config", str(saved)])["experiment"] == "first"
 
 
 def test_a_backbone_takes_the_place_of_a_stream_s() -> None:

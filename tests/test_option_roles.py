@@ -30,6 +30,7 @@ def test_what_a_stream_saves_identifies_it_or_changes_the_result() -> None:
         ("trainer.strategy.init_args.ddp_comm_hook", Role.RESULT),
         ("data.init_args.feature_cache.views", Role.RESULT),
         ("data.init_args.class_order_seed", Role.RESULT),
+        ("data.init_args.split_seed", Role.STREAM),
         ("data.init_args.perturbations", Role.STREAM),
         ("data.class_path", Role.STREAM),
         ("model.init_args.head.class_path", Role.RESULT),

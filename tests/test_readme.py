@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mh_lightning.experiments.__main__ import experiments_of, parse
 from tests.test_configs import SMALL, write_images
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def test_the_layer_in_python() -> None:
 def test_yaml_example(run: Callable[..., Path], tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     config = tmp_path / "my.yaml"
-    config.write_text(block("yaml").replace("pretrained: true", "pretrained: false"))
+    config.write_text(block("yaml", 1).replace("pretrained: true", "pretrained: false"))
     options = ("--data.init_args.root", str(tmp_path / "images"), "--data.init_args.increment", "1")
     assert (run("fit", config, *options, *SMALL) / "results.json").exists()
 
@@ -55,3 +56,11 @@ def test_commands_name_existing_files() -> None:
     named = {name for page in pages for name in re.findall(rf"(?:{'|'.join(kinds)})/\w+\.yaml", page.read_text())}
     assert len(named) > 20
     assert not [name for name in named if not (ROOT / "configs" / name).is_file()]
+
+
+def test_the_table_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "my_method.yaml").write_text((ROOT / "configs" / "methods" / "ncm.yaml").read_text())
+    table = tmp_path / "my_table.yaml"
+    table.write_text(block("yaml", 0))
+    names = [one.name for one in experiments_of(parse(["run", "--table", str(table), "--output", "unused"]).run)]
+    assert names[0] == "digits_ncm" and names[-1] == "digits_narrow" and len(names) == 11

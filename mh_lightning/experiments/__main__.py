@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import Path_fr
 
+from mh_lightning.config_files import MODE
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.cells import Cells, Planned, planned, whole
 from mh_lightning.experiments.report import rebuild_report
@@ -21,10 +23,13 @@ from mh_lightning.experiments.series import run_series
 from mh_lightning.library_errors import sentence_of
 from mh_lightning.packaged import config_file
 
+PARSER: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": MODE}
+
 
 def _parser() -> ArgumentParser:
     run = ArgumentParser(
-        description="Run experiments with several seeds and write tables.", exit_on_error=False, allow_abbrev=False
+        description="Run experiments with several seeds and write tables.",
+        **PARSER,
     )
     run.add_argument("--table", action="config", help="YAML file that names streams, methods and these options.")
     run.add_argument("--streams", nargs="+", default=[], help="Names of configs/streams, or YAML files.")
@@ -44,7 +49,8 @@ def _parser() -> ArgumentParser:
     run.add_argument("--reference", type=Path_fr | None, help="CSV file: experiment, value, source.")
 
     search = ArgumentParser(
-        description="Search for hyper-parameters on validation data.", exit_on_error=False, allow_abbrev=False
+        description="Search for hyper-parameters on validation data.",
+        **PARSER,
     )
     search.add_argument("--config", nargs="+", required=True, help="YAML files of the experiment, a stream first.")
     search.add_argument("--space", type=str, required=True, help="YAML file of the options and their ranges.")
@@ -55,12 +61,11 @@ def _parser() -> ArgumentParser:
 
     tables = ArgumentParser(
         description="Write the tables and the figure again, from series.json and runs.csv; nothing is run.",
-        exit_on_error=False,
-        allow_abbrev=False,
+        **PARSER,
     )
     tables.add_argument("folders", nargs="+", help="Folders that run has written with --output.")
 
-    parser = ArgumentParser(prog="python -m mh_lightning.experiments", exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="python -m mh_lightning.experiments", **PARSER)
     subcommands = parser.add_subcommands()
     for name, one in (("run", run), ("search", search)):
         one.add_argument("--seeds", nargs="+", required=True, help="Numbers, or ranges such as 0-9.")
@@ -80,9 +85,31 @@ def parse(words: Sequence[str]) -> Namespace:
     """
     # argparse takes an override with its dashes for an option of its own
     bare = [re.sub(r"^--(?=\w+\.[\w.]+\+?=)", "", word) for word in words]
-    return _parser().parse_args(
-        [config_file(word) if before == "--table" else word for before, word in pairwise(["", *bare])]
-    )
+    split = [part for word in bare for part in (word.split("=", 1) if word.startswith("--table=") else [word])]
+    tables = [word for before, word in pairwise(["", *split]) if before == "--table"]
+    others = [word for before, word in pairwise(["", *split]) if "--table" not in (before, word)]
+    # first, so that the command line overrides them; and once alone, since its overrides are added to theirs
+    named = [part for table in tables for part in ("--table", config_file(table))]
+    given = _parser().parse_args([*others[:1], *named, *others[1:]])
+    if tables and given.subcommand == "run":
+        alone = _parser().parse_args(["run", *named, "--seeds", "0", "--output", "unused"]).run
+        asked = any(word.partition("=")[0] == "--overrides" for word in others)
+        given.run.overrides_of_table = _words(alone.overrides, "overrides")
+        given.run.overrides = given.run.overrides if asked else []
+        given.run.beside = Path(named[-1]).parent
+    return given
+
+
+def _words(value: Any, option: str) -> list[str]:
+    """The texts and numbers of an option, as a table may write them.
+
+    Raises:
+        UserError: if there is something else.
+    """
+    given = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | int) and not isinstance(one, bool) for one in given):
+        raise UserError(f"--{option}: a table must give texts or numbers there, in a list, got {value!r}.")
+    return [str(one) for one in given]
 
 
 def experiments_of(given: Namespace) -> list[Planned]:
@@ -91,22 +118,23 @@ def experiments_of(given: Namespace) -> list[Planned]:
     Raises:
         UserError: if they do not fit.
     """
-    if bool(given.streams) != bool(given.methods):
+    streams, methods, configs = (_words(given[name], name) for name in ("streams", "methods", "configs"))
+    if bool(streams) != bool(methods):
         raise UserError("--streams and --methods go together; give both, or --configs with whole experiments.")
-    cells = [Cells(given.streams, given.methods), *given.cells]
-    found = [one for pattern in given.configs for one in whole(pattern)]
-    found += [one for some in cells for one in planned(some)]
+    found = [one for pattern in configs for one in whole(pattern)]
+    found += [one for some in (Cells(streams, methods), *given.cells) for one in planned(some, given.get("beside"))]
     if not found:
         raise UserError("nothing to run; give --table, --streams and --methods, or --configs.")
-    return [replace(one, overrides=(*one.overrides, *given.overrides)) for one in found]
+    first, last = given.get("overrides_of_table") or [], _words(given.overrides, "overrides")
+    return [replace(one, overrides=(*first, *one.overrides, *last)) for one in found]
 
 
 def _run(given: Namespace, words: Sequence[str]) -> int:
     return run_series(
         experiments_of(given),
-        seeds_of(given.seeds, "--seeds"),
+        seeds_of(_words(given.seeds, "seeds"), "--seeds"),
         Path(given.output),
-        seeds_of(given.class_order_seeds, "--class_order_seeds"),
+        seeds_of(_words(given.class_order_seeds, "class_order_seeds"), "--class_order_seeds"),
         given.workers,
         Path(given.run_dir),
         given.baseline,
@@ -158,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 code = _search(given.search)
             case _:
                 code = _tables(given.tables)
-    except (UserError, ArgumentError) as error:
+    except (UserError, ArgumentError, UnicodeDecodeError) as error:
         print(f"error: {sentence_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

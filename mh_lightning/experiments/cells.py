@@ -42,8 +42,12 @@ class Cells:
     overrides: list[str] = field(default_factory=list)
 
 
-def planned(cells: Cells) -> Iterator[Planned]:
+def planned(cells: Cells, beside: Path | None = None) -> Iterator[Planned]:
     """The experiments of some cells, called <stream>_<method>.
+
+    Args:
+        cells: what is asked for.
+        beside: a folder in which files are looked for, too: that of the table.
 
     Raises:
         UserError: if there is no such stream or method.
@@ -53,11 +57,11 @@ def planned(cells: Cells) -> Iterator[Planned]:
         ['modes_cdi_replay', 'modes_cdid_replay', 'modes_ci_replay']
     """
     if isinstance(cells.methods, dict):
-        methods = [(name, file) for name, word in cells.methods.items() for file in _files("methods", word)]
+        methods = [(name, file) for name, word in cells.methods.items() for file in _files("methods", word, beside)]
     else:
-        methods = [(file.stem, file) for word in cells.methods for file in _files("methods", word)]
+        methods = [(file.stem, file) for word in cells.methods for file in _files("methods", word, beside)]
     for word in cells.streams:
-        for stream in _files("streams", word):
+        for stream in _files("streams", word, beside):
             for name, method in methods:
                 yield Planned(f"{stream.stem}_{name}", (stream, method), tuple(cells.overrides), "--streams")
 
@@ -88,10 +92,11 @@ def check_names(experiments: Sequence[Planned]) -> None:
         raise UserError(f"{twice.option}: two experiments are called {twice.name!r}; rename one.")
 
 
-def _files(kind: str, word: str) -> list[Path]:
+def _files(kind: str, word: str, beside: Path | None) -> list[Path]:
     """Configurations of a kind, by a name or pattern of the package's, or by a path."""
     if word.endswith((".yaml", ".yml")):
-        return [Path(word)]
+        found_beside = beside is not None and not Path(word).is_file() and (beside / word).is_file()
+        return [beside / word if beside is not None and found_beside else Path(word)]
     folder = packaged(CONFIGS) / kind
     found = sorted(folder.glob(f"{word}.yaml"))
     if not found:

@@ -12,14 +12,14 @@ from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.cells import Planned
 from mh_lightning.metrics import continual_metrics
-from mh_lightning.option_roles import Role, of_roles
+from mh_lightning.option_roles import Role, is_same_option, of_roles
 from mh_lightning.packaged import config_file
 from mh_lightning.run_folders import version_folders
 
 METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
 OTHER_TRANSFERS = "backward_transfer_clipped"  # in results whose transfers are those over all pairs of tasks
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
-OWN_OPTIONS = ("config", SEED, "run_dir", "experiment", "ckpt_path", "help", "print_config")
+SECTIONS, WHOLE_OPTIONS, ROOT = ("model", "data", "trainer"), ("pictures", "num_threads"), "trainer.default_root_dir"
 PART_OF_A_RUN = (Role.CHANGEABLE, Role.RESULT, Role.STREAM)
 FIXED = ("--trainer.devices=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
@@ -74,9 +74,8 @@ class Run:
     def _versions(self, file: str) -> Iterator[Path]:
         """Version folders that hold the file, the newest first."""
         for version in version_folders(self.folder):
-            if (version / file).is_file() and essence_of(_saved_configuration(version)) == essence_of(
-                self.configuration
-            ):
+            saved = _saved_configuration(version)
+            if (version / file).is_file() and is_same_option(essence_of(saved), essence_of(self.configuration)):
                 yield version
 
 
@@ -164,10 +163,11 @@ def read_experiment(experiment: Planned, seed: int = 0, order: int | None = None
     options = []
     for override in experiment.overrides:
         key, equals, value = override.removeprefix("--").partition("=")
-        if not equals or not key or key.rstrip("+") in OWN_OPTIONS:
+        own = key.partition(".")[0] not in SECTIONS and key not in WHOLE_OPTIONS
+        if not equals or own or key.endswith(".help") or key == ROOT:
             raise UserError(
                 f"--overrides: {override!r} does not fit; give an option of fit as key=value, such as "
-                f"data.init_args.batch_size=8, and none of {', '.join(OWN_OPTIONS)}."
+                f"data.batch_size=8, of {', '.join(SECTIONS)} or one of {', '.join(WHOLE_OPTIONS)}; not {ROOT}."
             )
         options.append(f"--{key}={value}")
     words = [word for file in files for word in ("--config", str(file))]
@@ -183,11 +183,11 @@ def read_experiment(experiment: Planned, seed: int = 0, order: int | None = None
     return Experiment(experiment.name, (*given.arguments, *FIXED), configuration)
 
 
-def seeds_of(texts: Sequence[str | int], option: str) -> list[int]:
+def seeds_of(texts: Sequence[str], option: str) -> list[int]:
     """Seeds from numbers and ranges, in order and each once.
 
     Args:
-        texts: such as ``3``, which tables write as a number, or ``0-9``, both ends included.
+        texts: such as ``3`` or ``0-9``, both ends included.
         option: that they come from.
 
     Raises:
@@ -198,7 +198,7 @@ def seeds_of(texts: Sequence[str | int], option: str) -> list[int]:
         [0, 1, 2, 7]
     """
     seeds: list[int] = []
-    for text in map(str, texts):
+    for text in texts:
         first, dash, last = text.partition("-")
         ends = (first, last if dash else first)
         if not all(end.isdecimal() for end in ends) or not int(ends[0]) <= int(ends[1]) < 2**32:

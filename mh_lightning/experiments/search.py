@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mh_lightning.cli import resolved_configuration
 from mh_lightning.config_sets import name_of
 from mh_lightning.errors import UserError, require
 from mh_lightning.experiments.cells import Planned
@@ -259,7 +260,7 @@ def run_search(
             search.run(Path(temporary), workers, keep=False)
     else:
         search.run(run_dir, workers, keep=True)
-    return _write(study, output, configs, metric, seeds)
+    return _write(study, output, experiment, configs, metric, seeds)
 
 
 def _has_validation(data: dict[str, Any]) -> bool:
@@ -270,7 +271,32 @@ def _has_validation(data: dict[str, Any]) -> bool:
     return bool(getattr(import_module(module), name).brings_validation(options))
 
 
-def _write(study: "Study", output: Path, configs: Sequence[Path], metric: str, seeds: Sequence[int]) -> int:
+def _chosen(experiment: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial ran with, to be given beside the experiment: of a class that was searched, all options."""
+    options = [f"--{key}={as_text(value)}" for key, value in values.items()]
+    resolved = resolved_configuration([*experiment.arguments, *options])
+    classes = [key.removesuffix(".class_path") for key in values if key.endswith(".class_path")]
+    chosen = {}
+    for key in values:
+        value: Any = resolved
+        path = []
+        for part in next((one for one in classes if key.startswith(f"{one}.")), key).split("."):
+            steps = [part] if part in value else ["init_args", part]  # of the short form
+            path += steps
+            for step in steps:
+                value = value[step]
+        chosen[".".join(path)] = value
+    return nested(chosen)
+
+
+def _write(
+    study: "Study",
+    output: Path,
+    experiment: Experiment,
+    configs: Sequence[Path],
+    metric: str,
+    seeds: Sequence[int],
+) -> int:
     ended = [trial for trial in counted_trials(study) if trial.state.is_finished()]
     table = output.with_name(f"{output.stem}_trials.csv")
     write_file(table, _trials_csv(ended, seeds))
@@ -285,7 +311,7 @@ def _write(study: "Study", output: Path, configs: Sequence[Path], metric: str, s
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.\n"
         f"# Trial {best.number} of {len(ended)}, of which {len(failed)} failed; all are in {table.name}.\n"
         f"# Use it with: fit {' '.join(f'--config {file.name}' for file in (*configs, output))}\n"
-        + yaml.safe_dump(nested(best.params), sort_keys=False),
+        + yaml.safe_dump(_chosen(experiment, best.params), sort_keys=False),
     )
     print(f"Best of {len(ended)} trials: {best.value:.4f} with {best.params}, in {output}")
     return 0

@@ -60,6 +60,8 @@ def run_series(
     """
     require("--workers", workers, at_least=1)
     check_names(planned)
+    if not seeds:
+        raise UserError("--seeds is empty; give numbers, or ranges such as 0-9.")
     published = {} if reference is None else read_published(reference)
     orders: Sequence[int | None] = list(class_order_seeds) or [None]
     experiments = [read_experiment(one, seeds[0], orders[0]) for one in planned]

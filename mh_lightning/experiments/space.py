@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mh_lightning.errors import UserError, reason_of
-from mh_lightning.experiments.runs import OWN_OPTIONS
+from mh_lightning.experiments.runs import SECTIONS
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -32,7 +32,7 @@ def read_space(path: Path) -> dict[str, "BaseDistribution"]:
     if not isinstance(content, dict) or not content:
         raise UserError(f"--space: {str(path)!r} must have options of fit as its keys, each with {FORMS}.")
     for key in content:
-        if key in OWN_OPTIONS:
+        if str(key).partition(".")[0] not in SECTIONS:
             raise UserError(f"--space: {key} cannot be searched; give options of the model, the data or the trainer.")
     return {str(key): _distribution(str(key), form) for key, form in content.items()}
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mh_lightning.distributed import gather_rows, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.losses import among_classes
+from mh_lightning.methods.checkpoint_checks import tell_of_state_that_is_lost
 from mh_lightning.methods.frame import Batch, Evaluation, Head, MethodFrame
 from mh_lightning.methods.steps import OptimizerStep, bare_step, count_optimizer_steps
 
@@ -109,8 +110,8 @@ class ContinualMethod(MethodFrame):
             UserError: if the method makes no such module.
         """
         raise UserError(
-            f"ckpt_path: the checkpoint holds a module {name!r}, which {type(self).__name__} does not make; use the "
-            "configuration it was trained with."
+            f"ckpt_path: the checkpoint holds a module {name!r}, and {type(self).__name__}.make_module makes none of "
+            "that name to fill; define it, or use the configuration that the checkpoint was trained with."
         )
 
     def make_head(self) -> nn.Module:
@@ -123,10 +124,17 @@ class ContinualMethod(MethodFrame):
         It must be the same list at all times of a run, as soon as the head is made: a resumed optimizer finds the state
         of its parameters by their places.
         """
-        backbone = {id(parameter) for parameter in self.backbone.parameters()}
-        return [
-            parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in backbone
-        ]
+        born = {*self._modules} - self._modules_of_start if self._modules_of_start else set()
+        left = {id(one) for name in ("backbone", *born) for one in getattr(self, name).parameters()}
+        return [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in left]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Warn of state that no checkpoint would bring back, unless a method saves more by itself."""
+        super().on_save_checkpoint(checkpoint)
+        if type(self).on_save_checkpoint is ContinualMethod.on_save_checkpoint:
+            makes_modules = type(self).make_module is not ContinualMethod.make_module
+            born = set() if makes_modules else {*self._modules} - self._modules_of_start
+            tell_of_state_that_is_lost(self, sorted(born))
 
     def adjust_gradients(self) -> None:
         """Called when the gradients of an optimizer step are complete."""
@@ -183,7 +191,8 @@ class ContinualMethod(MethodFrame):
         if not bool(loss.isfinite()):
             raise UserError(
                 f"The training loss became {loss.item()} at step {self.global_step}: the features hold NaN "
-                "or infinite values, or the learning rate (model.init_args.optimizer) is too large."
+                "or infinite values, the learning rate (model.init_args.optimizer) is too large, or a loss of the "
+                "method's own grows without bound."
             )
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/accuracy", accuracy, prog_bar=True)

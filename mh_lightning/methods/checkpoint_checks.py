@@ -1,9 +1,12 @@
 """Whether a checkpoint fits a method and its configuration, said before training starts."""
 
+from collections import deque
+from collections.abc import Collection
 from itertools import chain
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -126,3 +129,32 @@ def check_kept_features(weights: dict[str, Tensor], backbone: nn.Module) -> None
                 "first, so that data.feature_cache would hold the wrong features; give the same weights, or leave the "
                 "cache out."
             )
+
+
+def tell_of_state_that_is_lost(method: nn.Module, born: Collection[str]) -> None:
+    """Warn of what a method keeps and no checkpoint will bring back.
+
+    Args:
+        method: whose attributes are looked at.
+        born: modules that it has made since the start and does not make for a checkpoint.
+    """
+    name = type(method).__name__
+    for module in born:
+        rank_zero_warn(
+            f"model: {name} has made the module {module!r} since the fit began; no checkpoint of it can be loaded "
+            f"before {name}.make_module({module!r}) returns one to fill."
+        )
+    for attribute, value in vars(method).items():
+        if not attribute.startswith("_") and _holds_tensors(value):
+            rank_zero_warn(
+                f"model: {name} keeps tensors in self.{attribute}, which no checkpoint holds, so that a resumed run "
+                "would be another one; use register_buffer, or on_save_checkpoint and on_load_checkpoint."
+            )
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | deque):
+        return any(_holds_tensors(one) for one in value)
+    return isinstance(value, Tensor)

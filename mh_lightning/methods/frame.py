@@ -95,6 +95,7 @@ class MethodFrame(Trained):
         self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
+        self._modules_of_start: frozenset[str] = frozenset()
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -164,6 +165,7 @@ class MethodFrame(Trained):
             # Lightning makes the head on a GPU otherwise, from other random numbers
             with torch.device("cpu"), blame("model.init_args.head"):
                 self.head = self.make_head()
+        self._modules_of_start = frozenset(self._modules)
 
     def teardown(self, stage: str) -> None:
         """Without the stream, inputs are what the backbone takes."""

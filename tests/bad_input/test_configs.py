@@ -52,12 +52,12 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
     f"{one}: &{one} [*{two}, *{two}]\n" for one, two in zip(LETTERS[1:], LETTERS[:-1], strict=True)
 )
 FILES = (
-    text("broken YAML", "model: [1, {a: ", "parsing config"),
+    text("broken YAML", "model: [1, {a: ", "is no YAML in line"),
     text("list", "- 1\n- 2\n", "holds no options by name"),
     text("scalar", "hello", "holds no options by name"),
     text("empty", "", "holds no options by name"),
-    text("binary", bytes(range(256)), "config: a file is no text in UTF-8"),
-    text("UTF-16", TINY.encode("utf-16"), "config: a file is no text in UTF-8"),
+    text("binary", bytes(range(256)), "is no text in UTF-8"),
+    text("UTF-16", TINY.encode("utf-16"), "is no text in UTF-8"),
     text("key twice", "seed_everything: 1\n" + TINY, "'seed_everything' is given twice, in line 1"),
     text("nested key twice", TINY.replace("batch_size: 4", "batch_size: 4, increment: 2"), "'increment' is given"),
     text("alias of itself", "a: &a [*a]\n" + TINY, "nested too deeply"),
@@ -68,7 +68,7 @@ FILES = (
     Row("no file", ["--config", "/nowhere.yaml"], "--config: File does not exist: '/nowhere.yaml'"),
     Row("folder", lambda place: ["--config", place.folder], "--config: Path is not a file"),
     Row("no command", [""], "invalid choice|subcommand"),
-    Row("no configuration", ["fit"], "required: fit.data, fit.model"),
+    Row("no configuration", ["fit"], "nothing to learn; give a stream and a method"),
     Row("includes itself", lambda place: ["--config", place.write("me.yaml", "model: me.yaml\n")], "loop detected"),
     part("trainer is a list", "trainer", [{"accelerator": "cpu"}], "trainer must hold options by name"),
     part("trainer is null", "trainer", None, "trainer must hold options by name, got None"),

@@ -9,6 +9,9 @@ import yaml
 
 from mh_lightning.experiments.__main__ import experiments_of, main, parse
 from mh_lightning.experiments.cells import Cells, Planned, planned
+from mh_lightning.packaged import packaged
+
+CONFIGS = packaged("configs")
 
 
 def asked(*words: str) -> list[Planned]:
@@ -47,6 +50,60 @@ def test_what_is_overridden_on_the_command_line_comes_last() -> None:
     assert one.name == "digits_small" and one.overrides == ("data.batch_size=8",)
     found = asked("--table", "tables/frozen.yaml", "--overrides", "pictures=true")
     assert {one.overrides[-1] for one in found} == {"pictures=true"}
+
+
+def test_overrides_of_the_command_come_after_those_of_a_cell_and_these_after_the_table_s(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text((CONFIGS / "methods" / "ncm.yaml").read_text())
+    table = tmp_path / "table.yaml"
+    table.write_text(yaml.safe_dump({
+        "seeds": 3, "class_order_seeds": 1993, "overrides": ["data.num_samples=100"],
+        "cells": [{"streams": ["modes_ci"], "methods": ["own.yaml"], "overrides": ["data.num_samples=200"]}],
+    }))  # fmt: skip
+    for words in (["--overrides", "pictures=false", "--table", str(table)],
+                  [f"--table={table}", "--overrides", "pictures=false"]):  # fmt: skip
+        (one,) = experiments_of(parse(["run", *words, "--output", "unused"]).run)
+        assert one.overrides == ("data.num_samples=100", "data.num_samples=200", "pictures=false")
+        assert one.files[1] == tmp_path / "own.yaml"  # beside the table
+    given = parse(["run", "--seeds", "7", "--table", str(table), "--output", "unused"]).run
+    assert given.seeds == ["7"] and given.class_order_seeds == 1993
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("seeds: [yes]", "--seeds: a table must give texts or numbers"),
+        ("seeds: []", "--seeds is empty"),
+        ("overrides: null\nseeds: [0]", "--overrides"),
+        ("seeds: [0]\nseeds: [1]", "given twice"),
+        ("seeds: [0]\ncell: []", "cell"),
+    ],
+)
+def test_tables_that_cannot_be_used_get_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, said: str
+) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(f"{table}\nstreams: [modes_ci]\nmethods: [ncm]\n")
+    assert main(["run", "--table", str(path), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and len(told.strip().splitlines()) == 1, told
+
+
+@pytest.mark.parametrize("override", ["conf=x.yaml", "seed_every=4", "data.help=Modes", "trainer.default_root_dir=x"])
+def test_overrides_are_options_by_their_whole_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    words = ["run", "--streams", "modes_ci", "--methods", "ncm", "--seeds", "0", "--overrides", override]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 2
+    assert "--overrides:" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_process")
+def test_one_batch_is_another_run_than_all_of_them(tmp_path: Path, tiny_config: Path) -> None:
+    words = ["run", "--configs", str(tiny_config), "--seeds", "0", "--run_dir", str(tmp_path / "runs")]
+    for number in ("1", "1.0"):
+        out = str(tmp_path / number)
+        assert main([*words, "--output", out, "--overrides", f"trainer.limit_train_batches={number}"]) == 0
+    assert (tmp_path / "1" / "runs.csv").read_text() != (tmp_path / "1.0" / "runs.csv").read_text()
 
 
 @pytest.mark.usefixtures("in_process")

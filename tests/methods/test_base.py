@@ -1,7 +1,9 @@
 """The frame that all methods share."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import mh_lightning
 from mh_lightning import MHLinear
 from mh_lightning.backbones import Identity, TimmBackbone
 from mh_lightning.callbacks import ContinualMetrics, TaskBoundaries
-from mh_lightning.data import Tensors
+from mh_lightning.data import Modes, Tensors
 from mh_lightning.data.features import FeatureCache
 from mh_lightning.errors import UserError
 from mh_lightning.methods import FineTuning
@@ -171,3 +174,59 @@ def test_images_are_taken_again_after_a_run_on_kept_features(tmp_path: Path, fai
     with pytest.raises(RuntimeError, match="stopped") if fails else nullcontext():
         fit(method, data, tmp_path)
     assert method(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+
+
+class Forgetful(FineTuning):
+    """Keeps what it learnt where no checkpoint looks."""
+
+    def on_task_end(self, task: int) -> None:
+        self.memory = {name: value.detach().clone() for name, value in self.head.named_parameters()}  # type: ignore[union-attr]
+        self.teacher = copy.deepcopy(self.head)
+
+
+def test_state_that_no_checkpoint_holds_is_told(tmp_path: Path) -> None:
+    stream = Modes(scenario="CI", num_samples=60, batch_size=8)
+    method = Forgetful(Identity(2), nn.Linear, partial(torch.optim.SGD, lr=0.1))
+    with pytest.warns(UserWarning, match="no checkpoint") as told:
+        mh_lightning.fit(
+            method, stream, run_dir=str(tmp_path), pictures=False, accelerator="cpu", enable_progress_bar=False
+        )
+    said = " ".join(str(one.message) for one in told)
+    assert "keeps tensors in self.memory, which no checkpoint holds" in said
+    assert "make_module('teacher') returns one to fill" in said
+
+
+def test_the_mean_over_ranks_of_a_mean_loss_is_that_over_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = FineTuning(Identity(2), nn.Linear, partial(torch.optim.SGD, lr=0.1))
+    losses, shares = torch.arange(1.0, 8.0), (slice(0, 3), slice(3, 3), slice(3, 7))
+    monkeypatch.setattr("mh_lightning.methods.base.world_size", lambda: len(shares))
+    by_rank = [method.mean_over_samples(losses[share], rows=len(losses)) for share in shares]
+    assert torch.stack(by_rank).mean() == losses.mean()
+
+
+class Teaching(FineTuning):
+    """Makes a module that could be trained."""
+
+    def on_task_end(self, task: int) -> None:
+        self.teacher = copy.deepcopy(self.head)
+
+    def make_module(self, name: str) -> nn.Module:
+        return self.make_head()
+
+
+@pytest.mark.parametrize("reset_optimizer", [False, True])
+def test_a_module_born_in_the_stream_is_not_trained_and_the_run_resumes(tmp_path: Path, reset_optimizer: bool) -> None:
+    def run(folder: str, **options: Any) -> Any:
+        stream = Modes(scenario="CI", num_samples=60, batch_size=8)
+        method = Teaching(Identity(2), nn.Linear, partial(torch.optim.Adam, lr=0.1), reset_optimizer=reset_optimizer)
+        torch.manual_seed(0)
+        found = mh_lightning.fit(
+            method, stream, run_dir=str(tmp_path / folder), pictures=False, accelerator="cpu",
+            enable_progress_bar=False, **options,
+        )  # fmt: skip
+        return found, method
+
+    whole, method = run("whole")
+    assert not {id(one) for one in method.teacher.parameters()} & {id(one) for one in method.head_parameters_to_train()}
+    resumed, _ = run("resumed", ckpt_path=str(whole.folder / "checkpoints" / "task_2.ckpt"))
+    assert torch.equal(torch.tensor(resumed.accuracy_matrix), torch.tensor(whole.accuracy_matrix))
