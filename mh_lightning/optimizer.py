@@ -74,7 +74,8 @@ def memory_head_optimizer(
         layer.sparse_gradients = True
         layer.defer_key_updates_to_step()
     plain = type(made)
-    made.__class__ = type(plain.__name__, (_StepsUnits, plain), {})
+    # under a name of its own, or the plain one's would no longer name one class in configurations of this process
+    made.__class__ = type(f"{plain.__name__}OfUnits", (_StepsUnits, plain), {})
     assert isinstance(made, _StepsUnits)
     memories = [memory for layer in layers for memory in (layer.M, *(follower.M for follower in layer.followers))]
     made.units_of = {id(memory): _Units(memory) for memory in memories}

@@ -217,7 +217,7 @@ def test_resumed_pictures(run: Run, modes: Path) -> None:
             ("--model", "JointTraining", "--model.init_args.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"),
             "JointTraining learns anew after each task, without a scheduler",
         ),
-        (("--num_threads", "0"), "num_threads must lie in 1 to 1024, got 0"),
+        (("--num_threads", "0"), "num_threads must lie in [1, 1024], got 0"),
         (("--model.init_args.loss", "square"), "loss"),
         (("--model.init_args.backbone.init_args.num_features", "3"), "num_features is 3, but the data has 2"),
         (("--data.init_args.scenario", "XY"), "scenario"),

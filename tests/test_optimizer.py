@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import MHLinear, memory_head_optimizer
+from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from tests.products import every_product, products
 
@@ -351,3 +352,10 @@ def test_without_memory_head_it_is_refused(frozen: bool) -> None:
         net[2].M.requires_grad_(False)
     with pytest.raises(UserError, match="no Memory Head"):
         memory_head_optimizer(net if frozen else nn.Linear(2, 2))
+
+
+def test_the_plain_optimizer_keeps_its_name_in_configurations() -> None:
+    layer = MHLinear(3, 2, key_mem_units=4)
+    memory_head_optimizer(layer, torch.optim.SGD, lr=0.1)
+    found = resolved_configuration(["--config", "streams/modes_ci.yaml", "--config", "methods/agem_moons.yaml"])
+    assert found["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"
