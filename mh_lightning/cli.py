@@ -181,7 +181,7 @@ class StreamCLI(LightningCLI):
         if config.experiment and len(files) > 1 and not self._experiment_is_asked:  # by a saved configuration
             others = [Path(config.experiment), *(file for file in files if file.stem != "config")]
             config.experiment = name_of(others)
-        config.experiment = name_of_experiment(config.experiment, *([name_of(files)] if files else []))
+        config.experiment = name_of_experiment(config.experiment, name_of(files))
 
     def _check_checkpoint(self) -> None:
         """Read the checkpoint that is asked for, and compare its configuration if it is to be gone on with."""

@@ -60,12 +60,12 @@ def with_packaged(words: Sequence[str]) -> list[str]:
 
     configs: list[str] = []
     others: list[str] = []
-    for before, word in pairwise(["", *words]):
+    for (before, word), after in zip(pairwise(["", *words]), [*words[1:], "-"], strict=True):
         option, equals, value = word.partition("=") if word.startswith("-") else (before, "", word)
         if option in CONFIG_OPTIONS and (equals or word != option):
             configs += ["--config", config_file(value)]
-        elif word in CONFIG_OPTIONS:
-            continue
+        elif word in CONFIG_OPTIONS and not after.startswith("-"):
+            continue  # it comes with its file; without one, the parser refuses it
         elif value.endswith((".yaml", ".yml")) and option in ("--model", "--data"):
             raise UserError(
                 f"{option}: the options of {value!r} would mix with others; name it in a file for --config."

@@ -359,7 +359,7 @@ def one_run_dir(run_dir: str | Path, default_root_dir: PathLike | None) -> Path:
     return Path(default_root_dir).expanduser()
 
 
-def name_of_experiment(given: str | None, default: str = "experiment") -> str:
+def name_of_experiment(given: str | None, default: str = "") -> str:
     """The name under which runs are kept.
 
     Raises:
@@ -367,7 +367,7 @@ def name_of_experiment(given: str | None, default: str = "experiment") -> str:
     """
     if given == "":
         raise UserError("experiment is empty; give a name, or leave it out.")
-    return given or default
+    return given or default or "experiment"
 
 
 def _with_defaults(given: list[Callback] | Callback | None, pictures: bool, options: dict[str, Any]) -> list[Callback]:

@@ -38,7 +38,6 @@ WHOLE = {
     "tests/test_cli.py::test_wrong_checkpoints_are_refused",
     "tests/test_cli.py::test_the_sanity_check_changes_nothing",
     "tests/test_cli.py::test_saved_and_printed_configurations_run_again",
-    "tests/test_cli.py::test_checkpoint_without_top5_counts_goes_on_without",
     "tests/test_fuzzed_configs.py::test_success_or_one_sentence",
     "tests/test_resuming.py::test_killed_where_it_hurts_equals_uninterrupted",
     "tests/test_resuming.py::test_sigterm_saves_and_ends",

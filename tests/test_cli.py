@@ -154,18 +154,18 @@ def test_resumed_after_a_task_equals_uninterrupted(run: Run, tiny_config: Path, 
     assert_same_run(whole, resumed)
 
 
-def test_checkpoint_without_top5_counts_goes_on_without(run: Run, tiny_config: Path, tmp_path: Path) -> None:
-    whole = run("fit", tiny_config)
-    checkpoint = torch.load(whole / "checkpoints" / "task_2.ckpt", weights_only=True)
-    for counts in checkpoint["callbacks"]["ContinualMetrics"]["counts"].values():
-        del counts["correct_top5"]
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    resumed, expected = run("fit", tiny_config, "--ckpt_path", str(tmp_path / "old.ckpt")), results_of(whole)
-    for summary in (expected, expected["validation"]):
-        for row in summary["by_task"]:
-            del row["accuracy_top5"]
-        del summary["last_accuracy_top5"], summary["incremental_accuracy_top5"]
-    assert results_of(resumed) == expected
+@pytest.mark.parametrize("lost", ["top-5 counts", "generators"])
+def test_a_checkpoint_that_lacks_state_is_refused(
+    run: Run, refuses: Refuses, tiny_config: Path, tmp_path: Path, lost: str
+) -> None:
+    checkpoint = torch.load(run("fit", tiny_config) / "checkpoints" / "task_2.ckpt", weights_only=True)
+    if lost == "generators":
+        del checkpoint["generators"]
+    else:
+        for counts in checkpoint["callbacks"]["ContinualMetrics"]["counts"].values():
+            del counts["correct_top5"]
+    torch.save(checkpoint, tmp_path / "less.ckpt")
+    assert "damaged" in refuses("fit", tiny_config, "--ckpt_path", str(tmp_path / "less.ckpt"))
 
 
 def test_only_touched_units_are_stepped(run: Run, tiny_config: Path) -> None:
@@ -550,7 +550,7 @@ def test_wrong_checkpoints_are_refused(run: Run, refuses: Refuses, tiny_config: 
     torch.save({"state_dict": {}}, foreign)
     torch.save({"state_dict": {}, "architecture": RunsCode(tmp_path / "executed")}, evil)
     content = torch.load(checkpoint, weights_only=True)
-    del content["configuration"]  # as fits in Python, and earlier versions, save them
+    del content["configuration"]  # as fits in Python save them
     unconfigured = tmp_path / "unconfigured.ckpt"
     torch.save(content, unconfigured)
     for path, options, words in (

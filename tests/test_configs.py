@@ -154,6 +154,12 @@ def test_options_override_configurations_wherever_they_stand() -> None:
     assert resolved_configuration([*words, "--experiment", "quickstart.yaml"])["experiment"] == "quickstart.yaml"
 
 
+def test_a_file_that_is_missing_after_its_option_is_refused() -> None:
+    for words in (["--config", "quickstart.yaml", "--config"], ["--config", "--data.batch_size", "7"]):
+        with pytest.raises(UserError, match="expected one argument"):
+            resolved_configuration(words)
+
+
 def test_a_run_without_a_file_and_one_beside_a_saved_configuration_have_names(tmp_path: Path) -> None:
     whole = ["--model", "ClosedForm", "--model.head", "mh_lightning.heads.ClassMeans", "--model.backbone",
              "mh_lightning.backbones.Identity", "--model.backbone.num_features", "2", "--data", "Modes"]  # fmt: skip

@@ -248,13 +248,14 @@ def test_in_python_the_schedule_of_accumulation_stays(tmp_path: Path) -> None:
         fit("other", {1: 3}, checkpoint)
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_an_option_of_the_trainer_is_refused(tmp_path: Path) -> None:
     fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "whole")
     path = tmp_path / "whole" / "checkpoints" / "task_1.ckpt"
     content = torch.load(path, weights_only=True)
     del content["trainer_options"]["accumulate_grad_batches"]
     torch.save(content, path)
-    assert fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "again", resume=path).current_epoch == 3
+    with pytest.raises(UserError, match=r"began with trainer\.accumulate_grad_batches=None and is to go on with 1"):
+        fits.fit(FineTuning(Identity(FEATURES), torch.nn.Linear), tmp_path / "again", resume=path)
 
 
 def test_a_saved_configuration_of_a_resumed_run_begins_anew(finished: Path, tiny_config: Path, tmp_path: Path) -> None:

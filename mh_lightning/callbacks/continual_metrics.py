@@ -100,9 +100,15 @@ class ContinualMetrics(Callback):
             counts = self._counts[split]
             matrix = self._accuracy_matrix(split)
             rows, tasks = matrix.total.shape
-            fits = isinstance(counts, dict) and all(
-                isinstance(count, Tensor) and count.dim() == 2 and len(count) <= rows and count.shape[1] == tasks
-                for count in counts.values()
+            with_top5 = "last_accuracy_top5" in self._metrics[split]
+            needed = {"correct", "total", "correct_top5"} if with_top5 else {"correct", "total"}
+            fits = (
+                isinstance(counts, dict)
+                and needed <= {*counts}
+                and all(
+                    isinstance(count, Tensor) and count.dim() == 2 and len(count) <= rows and count.shape[1] == tasks
+                    for count in counts.values()
+                )
             )
             if not fits:
                 raise UserError(
@@ -110,7 +116,7 @@ class ContinualMetrics(Callback):
                     f"most {rows}) and each of the {tasks} tasks; it is damaged."
                 )
             matrix.go_on_from(counts["correct"], counts["total"])
-            if "last_accuracy_top5" in self._metrics[split]:
+            if with_top5:
                 self._accuracy_matrix(split, "last_accuracy_top5").go_on_from(counts["correct_top5"], counts["total"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,8 +131,7 @@ class ContinualMetrics(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stream = stream_of(trainer)
         splits = ["test"] if trainer.testing else stream.evaluation_splits
-        # checkpoints of earlier versions have no top-5 counts, and what they began ends without
-        with_top5 = stream.num_classes > TOP_K and all("correct_top5" in counts for counts in self._counts.values())
+        with_top5 = stream.num_classes > TOP_K
         spaced_by = stream.evaluate_every_n_tasks if is_fitting(trainer) else stream.num_tasks
         self._metrics = {
             split: continual_metrics(

@@ -80,10 +80,10 @@ class TaskBoundaries(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell the stream where it goes on, and keep where this rank's generators were until training starts."""
-        saved = checkpoint.get("generators", [])  # earlier versions saved none, and after epochs only
-        if trainer.state.fn != "fit" or not saved:
+        if trainer.state.fn != "fit":
             return
-        if not isinstance(saved, list):
+        saved = checkpoint.get("generators")
+        if not isinstance(saved, list) or not saved:
             raise UserError(DAMAGED_GENERATORS)
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")  # the stream can
         stream_of(trainer).batches_done = checkpoint.get("batches_done", 0)

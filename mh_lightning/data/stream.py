@@ -423,6 +423,5 @@ class StreamDataModule(LightningDataModule):
             UserError: if they differ.
         """
         training = self.trainer is None or self.trainer.state.fn == "fit"
-        state_dict = {"evaluate_every_n_tasks": 1, **state_dict}  # which earlier versions do not tell
         names = None if training else ("class_groups", *self.split_options)
         check_same_stream(state_dict, self.state_dict(), names)

@@ -84,8 +84,8 @@ def numbers_with(metric: str) -> tuple[str, ...]:
 
 
 def _number(result: Mapping[str, Any], name: str) -> float | None:
-    """A metric or a cost of a run, where it has it: earlier versions have fewer, not each stream has all, and what is
-    NaN or infinite is none. The interval of the others tells how many they are.
+    """A metric or a cost of a run, where it has it: not each stream has all, and what is NaN or infinite is none. The
+    interval of the others tells how many they are.
     """
     value = result.get("cost", {}).get(name) if name in COSTS else result.get(name)
     return None if value is None or not math.isfinite(float(value)) else float(value)

@@ -106,10 +106,6 @@ class MethodFrame(Trained):
         """See `ContinualMethod`."""
 
     @abstractmethod
-    def head_parameters_to_train(self) -> list[nn.Parameter]:
-        """See `ContinualMethod`."""
-
-    @abstractmethod
     def make_head(self) -> nn.Module:
         """See `ContinualMethod`."""
 

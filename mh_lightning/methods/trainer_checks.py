@@ -143,8 +143,7 @@ def trainer_options(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_trainer_options(saved: Any, own: dict[str, Any]) -> None:
-    """Compare the trainer's options in a checkpoint that is resumed with those of the trainer; earlier versions saved
-    fewer.
+    """Compare the trainer's options in a checkpoint that is resumed with those of the trainer.
 
     Raises:
         UserError: names the first that differs.
@@ -152,8 +151,8 @@ def check_trainer_options(saved: Any, own: dict[str, Any]) -> None:
     if not isinstance(saved, dict):
         raise UserError(f"ckpt_path: the checkpoint's trainer_options are damaged, got {saved!r}.")
     for name, value in own.items():
-        if name in saved and not is_same_option(saved[name], value):
+        if not is_same_option(saved.get(name), value):
             raise UserError(
-                f"ckpt_path: the run began with trainer.{name}={saved[name]} and is to go on with {value}, which "
+                f"ckpt_path: the run began with trainer.{name}={saved.get(name)} and is to go on with {value}, which "
                 "cannot change in a run; use the one it began with, or begin anew."
             )

@@ -103,7 +103,7 @@ def test_runs_csv_can_be_read_again() -> None:
 
 def test_metric_that_one_experiment_does_not_have() -> None:
     metric, few = "last_accuracy_top5", result(0.5)
-    del few[metric]  # a stream of five classes, or a run of an earlier version
+    del few[metric]  # a stream of five classes
     results = {"blobs_tuning": {(0, None): few}, "blobs_heads": {(0, None): result(0.5)}, "blobs_new": {}}
     summaries = summarise(STREAM, results, metric, {})
     lines = markdown_table(summaries, metric, "blobs_tuning").splitlines()
