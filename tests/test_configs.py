@@ -19,6 +19,7 @@ from mh_lightning.experiments.cells import Planned
 from mh_lightning.experiments.runs import read_experiment
 from tests.conftest import results_of
 from tests.data.packed import images_of, write_files
+from tests.data.test_domain_folder import write_domains
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -231,7 +232,15 @@ def test_stream(run: Callable[..., Path], tmp_path: Path, fashion_mnist: Path, c
         write_images(tmp_path / "images")
         options += ["--data.root", str(tmp_path / "images")]
         tasks = 3
-    elif name in ("cifar100", "cub200", "cars196", "imagenet_r"):
+    elif name.startswith("pacs"):
+        write_domains(tmp_path / "pacs", ("photo", "art_painting", "cartoon", "sketch"))
+        options += ["--data.root", str(tmp_path / "pacs")]
+        tasks = {"pacs_di": 4, "pacs_cdi": 8}[name]
+    elif name == "mini_imagenet_20x5":
+        write_images(tmp_path / "images")
+        options += ["--data.root", str(tmp_path / "images"), "--data.increment", "1"]
+        tasks = 3
+    elif name in ("cifar100", "cifar100_10x10", "cub200", "cars196", "imagenet_r"):
         for split, images in (("train", 12), ("test", 3)):
             write_files(tmp_path, images_of(dict.fromkeys(("a", "b", "c", "d", "e"), images), f"{split}/"))
         tiny = tmp_path / "tiny.yaml"

@@ -4,6 +4,7 @@ from mh_lightning.data.cars196 import Cars196
 from mh_lightning.data.cifar import CIFAR10, CIFAR100
 from mh_lightning.data.cub200 import CUB200
 from mh_lightning.data.digits import Digits
+from mh_lightning.data.domain_folder import DomainFolder
 from mh_lightning.data.domainnet import DomainNetSketch
 from mh_lightning.data.fashion_mnist import FashionMNIST
 from mh_lightning.data.image_folder import ImageFolder
@@ -25,6 +26,7 @@ __all__ = [
     "RESISC45",
     "Cars196",
     "Digits",
+    "DomainFolder",
     "DomainNetSketch",
     "FashionMNIST",
     "GaussianNoise",

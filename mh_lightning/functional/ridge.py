@@ -22,9 +22,11 @@ class Spectrum(NamedTuple):
     @classmethod
     def of(cls, gram: Tensor) -> "Spectrum":
         """Of a Gram matrix (d, d), in float64."""
-        # PyTorch's does not converge on some matrices of low rank
-        found = scipy.linalg.eigh(gram.double().cpu().numpy(), check_finite=False)
-        values, vectors = (torch.from_numpy(part).to(gram.device) for part in found)
+        try:
+            values, vectors = torch.linalg.eigh(gram.double())
+        except torch.linalg.LinAlgError:  # it does not converge on some matrices of low rank, on which this one does
+            found = scipy.linalg.eigh(gram.double().cpu().numpy(), check_finite=False)
+            values, vectors = (torch.from_numpy(part).to(gram.device) for part in found)
         return cls(values.clamp_min(0), vectors)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mh_lightning import functional
 from mh_lightning.errors import UserError, require
+from mh_lightning.functional.normalization import NORMALIZATIONS, normalised, rooted_and_length
 from mh_lightning.functional.ridge import (
     BlendBound,
     Spectrum,
@@ -27,10 +28,8 @@ from mh_lightning.heads.random_projection import (
 from mh_lightning.heads.settling_keys import Attracted, SettlingKeys
 
 AUTO = "auto"
-NORMALIZATIONS = ("none", "l2", "sqrt")
 NO_SPREAD = 1e-7  # of the largest mean: what varies by less was lost when features were float32
 LARGEST_IN_FLOAT32 = 2.0**126  # as keys are: half of what differences between them may be
-SMALLEST_ROOTED = 1e-36  # roots of 0, of which features have many, have no gradient, and are slow on some processors
 
 
 class RidgeMemoryUnits(ClosedFormHead):
@@ -167,19 +166,7 @@ class RidgeMemoryUnits(ClosedFormHead):
 
     def normalise(self, features: Tensor) -> Tensor:
         """What keys match, (b, n), in the precision of `gram`."""
-        x, lengths = self._not_divided_yet(features)
-        return x if lengths is None else x / lengths
-
-    def _not_divided_yet(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (b, n) in the precision of `gram`, and their lengths (b, 1), if they are to be divided by them."""
-        x = features.to(self.gram.dtype)
-        if self.normalization == "none":
-            return x, None
-        if self.normalization == "sqrt":
-            x = x.sign() * x.abs().clamp_min(SMALLEST_ROOTED).sqrt()
-            return x, torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(functional.EPSILON)
-        largest = x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # squares may leave float32
-        return x, largest * torch.linalg.vector_norm(x / largest, dim=1, keepdim=True).clamp_min(1.0)
+        return normalised(features.to(self.gram.dtype), self.normalization)
 
     def project(self, z: Tensor) -> Tensor:
         """Normalised features (b, n) to h (b, D)."""
@@ -312,7 +299,7 @@ class RidgeMemoryUnits(ClosedFormHead):
         if self.projection is None:  # one product for answers and keys; the last of h is 1
             if self.normalization == "none":
                 features = (features.double() - origin) / length
-            x, lengths = self._not_divided_yet(features)
+            x, lengths = rooted_and_length(features.to(self.gram.dtype), self.normalization)
             products = x @ weights[:-1]
             products = weights[-1] + products if lengths is None else torch.addcdiv(weights[-1], products, lengths)
             answers, nearness = products.tensor_split([units * self.num_classes], dim=1)

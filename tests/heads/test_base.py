@@ -20,6 +20,7 @@ from mh_lightning.errors import UserError
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
+    KernelMemoryUnits,
     RandomProjectionRidge,
     RidgeMemoryUnits,
     ShrunkClassCovariances,
@@ -36,7 +37,10 @@ HEADS: dict[str, Make] = {
     "covariances": lambda: ShrunkClassCovariances(FEATURES, CLASSES),
     "ridge": lambda: RandomProjectionRidge(FEATURES, CLASSES, num_projections=20),
 }
-EVERY: dict[str, Make] = HEADS | {"units": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, seed=0)}
+EVERY: dict[str, Make] = HEADS | {
+    "units": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, seed=0),
+    "kernel": lambda: KernelMemoryUnits(FEATURES, CLASSES, key_mem_units=20, max_bytes=1000, seed=0),
+}
 X, Y = blobs(8, 3)
 NAN = X.index_fill(0, torch.tensor([5]), float("nan"))
 REFUSED: dict[str, tuple[object, object, str]] = {

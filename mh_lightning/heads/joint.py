@@ -1,0 +1,179 @@
+"""Upper bounds: classifiers that keep every sample, and are fit to all of them together."""
+
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional as F
+
+from mh_lightning.errors import require
+from mh_lightning.functional.kernel_ridge import median_squared_distance, responses
+from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
+from mh_lightning.heads.base import ClosedFormHead
+from mh_lightning.heads.random_projection import draw_held_out, seed_of_projections
+
+PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 5))  # of kernel ridge regression
+STRENGTHS = tuple(10.0**exponent for exponent in range(-1, 5))  # of fit beside penalty, of logistic regression
+
+
+class JointHead(ClosedFormHead):
+    """Keeps the normalised features of all samples, so its state grows; a fifth of them, drawn by the seed, chooses the
+    penalty, and all are fit with it.
+
+    Args:
+        num_features: n.
+        num_classes: C.
+        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; or "none".
+        seed: in [0, 2**32), of what is held out; by default torch's initial seed, which that of a run sets.
+
+    Attributes:
+        samples: (N, n), float32.
+        classes: (N,).
+    """
+
+    samples: Tensor
+    classes: Tensor
+
+    def __init__(
+        self, num_features: int, num_classes: int, normalization: str = "sqrt", seed: int | None = None
+    ) -> None:
+        super().__init__(num_features, num_classes)
+        require("normalization", normalization, one_of=NORMALIZATIONS)
+        require("seed", seed, at_least=0, below=2**32)
+        self.normalization, self.seed = normalization, seed_of_projections(seed)
+        self.register_buffer("samples", torch.zeros(0, num_features, dtype=torch.float32))
+        self.register_buffer("classes", torch.zeros(0, dtype=torch.long))
+        self.largest = 2.0**126 / num_features
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all samples."""
+        return self.samples.numel() * 4 + self.classes.numel() * 8
+
+    def accumulate(self, features: Tensor, targets: Tensor) -> None:
+        """Keep features (b, n) of classes (b,)."""
+        self.samples = torch.cat([self.samples, normalised(features.float(), self.normalization)])
+        self.classes = torch.cat([self.classes, targets])
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Rows to fit and rows that are held out, both of them all samples if either would be none."""
+        held_out = torch.from_numpy(draw_held_out(self.seed, 0, len(self.classes))).to(self.classes.device)
+        if held_out.all() or not held_out.any():
+            held_out = torch.ones_like(held_out)
+            return held_out, held_out
+        return ~held_out, held_out
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("samples", "classes"):
+            if f"{prefix}{name}" in state_dict:
+                own = getattr(self, name)
+                setattr(self, name, own.new_zeros(state_dict[f"{prefix}{name}"].shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class JointLogisticRegression(JointHead):
+    """Multinomial logistic regression of all samples, by L-BFGS: scikit-learn's `LogisticRegression`, with the strength
+    C, a power of 10 from 0.1 to 10,000, that has the least loss on held-out samples.
+
+    Args:
+        options: of `JointHead`.
+
+    Example:
+        >>> head = JointLogisticRegression(2, 2, seed=0)
+        >>> head.update(torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20))
+        >>> head(torch.eye(2)).argmax(dim=1)
+        tensor([0, 1])
+    """
+
+    def solve(self) -> tuple[Tensor, ...]:
+        """Weights (C, n) and biases (C,)."""
+        fit, held_out = self.parts()
+        losses = []
+        for strength in STRENGTHS:
+            weights, biases = self._fitted(fit, strength)
+            logits = torch.addmm(biases, self.samples[held_out], weights.T)
+            losses.append(float(F.cross_entropy(logits, self.classes[held_out])))
+        return self._fitted(torch.ones_like(fit), STRENGTHS[losses.index(min(losses))])
+
+    def _fitted(self, rows: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        weights = self.samples.new_zeros(self.num_classes, self.num_features)
+        biases = self.samples.new_full((self.num_classes,), -100.0)  # of classes that were not seen
+        classes = self.classes[rows]
+        seen = classes.unique()
+        biases[seen] = 0.0
+        if len(seen) > 1:
+            model = LogisticRegression(C=strength, max_iter=1000)
+            model.fit(self.samples[rows].cpu().numpy(), classes.cpu().numpy())
+            found, offsets = (torch.from_numpy(part).to(weights) for part in (model.coef_, model.intercept_))
+            if len(seen) == 2:  # one row for both
+                found, offsets = torch.cat([-found, found]) / 2, torch.cat([-offsets, offsets]) / 2
+            weights[seen], biases[seen] = found, offsets
+        return weights, biases
+
+    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
+        """Logits (b, C)."""
+        weights, biases = solution
+        return torch.addmm(biases, normalised(features.float(), self.normalization), weights.T)
+
+
+class JointKernelRidge(JointHead):
+    r"""Kernel ridge regression of all samples, :math:`o(x) = k(x, X) (K + \lambda I)^{-1} Y`, with a Gaussian kernel.
+
+    It needs N² numbers and N³ operations. The penalty, of 13 candidates, is that of the least squared error on held-out
+    samples.
+
+    Args:
+        num_features: n.
+        num_classes: C.
+        width: w of the kernel, in medians of the squared distance between two samples.
+        options: of `JointHead`.
+
+    Example:
+        >>> head = JointKernelRidge(1, 2, normalization="none", seed=0)
+        >>> x = torch.linspace(0, 3, 301).unsqueeze(1)
+        >>> head.update(x, x.squeeze(1).long() % 2)
+        >>> head(torch.tensor([[0.5], [1.5], [2.5]])).argmax(dim=1)
+        tensor([0, 1, 0])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        width: float = 1.4,
+        normalization: str = "sqrt",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(num_features, num_classes, normalization, seed)
+        require("width", width, above=0, below=float("inf"))
+        self.width = width
+
+    def solve(self) -> tuple[Tensor, ...]:
+        """Weights (N, C), samples (N, n) and the width, in float64."""
+        samples, targets = self.samples.double(), F.one_hot(self.classes, self.num_classes).double()
+        order = torch.randperm(len(samples), generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu")
+        width = self.width * median_squared_distance(samples[order.to(samples.device)])
+        kernel = responses(samples, samples, width)
+        fit, held_out = self.parts()
+        across, inner = kernel[held_out][:, fit], kernel[fit][:, fit]
+        errors = []
+        for penalty in PENALTIES:
+            weights = _kernel_weights(inner, targets[fit], penalty)
+            errors.append(float((across @ weights - targets[held_out]).square().sum()))
+        return (
+            _kernel_weights(kernel, targets, PENALTIES[errors.index(min(errors))]),
+            samples,
+            samples.new_tensor(width),
+        )
+
+    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
+        """Regressions (b, C)."""
+        weights, samples, width = solution
+        return responses(normalised(features.double(), self.normalization), samples, float(width)) @ weights
+
+
+def _kernel_weights(kernel: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    regularised = kernel.clone()
+    regularised.diagonal().add_(penalty)
+    return torch.cholesky_solve(targets, torch.linalg.cholesky(regularised))

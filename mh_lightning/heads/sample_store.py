@@ -1,0 +1,112 @@
+"""Samples of a stream within a number of bytes: all of them, in fewer bits when they become many, then some."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mh_lightning.functional.codes import bytes_of_code, decode, encode
+
+BYTES_OF_LABEL = 4
+DRAWS = 4  # of a step of Philox
+
+
+class SampleStore(nn.Module):
+    """Vectors with their classes, in codes (`mh_lightning.functional.codes`).
+
+    They are kept in the most bits that let all be kept. When they become too many for that, they are coded again in
+    fewer, and when there are no fewer, each sample of the stream is as likely to be kept as any other: reservoir
+    sampling, by draws that follow from the seed and a sample's place in the stream.
+
+    Source: Vitter, "Random Sampling with a Reservoir", ACM Transactions on Mathematical Software 11, 1985, algorithm R.
+
+    Args:
+        num_features: n.
+        num_bytes: for codes and classes.
+        bits: of a number that may be used, from the most to the fewest.
+
+    Attributes:
+        pool: codes, one after the other, uint8.
+        labels: classes, int32, one for each that the fewest bits let be kept.
+        seen: samples of the stream.
+        bits: that are used now.
+    """
+
+    pool: Tensor
+    labels: Tensor
+    seen: Tensor
+    bits: Tensor
+
+    def __init__(self, num_features: int, num_bytes: int, bits: tuple[int, ...]) -> None:
+        super().__init__()
+        self.num_features, self.choices = num_features, bits
+        most = num_bytes // (bytes_of_code(num_features, bits[-1]) + BYTES_OF_LABEL)
+        self.register_buffer("labels", torch.zeros(most, dtype=torch.int32))
+        self.register_buffer("pool", torch.zeros(num_bytes - BYTES_OF_LABEL * most, dtype=torch.uint8))
+        self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("bits", torch.tensor(bits[0]))
+
+    def capacity(self, bits: int) -> int:
+        """Samples that can be kept in so many bits a number."""
+        return min(len(self.pool) // bytes_of_code(self.num_features, bits), len(self.labels))
+
+    def __len__(self) -> int:
+        return min(int(self.seen), self.capacity(int(self.bits)))
+
+    def add(self, z: Tensor, targets: Tensor, seed: int) -> None:
+        """Keep vectors (b, n) of classes (b,), or some of them."""
+        while len(z):
+            bits = int(self.bits)
+            free = self.capacity(bits) - len(self)
+            if not free and bits != self.choices[-1]:
+                self._use(self.choices[self.choices.index(bits) + 1])
+                continue
+            if free:
+                now = min(free, len(z))
+                places = torch.arange(len(self), len(self) + now, device=z.device)
+                rows = torch.arange(now, device=z.device)
+            else:
+                now = len(z)
+                kept = draw_places(seed, int(self.seen), now, self.capacity(bits))
+                places, rows = (torch.from_numpy(part).to(z.device) for part in kept)
+            self._codes(bits)[places] = encode(z[rows], bits)
+            self.labels[places] = targets[rows].int()
+            self.seen += now
+            z, targets = z[now:], targets[now:]
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Vectors (N, n), in float64, and their classes (N,)."""
+        bits, count = int(self.bits), len(self)
+        return decode(self._codes(bits)[:count], bits, self.num_features), self.labels[:count].long()
+
+    def _codes(self, bits: int) -> Tensor:
+        """The pool as codes, (capacity, bytes)."""
+        size, rows = bytes_of_code(self.num_features, bits), self.capacity(bits)
+        return self.pool[: size * rows].view(rows, size)
+
+    def _use(self, bits: int) -> None:
+        """Code what is kept again, in fewer bits."""
+        z, _ = self.kept()
+        self.bits.fill_(bits)
+        self._codes(bits)[: len(z)] = encode(z, bits)
+
+
+def draw_places(seed: int, first: int, samples: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which samples replace which, one after the other: places in the store, and rows of the samples.
+
+    Args:
+        seed: of the draws, of which each sample has one, by its place in the stream.
+        first: place of the first sample in the stream, `capacity` at least.
+        samples: how many.
+        capacity: of the store.
+
+    Example:
+        >>> places, rows = draw_places(0, 1000, 1000, 100)
+        >>> len(places) == len(set(places.tolist())), bool((places < 100).all()), len(rows) < 100
+        (True, True, True)
+    """
+    skipped = first // DRAWS * DRAWS
+    raw = np.random.Philox(key=seed).advance(skipped // DRAWS).random_raw(first - skipped + samples)
+    drawn = raw[first - skipped :] % np.arange(first + 1, first + samples + 1, dtype=np.uint64)
+    rows = np.flatnonzero(drawn < capacity)
+    places, last = np.unique(drawn[rows][::-1].astype(np.int64), return_index=True)  # the last one stays
+    return places, rows[::-1][last].astype(np.int64)

@@ -1,0 +1,217 @@
+"""Memory units of a kernel machine, against scikit-learn, data sets built by hand, and other heads."""
+
+import copy
+
+import pytest
+import torch
+from sklearn.datasets import make_moons
+from sklearn.kernel_ridge import KernelRidge
+from torch import Tensor
+from torch.nn import functional as F
+
+from mh_lightning.errors import UserError
+from mh_lightning.functional.kernel_ridge import Sums, best_regression, responses, with_samples_not_kept
+from mh_lightning.heads import KernelMemoryUnits, RidgeMemoryUnits
+from mh_lightning.heads.packed_gram import PackedGram
+from tests.blobs import CLASSES, FEATURES, blobs
+
+ROOMY = 1_000_000
+
+
+def accuracy(head: torch.nn.Module, x: Tensor, targets: Tensor) -> float:
+    return float((head(x).argmax(dim=1) == targets).double().mean())
+
+
+@pytest.mark.parametrize("normalization", ["l2", "none"])
+def test_is_scikit_learns_kernel_ridge_where_every_sample_is_a_key(normalization: str) -> None:
+    x, targets = blobs(200, 1)
+    if normalization == "l2":
+        x = x + 20 * torch.eye(FEATURES)[0]  # one side of the sphere
+    head = KernelMemoryUnits(
+        FEATURES, CLASSES, 200, ROOMY, linear_penalty=1e12, linear_part=False, normalization=normalization, seed=0
+    )
+    head.update(x, targets)
+    logits = head(x.double())
+    z = (
+        F.normalize(x.double(), dim=1)
+        if normalization == "l2"
+        else (x.double() - x.double().mean(0)) / ((x.double() - x.double().mean(0)).square().mean().sqrt())
+    )
+    gamma = 1 / (1.4 * float(torch.pdist(z).median()) ** 2)
+    reference = KernelRidge(kernel="rbf", gamma=gamma, alpha=float(head.ridge))
+    reference.fit(z.numpy(), F.one_hot(targets, CLASSES).double().numpy())
+    tolerance = 0.02 if normalization == "l2" else 1e-3  # kept in 16 bits, or as it is
+    expected = torch.from_numpy(reference.predict(z.numpy()))
+    torch.testing.assert_close(logits.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_what_is_not_kept_takes_part_through_its_linear_part() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.cat([torch.randn(400, 3, generator=generator), torch.ones(400, 1)], dim=1).double()
+    response = responses(linear[:, :3], linear[:6, :3], 2.0)
+    targets = F.one_hot(torch.randint(3, (400,), generator=generator), 3).double()
+    kept = slice(0, 100)
+    found = with_samples_not_kept(Sums.of(linear, targets), linear[kept], response[kept], targets[kept])
+    of_kept = Sums.of(linear[kept], response[kept])
+    explained = best_regression(of_kept, 100, float(response[kept].square().sum())).weights
+    rest = response[kept] - linear[kept] @ explained
+    expected = Sums.of(torch.cat([linear, linear @ explained], dim=1), targets)
+    expected.gram[4:, 4:] += rest.T @ rest
+    expected.products[4:] += rest.T @ targets[kept]
+    torch.testing.assert_close(found.gram, expected.gram, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.products, expected.products, rtol=1e-4, atol=1e-4)
+
+
+def test_sums_are_exact_where_all_is_kept_and_responses_are_nearly_linear() -> None:
+    linear = torch.cat([torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), torch.ones(400, 1)], dim=1)
+    linear = linear.double()
+    response = responses(linear[:, :3], linear[:6, :3], 2000.0)
+    targets = F.one_hot(torch.arange(400) % 3, 3).double()
+    found = with_samples_not_kept(Sums.of(linear, targets), linear, response, targets)
+    direct = Sums.of(torch.cat([linear, response], dim=1), targets)
+    torch.testing.assert_close(found.gram, direct.gram, rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(found.products, direct.products, rtol=1e-3, atol=1e-2)
+
+
+def test_sums_stay_positive_whatever_was_rounded() -> None:
+    generator = torch.Generator().manual_seed(1)
+    exact = torch.randn(30, 40, generator=generator, dtype=torch.float64)
+    rounded = exact + 0.1 * torch.randn(30, 40, generator=generator, dtype=torch.float64)
+    targets = F.one_hot(torch.arange(30) % 3, 3).double()
+    sums = with_samples_not_kept(Sums.of(exact, targets), rounded[:20], responses(rounded[:20], rounded[:9], 80.0),
+                                 targets[:20])  # fmt: skip
+    assert float(torch.linalg.eigvalsh(sums.gram)[0]) > -1e-9
+
+
+def test_the_ridge_is_the_best_of_leave_one_out_where_samples_are_alike() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.linalg.qr(torch.randn(64, 8, generator=generator, dtype=torch.float64)).Q * 8
+    y = x @ torch.randn(8, 2, generator=generator, dtype=torch.float64) + 5 * torch.randn(
+        64, 2, generator=generator, dtype=torch.float64
+    )
+    found = best_regression(Sums.of(x, y), 64, float(y.square().sum()))
+
+    def score(ridge: float) -> float:
+        hat = x @ torch.linalg.solve(x.T @ x + ridge * torch.eye(8), x.T)
+        return float((y - hat @ y).square().sum() / (1 - hat.trace() / 64) ** 2)
+
+    candidates = [640 * 10 ** (-step / 4) for step in range(29)]
+    assert found.ridge == pytest.approx(min(candidates, key=score))
+    torch.testing.assert_close(found.weights, torch.linalg.solve(x.T @ x + found.ridge * torch.eye(8), x.T @ y))
+
+
+@pytest.mark.parametrize("size", [1, 128, 129, 300])
+def test_a_packed_gram_is_the_gram(size: int) -> None:
+    x = torch.randn(50, size, generator=torch.Generator().manual_seed(3))
+    gram = PackedGram(size, torch.float32)
+    gram.add(x[:20])
+    gram.add(x[20:])
+    torch.testing.assert_close(gram.whole().float(), x.T @ x)
+    assert gram.strips.numel() <= size * (size + 128) / 2 or size < 128
+
+
+def test_moons_in_any_order() -> None:
+    points, labels = make_moons(1200, noise=0.1, random_state=0)
+    x, targets = torch.from_numpy(points), torch.from_numpy(labels)
+    for order in (torch.arange(1000), torch.argsort(targets[:1000]), torch.argsort(x[:1000, 0])):
+        head = KernelMemoryUnits(2, 2, max_bytes=20_000, normalization="none", seed=0)
+        for rows in order.split(37):
+            head.update(x[rows], targets[rows])
+        assert len(head.store) < 1000
+        assert accuracy(head, x[1000:], targets[1000:]) >= 0.98
+
+
+def far_blobs(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of two centres a class, which a linear map cannot tell well, in 40 features."""
+    x, targets = blobs(samples, seed, features=40, classes=10)
+    return x * 0.5 + 2, targets % 5
+
+
+@pytest.mark.parametrize("max_bytes", [16_000, 30_000, 400_000])
+def test_is_never_much_below_one_ridge_and_a_class_may_come_back(max_bytes: int) -> None:
+    x, targets = far_blobs(3000, 1)
+    queries, wanted = far_blobs(2000, 2)
+    one = RidgeMemoryUnits(40, 5, key_mem_units=1)
+    one.update(x, targets)
+    order = torch.cat([torch.argsort(targets[:1500], stable=True), 1500 + torch.argsort(targets[1500:], stable=True)])
+    head = KernelMemoryUnits(40, 5, max_bytes=max_bytes, seed=0)
+    for rows in order.split(64):
+        head.update(x[rows], targets[rows])
+    head.settle()
+    assert head.linear_part and (len(head.store) < 3000) == (max_bytes < 400_000)
+    assert accuracy(head, queries, wanted) >= accuracy(one, queries, wanted) - 0.002
+
+
+def test_the_order_of_classes_costs_nothing_beyond_the_draw_of_samples() -> None:
+    x, targets = far_blobs(3000, 1)
+    queries, wanted = far_blobs(2000, 2)
+    found = []
+    for order in (torch.arange(3000), torch.argsort(targets), torch.argsort(targets, descending=True)):
+        head = KernelMemoryUnits(40, 5, max_bytes=30_000, seed=0)
+        head.update(x[order], targets[order])
+        found.append(accuracy(head, queries, wanted))
+    assert max(found) - min(found) < 0.01
+
+
+def test_the_state_is_as_large_as_it_may_be() -> None:
+    head = KernelMemoryUnits(100, 9, max_bytes=200_000)
+    kept = sum(value.numel() * value.element_size() for name, value in head.state_dict().items() if "." in name)
+    kept += head.class_sums.numel() * head.class_sums.element_size()
+    assert 0.99 * 200_000 < kept <= 200_000 + 16  # how many were seen, and in how many bits
+    assert head.state_bytes == 200_000
+
+
+def test_a_state_is_loaded_whole() -> None:
+    x, targets = blobs(300, 1)
+    first = KernelMemoryUnits(FEATURES, CLASSES, max_bytes=2000, seed=1)
+    first.update(x[:200], targets[:200])
+    second = KernelMemoryUnits(FEATURES, CLASSES, max_bytes=2000, seed=5)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for head in (first, second):
+        head.update(x[200:], targets[200:])
+    assert torch.equal(first(x), second(x))
+
+
+def test_keys_are_samples() -> None:
+    x, targets = blobs(50, 1)
+    head = KernelMemoryUnits(FEATURES, CLASSES, 7, normalization="none", seed=0)
+    head.update(x, targets)
+    head(x)
+    assert head.keys is not None and head.keys.shape == (7, FEATURES)
+    assert float(torch.cdist(head.keys, x.double()).amin(dim=1).max()) < 1e-6
+
+
+@pytest.mark.parametrize("normalization", ["sqrt", "l2", "none"])
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_features_that_are_all_equal_leave_the_frequencies(normalization: str, value: float) -> None:
+    head = KernelMemoryUnits(FEATURES, 3, normalization=normalization, seed=0)
+    head.update(torch.full((60, FEATURES), value), torch.tensor([0] * 30 + [1] * 20 + [2] * 10))
+    logits = head(torch.full((2, FEATURES), value))
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits[0], torch.tensor([30, 20, 10]) / 60, rtol=0.2, atol=0.05)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_a_few_samples(samples: int) -> None:
+    x, targets = torch.eye(FEATURES)[:samples], torch.arange(samples)
+    head = KernelMemoryUnits(FEATURES, CLASSES, seed=0)
+    head.update(x, targets)
+    assert head(x).argmax(dim=1).tolist() == targets.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "width must be above 0"),
+        ({"width": float("nan")}, "width must be above 0"),
+        ({"linear_penalty": 0}, "linear_penalty must be above 0"),
+        ({"key_mem_units": 0}, "key_mem_units must be at least 1"),
+        ({"normalization": "max"}, "normalization must be"),
+        ({"seed": -1}, r"seed must lie in \[0, 2\*\*32\), got -1"),
+        ({"max_bytes": 30}, r"max_bytes=30: sums of 1 linear features need 32 bytes and a sample 7; 7032 would hold"),
+        ({"max_bytes": 200, "linear_part": True}, r"need 312 bytes .*, or linear_part=false would do"),
+    ],
+)
+def test_refuses(options: dict[str, float | str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        KernelMemoryUnits(FEATURES, CLASSES, **options)  # type: ignore[arg-type]
