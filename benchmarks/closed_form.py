@@ -19,9 +19,14 @@ from benchmarks.training_step import machine
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
+    KernelMemoryUnits,
+    RandomFeatureDiscriminant,
+    RandomFeatureRidge,
     RandomProjectionRidge,
+    RegularisedDiscriminant,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
+    TruncatedProjection,
 )
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -47,15 +52,17 @@ class NaiveDiscriminant:
         self.weights = self.means @ torch.linalg.pinv(shrunk)
 
 
-def seconds_to_learn(head: ClosedFormHead, batches: Batches) -> tuple[float, float]:
-    """Seconds for all batches, and to solve."""
+def seconds_to_learn(head: ClosedFormHead, batches: Batches) -> tuple[float, float, float]:
+    """Seconds to learn all batches, to solve, and to predict 1,000 samples."""
     started = time.perf_counter()
     for x, targets in batches:
         head.update(x, targets)
     head.settle()
     learnt = time.perf_counter()
     head(torch.zeros(1, head.num_features))
-    return learnt - started, time.perf_counter() - learnt
+    solved = time.perf_counter()
+    head(torch.randn(1000, head.num_features))
+    return learnt - started, solved - learnt, time.perf_counter() - solved
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -66,6 +73,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--projections", type=int, default=5000)
+    parser.add_argument("--units", type=int, default=1000)
+    parser.add_argument("--max_bytes", type=int, default=10_000_000, help="of memory units")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="the best counts")
     options = parser.parse_args(arguments)
@@ -76,7 +85,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         "ClassMeans": lambda: ClassMeans(*sizes),
         "StreamingLinearDiscriminant": lambda: StreamingLinearDiscriminant(*sizes),
         "ShrunkClassCovariances": lambda: ShrunkClassCovariances(*sizes),
+        "KernelMemoryUnits": lambda: KernelMemoryUnits(*sizes, options.units, options.max_bytes),
+        "RandomFeatureRidge": lambda: RandomFeatureRidge(*sizes, options.projections),
+        "RandomFeatureDiscriminant": lambda: RandomFeatureDiscriminant(*sizes, options.projections),
         "RandomProjectionRidge": lambda: RandomProjectionRidge(*sizes, options.projections),
+        "RegularisedDiscriminant": lambda: RegularisedDiscriminant(*sizes),
+        "TruncatedProjection": lambda: TruncatedProjection(*sizes, 2 * options.projections),
     }
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(options.samples, options.features, generator=generator)
@@ -84,19 +98,20 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     batches = list(zip(x.split(options.batch_size), targets.split(options.batch_size), strict=True))
     results: dict[str, float] = {}
     print(", ".join(f"{name} {value}" for name, value in machine("cpu").items()))
-    print("| head                        | samples/s | learning alone | seconds to solve |")
-    print("|---|---|---|---|", flush=True)
+    print("| head                        | samples/s | learning alone | seconds to solve | predictions/s |")
+    print("|---|---|---|---|---|", flush=True)
     try:
         for name, make in kinds.items():
-            learning, solving = min((seconds_to_learn(make(), batches) for _ in range(options.repeats)), key=sum)
+            runs = [seconds_to_learn(make(), batches) for _ in range(options.repeats)]
+            learning, solving, predicting = map(min, zip(*runs, strict=True))
             results[name] = options.samples / (learning + solving)
-            print(f"| {name:27} | {results[name]:9,.0f} | {options.samples / learning:14,.0f} | {solving:16.3f} |",
-                  flush=True)  # fmt: skip
+            print(f"| {name:27} | {results[name]:9,.0f} | {options.samples / learning:14,.0f} | {solving:16.3f} | "
+                  f"{1000 / predicting:13,.0f} |", flush=True)  # fmt: skip
         naive, started = NaiveDiscriminant(*sizes), time.perf_counter()
         for batch in batches[:NAIVE_BATCHES]:
             naive.update(*batch)
         results["naive"] = naive.samples / (time.perf_counter() - started)
-        print(f"| discriminant, each batch    | {results['naive']:9,.0f} | {'':14} | {'':16} |", flush=True)
+        print(f"| discriminant, each batch    | {results['naive']:9,.0f} | {'':14} | {'':16} | {'':13} |", flush=True)
     finally:
         torch.set_num_threads(threads)
     return results

@@ -67,10 +67,11 @@ def test_units_against_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ("--samples", "30", "--features", "6", "--classes", "3", "--batch_size", "8", "--projections", "10")
+    sizes = ("--samples", "30", "--features", "6", "--classes", "3", "--batch_size", "8", "--projections", "10",
+             "--units", "10", "--max_bytes", "10000")  # fmt: skip
     results = closed_form.main([*sizes, "--repeats", "1"])
     printed = capsys.readouterr().out
-    assert len(results) == 5 and all(math.isfinite(rate) and rate > 0 for rate in results.values())
+    assert len(results) == 10 and all(math.isfinite(rate) and rate > 0 for rate in results.values())
     assert all(name in printed for name in results if name != "naive")
 
 

@@ -20,26 +20,41 @@ from mh_lightning.errors import UserError
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
+    JointKernelRidge,
+    JointLogisticRegression,
     KernelMemoryUnits,
+    RandomFeatureDiscriminant,
+    RandomFeatureRidge,
     RandomProjectionRidge,
+    RegularisedDiscriminant,
     RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
+    TruncatedProjection,
 )
 from mh_lightning.heads.base import ROWS
 from tests.blobs import CLASSES, FEATURES, blobs
 from tests.heads.test_class_covariances import direct
 
 Make = Callable[[], ClosedFormHead]
-HEADS: dict[str, Make] = {
+AS_THEY_ARE: dict[str, Make] = {  # features are not normalised
     "means": lambda: ClassMeans(FEATURES, CLASSES),
     "discriminant": lambda: StreamingLinearDiscriminant(FEATURES, CLASSES),
     "covariances": lambda: ShrunkClassCovariances(FEATURES, CLASSES),
     "ridge": lambda: RandomProjectionRidge(FEATURES, CLASSES, num_projections=20),
 }
+HEADS: dict[str, Make] = AS_THEY_ARE | {
+    "features": lambda: RandomFeatureRidge(FEATURES, CLASSES, num_projections=20, seed=0),
+    "kernel": lambda: KernelMemoryUnits(FEATURES, CLASSES, key_mem_units=20, max_bytes=1000, seed=0),
+    "joint": lambda: JointKernelRidge(FEATURES, CLASSES, seed=0),
+}
+ORDERED = RandomProjectionRidge, KernelMemoryUnits, JointKernelRidge  # the order decides which samples do what
 EVERY: dict[str, Make] = HEADS | {
     "units": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, seed=0),
-    "kernel": lambda: KernelMemoryUnits(FEATURES, CLASSES, key_mem_units=20, max_bytes=1000, seed=0),
+    "kernel discriminant": lambda: RandomFeatureDiscriminant(FEATURES, CLASSES, num_projections=20, seed=0),
+    "regularised": lambda: RegularisedDiscriminant(FEATURES, CLASSES),
+    "truncated": lambda: TruncatedProjection(FEATURES, CLASSES, num_projections=20, rank=20, seed=0),
+    "logistic": lambda: JointLogisticRegression(FEATURES, CLASSES, seed=0),
 }
 X, Y = blobs(8, 3)
 NAN = X.index_fill(0, torch.tensor([5]), float("nan"))
@@ -69,7 +84,7 @@ def test_batches_of_any_size_and_order(make: Make, size: int, shuffler: random.R
     whole, parts = make(), make()
     whole.update(x, targets)
     batches = list(zip(x.split(size), targets.split(size), strict=True))
-    if not isinstance(whole, RandomProjectionRidge):  # the order decides which samples choose the ridge
+    if not isinstance(whole, ORDERED):
         shuffler.shuffle(batches)
     for batch in batches:
         parts.update(*batch)
@@ -240,7 +255,7 @@ def exact(head: ClosedFormHead, x: Tensor, targets: Tensor, queries: Tensor) -> 
     raise AssertionError
 
 
-@every_head
+@pytest.mark.parametrize("make", AS_THEY_ARE.values(), ids=AS_THEY_ARE)
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 1e4), (1e-20, 0.0), (1e20, 0.0), (1e-20, 1e-16)], ids=str)
 def test_neither_an_offset_nor_a_scale_costs_digits(make: Make, scale: float, offset: float) -> None:
     torch.manual_seed(0)

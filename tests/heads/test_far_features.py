@@ -12,15 +12,21 @@ from mh_lightning.functional.ridge import candidate_ridges
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
+    KernelMemoryUnits,
+    RandomFeatureDiscriminant,
+    RandomFeatureRidge,
     RandomProjectionRidge,
+    RegularisedDiscriminant,
     RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
+    TruncatedProjection,
 )
 from mh_lightning.heads.base import STEADY
 
 FEATURES, CLASSES = 8, 5
 units = partial(RidgeMemoryUnits, FEATURES, CLASSES, 4, seed=0)
+kernel = partial(KernelMemoryUnits, FEATURES, CLASSES, 40, 20_000, seed=0)
 HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "means": lambda: ClassMeans(FEATURES, CLASSES),
     "discriminant": lambda: StreamingLinearDiscriminant(FEATURES, CLASSES),
@@ -31,6 +37,13 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "units, none": partial(units, normalization="none"),
     "units, none, projections": partial(units, normalization="none", num_projections=50),
     "units, beside": partial(units, projections_beside=50),
+    "kernel": kernel,
+    "kernel, l2": partial(kernel, normalization="l2"),
+    "kernel, none": partial(kernel, normalization="none"),
+    "features": lambda: RandomFeatureRidge(FEATURES, CLASSES, 50, seed=0),
+    "kernel discriminant": lambda: RandomFeatureDiscriminant(FEATURES, CLASSES, 50, seed=0),
+    "regularised": lambda: RegularisedDiscriminant(FEATURES, CLASSES),
+    "truncated": lambda: TruncatedProjection(FEATURES, CLASSES, 50, 20, seed=0),
 }
 
 
