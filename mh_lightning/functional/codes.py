@@ -42,7 +42,7 @@ def turn_back(z: Tensor, signs: Tensor) -> Tensor:
 
 
 def _hartley(z: Tensor) -> Tensor:
-    transformed = torch.fft.fft(z, norm="ortho")
+    transformed: Tensor = torch.fft.fft(z, norm="ortho")
     return transformed.real - transformed.imag
 
 

@@ -24,7 +24,8 @@ class Spectrum(NamedTuple):
         """Of a Gram matrix (d, d), in float64."""
         try:
             values, vectors = torch.linalg.eigh(gram.double())
-        except torch.linalg.LinAlgError:  # it does not converge on some matrices of low rank, on which this one does
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            # on some matrices of low rank it does not converge, and SciPy's does
             found = scipy.linalg.eigh(gram.double().cpu().numpy(), check_finite=False)
             values, vectors = (torch.from_numpy(part).to(gram.device) for part in found)
         return cls(values.clamp_min(0), vectors)

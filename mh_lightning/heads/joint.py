@@ -100,7 +100,7 @@ class JointLogisticRegression(JointHead):
         weights = self.samples.new_zeros(self.num_classes, self.num_features)
         biases = self.samples.new_full((self.num_classes,), -100.0)  # of classes that were not seen
         classes = self.classes[rows]
-        seen = classes.unique()
+        seen = torch.bincount(classes).nonzero().flatten()
         biases[seen] = 0.0
         if len(seen) > 1:
             model = LogisticRegression(C=strength, max_iter=1000)

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,12 @@ from mh_lightning.functional.kernel_ridge import Sums, best_regression
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
 from mh_lightning.heads.base import ClosedFormHead
 from mh_lightning.heads.packed_gram import PackedGram
-from mh_lightning.heads.random_projection import draw_projection, ridge_weights, seed_of_projections
+from mh_lightning.heads.random_projection import (
+    draw_projection,
+    projection_of_state,
+    ridge_weights,
+    seed_of_projections,
+)
 
 FEATURES = ("relu", "fourier")
 
@@ -60,6 +66,7 @@ class RandomFeatureHead(ClosedFormHead):
         require("width", width, above=0, below=math.inf)
         require("normalization", normalization, one_of=NORMALIZATIONS)
         self.kind, self.width, self.normalization = kind, width, normalization
+        self.given_seed = seed
         seed = seed_of_projections(seed)
         projection = draw_projection(num_features, num_projections, seed)
         generator = torch.Generator("cpu").manual_seed(seed + 1)
@@ -98,10 +105,8 @@ class RandomFeatureHead(ClosedFormHead):
         weights, biases = solution
         return torch.addmm(biases, self.hidden(features), weights)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        seed = int(state_dict.get(f"{prefix}seed", self.seed))
-        if seed != int(self.seed):
-            self.projection = draw_projection(*self.projection.shape, seed).to(self.projection)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -81,7 +81,7 @@ class RegularisedDiscriminant(ClosedFormHead):
         """Add features (b, n) of classes (b,)."""
         z = normalised(features.float(), self.normalization)
         self.gram.add(z)
-        for label in targets.unique().tolist():
+        for label in torch.bincount(targets).nonzero().flatten().tolist():
             rows = z[targets == label]
             before, mean = float(self.counts[label]), rows.mean(dim=0)
             shift = mean - self.means[label]

@@ -1,12 +1,14 @@
 """Least squares on many random projections, of which only the strongest directions are kept."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mh_lightning.errors import require
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
 from mh_lightning.heads.base import ClosedFormHead
-from mh_lightning.heads.random_projection import draw_projection, seed_of_projections
+from mh_lightning.heads.random_projection import draw_projection, projection_of_state, seed_of_projections
 
 NO_VALUE = 1e-4  # singular values that are a smaller part of the largest are rounding in float32
 
@@ -60,6 +62,7 @@ class TruncatedProjection(ClosedFormHead):
         require("rank", rank, at_least=1)
         require("normalization", normalization, one_of=NORMALIZATIONS)
         self.normalization = normalization
+        self.given_seed = seed
         seed = seed_of_projections(seed)
         projection = draw_projection(num_features, num_projections, seed)
         self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
@@ -98,8 +101,6 @@ class TruncatedProjection(ClosedFormHead):
         """Regressions (b, C)."""
         return self.hidden(features) @ solution[0]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        seed = int(state_dict.get(f"{prefix}seed", self.seed))
-        if seed != int(self.seed):
-            self.projection = draw_projection(*self.projection.shape, seed).to(self.projection)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -13,9 +13,12 @@ class ClosedForm(ContinualMethod):
     """A head in closed form on frozen features: it adds up what it needs to know of the samples, and nothing is
     optimized. One epoch a task is all it can use; the others are skipped.
 
-    Which method that is follows from the head: nearest class mean (`ClassMeans`), streaming LDA
-    (`StreamingLinearDiscriminant`), RanPAC without adaptation of the backbone (`RandomProjectionRidge`), FeCAM
-    (`ShrunkClassCovariances`), Memory Heads in closed form (`RidgeMemoryUnits`), all in `mh_lightning.heads`.
+    Which method that is follows from the head: a Memory Head in closed form (`KernelMemoryUnits`, and
+    `RidgeMemoryUnits`), nearest class mean (`ClassMeans`), streaming LDA (`StreamingLinearDiscriminant`), RanPAC
+    without adaptation of the backbone (`RandomProjectionRidge` as published, `RandomFeatureRidge` on normalised
+    features), KLDA (`RandomFeatureDiscriminant`), LoRanPAC (`TruncatedProjection`), FeCAM (`ShrunkClassCovariances`),
+    LR-RGDA (`RegularisedDiscriminant`), and the upper bounds `JointLogisticRegression` and `JointKernelRidge`, which
+    keep all samples; all in `mh_lightning.heads`.
 
     Each rank's head learns the samples of all ranks, in the order of the stream, so N processes end up with the state
     of one. Features are far smaller than sums of their products, so they are what ranks exchange, before the head looks
@@ -38,7 +41,7 @@ class ClosedForm(ContinualMethod):
         Traceback (most recent call last):
         ...
         mh_lightning.errors.UserError: model.init_args.head makes a Linear; ClosedForm needs a head in closed form, \
-such as mh_lightning.heads.RidgeMemoryUnits.
+such as mh_lightning.heads.KernelMemoryUnits.
     """
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
@@ -47,7 +50,7 @@ such as mh_lightning.heads.RidgeMemoryUnits.
         if not isinstance(tried, ClosedFormHead):
             raise UserError(
                 f"model.init_args.head makes a {type(tried).__name__}; ClosedForm needs a head in closed form, such as "
-                "mh_lightning.heads.RidgeMemoryUnits."
+                "mh_lightning.heads.KernelMemoryUnits."
             )
         super().__init__(backbone, head)
         self.automatic_optimization = False

@@ -10,10 +10,14 @@ from mh_lightning import MHLinear
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
+    KernelMemoryUnits,
+    RandomFeatureRidge,
     RandomProjectionRidge,
+    RegularisedDiscriminant,
     RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
+    TruncatedProjection,
 )
 from tests.blobs import CLASSES, FEATURES, blobs
 
@@ -27,6 +31,10 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "discriminant": lambda: StreamingLinearDiscriminant(FEATURES, CLASSES),
     "covariances": lambda: ShrunkClassCovariances(FEATURES, CLASSES),
     "ridge": lambda: RandomProjectionRidge(FEATURES, CLASSES, num_projections=20),
+    "kernel memory": lambda: KernelMemoryUnits(FEATURES, CLASSES, key_mem_units=20, max_bytes=2000, seed=0),
+    "random features": lambda: RandomFeatureRidge(FEATURES, CLASSES, num_projections=20, seed=0),
+    "regularised discriminant": lambda: RegularisedDiscriminant(FEATURES, CLASSES),
+    "truncated projection": lambda: TruncatedProjection(FEATURES, CLASSES, num_projections=20, rank=9, seed=0),
     "ridge memory": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4),
     "ridge memory, projected": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, num_projections=20),
     "ridge memory, projections beside": lambda: RidgeMemoryUnits(FEATURES, CLASSES, projections_beside=20),

@@ -24,10 +24,12 @@ from mh_lightning.distributed import process_rank, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.heads import (
     ClassMeans,
+    KernelMemoryUnits,
     RandomProjectionRidge,
     RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
+    TruncatedProjection,
 )
 from mh_lightning.methods import (
     SLCA,
@@ -103,6 +105,10 @@ CASES = {
     "streaming LDA": Case(ClosedForm, {"head": StreamingLinearDiscriminant}),
     "RanPAC": Case(ClosedForm, {"head": partial(RandomProjectionRidge, num_projections=12)}, {}, (4,)),
     "FeCAM": Case(ClosedForm, {"head": ShrunkClassCovariances}, {}, (4,)),
+    "kernel memory head": Case(
+        ClosedForm, {"head": partial(KernelMemoryUnits, key_mem_units=9, max_bytes=900, seed=1)}, {}, (4,)
+    ),
+    "LoRanPAC": Case(ClosedForm, {"head": partial(TruncatedProjection, num_projections=12, rank=12, seed=1)}),
     "ridge memory head": Case(ClosedForm, {"head": partial(RidgeMemoryUnits, key_mem_units=4, tau_eta=10)}),
 }
 
