@@ -269,7 +269,9 @@ def test_stream(run: Callable[..., Path], tmp_path: Path, fashion_mnist: Path, c
 
 
 PUBLISHED = {folder: f"ridge_{folder.name}" for folder in (ROOT / "docs" / "ridge_memory_head").iterdir() if
-             folder.is_dir()} | {ROOT / "docs" / "ocdi": "ocdi", ROOT / "docs" / "frozen": "frozen",
+             folder.is_dir()} | {ROOT / "docs" / "heads" / "kernel_memory": "heads",
+             ROOT / "docs" / "heads" / "rivals": "heads_rivals", ROOT / "docs" / "ocdi": "ocdi",
+             ROOT / "docs" / "frozen": "frozen",
              ROOT / "docs" / "ci" / "frozen": "ci_frozen", ROOT / "docs" / "ci" / "tuned": "ci_tuned"}  # fmt: skip
 
 

@@ -126,7 +126,7 @@ class JointKernelRidge(JointHead):
     Args:
         num_features: n.
         num_classes: C.
-        width: w of the kernel, in medians of the squared distance between two samples.
+        width: w of the kernel, above 0, in medians of the squared distance between two samples.
         options: of `JointHead`.
 
     Example:

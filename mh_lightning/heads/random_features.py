@@ -20,6 +20,7 @@ from mh_lightning.heads.random_projection import (
 )
 
 FEATURES = ("relu", "fourier")
+ROUNDING = 8.0  # float32's, of the trace of sums: more than their eigenvalues can be off
 
 
 class RandomFeatureHead(ClosedFormHead):
@@ -141,7 +142,8 @@ class RandomFeatureDiscriminant(RandomFeatureHead):
 
     With :math:`\mu_c` the means of h and :math:`S = (G - \sum_c N_c \mu_c \mu_c^\top) / N`, shrunk to
     :math:`\hat S = (1 - s) S + s \frac{\mathrm{tr} S}{D} I`, logits are
-    :math:`\mu_c^\top \hat S^{-1} h - \frac12 \mu_c^\top \hat S^{-1} \mu_c`. With "fourier" this is KLDA.
+    :math:`\mu_c^\top \hat S^{-1} h - \frac12 \mu_c^\top \hat S^{-1} \mu_c`. With "fourier" this is KLDA. What is
+    added to S is at least what rounding can take from its eigenvalues.
 
     Source: Momeni, Mazumder and Liu, "Continual Learning Using a Kernel-Based Method Over Foundation Models", AAAI
     2025.
@@ -183,10 +185,13 @@ class RandomFeatureDiscriminant(RandomFeatureHead):
         """Weights (D, C) and biases (C,)."""
         counts = self.counts.double()
         means = self.class_sums.double() / counts.clamp_min(1)
-        covariance = (self.gram.whole() - (means * counts) @ means.T) / counts.sum()
-        spread = covariance.trace() / len(covariance)
-        if not spread > 1e-6 * means.square().mean():  # no class has samples that differ, as far as float32 tells
-            covariance, spread = torch.eye(len(covariance)).to(covariance), torch.ones_like(spread)
-        weights = ridge_weights((1 - self.shrinkage) * covariance, means.T, float(self.shrinkage * spread))
+        gram = self.gram.whole()
+        covariance = (gram - (means * counts) @ means.T) / counts.sum()
+        spread = float(covariance.trace()) / len(covariance)
+        rounding = ROUNDING * torch.finfo(torch.float32).eps * float(gram.trace()) / float(counts.sum())
+        if spread <= rounding / len(covariance):  # no class has samples that differ, as far as sums tell
+            covariance, spread = torch.eye(len(covariance)).to(covariance), 1.0
+        ridge = max(self.shrinkage * spread, rounding)
+        weights = ridge_weights((1 - self.shrinkage) * covariance, means.T, ridge)
         assert weights is not None
         return weights.T.float(), (-0.5 * (weights * means.T).sum(dim=1)).float()

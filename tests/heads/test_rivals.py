@@ -88,6 +88,17 @@ def test_kernel_discriminant_is_its_formula_on_the_features(shrinkage: float) ->
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-3, 1e-2])
+def test_kernel_discriminant_of_samples_that_hardly_differ(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.rand(3, 50, generator=generator)
+    targets = torch.arange(30) % 3
+    x = centres[targets] + spread * torch.randn(30, 50, generator=generator)
+    head = RandomFeatureDiscriminant(50, 3, 2000, seed=0)
+    head.update(x, targets)
+    assert torch.equal(head(x).argmax(dim=1), targets)
+
+
 @pytest.mark.parametrize(("rank", "exact"), [(FEATURES, True), (64, True), (2, False)])
 def test_regularised_discriminant_is_its_formula(rank: int, exact: bool) -> None:
     head = RegularisedDiscriminant(FEATURES, CLASSES, rank, alphas=(0.3, 0.6, 0.05), **RAW)
