@@ -11,6 +11,7 @@ from benchmarks import (
     class_covariances,
     closed_form,
     cost_rule,
+    heads_held_out,
     long_streams,
     ridge_memory,
     ridge_memory_ablations,
@@ -64,6 +65,17 @@ def test_units_against_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     train, validation = units_against_one.stream(board, 0, 1)
     assert sorted([*train.tolist(), *validation.tolist()]) == list(range(900)) and len(validation) == 180
     assert board["domain_train"][train].diff().min() == 0  # one domain after the other
+
+
+def test_heads_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = 4 * torch.rand(900, 2, generator=torch.Generator().manual_seed(0))
+    torch.save({"x_train": x, "y_train": x.long().sum(dim=1) % 2}, tmp_path / "board.pt")
+    kernel = "KernelMemoryUnits(normalization='none', width=0.1)"
+    file = str(tmp_path / "board.pt")
+    found = heads_held_out.main(["--features", file, "--orders", "2", "--heads", kernel, "ClassMeans"])
+    assert min(found[kernel]) > 0.85 and max(found["ClassMeans"]) < 0.65
+    printed = capsys.readouterr().out
+    assert all(f"| {head} |" in printed for head in found)
 
 
 def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:

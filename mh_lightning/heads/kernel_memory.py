@@ -65,7 +65,7 @@ class KernelMemoryUnits(ClosedFormHead):
         store: the samples, a `SampleStore`.
         gram: sum of [z, 1] [z, 1]ᵀ, a `PackedGram`, in float32, or float64 with the normalization "none".
         class_sums: sum of [z, 1] yᵀ, (d, C), of the same type.
-        keys: K of the last solution, (m, n), normalised features.
+        keys: K, (m, n), normalised features, of the samples so far; none of none.
         ridge: :math:`\lambda` of the last solution; 0 before any.
         state_bytes: bytes of the state.
 
@@ -129,7 +129,6 @@ class KernelMemoryUnits(ClosedFormHead):
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("ridge", torch.tensor(0.0, dtype=torch.float64))
         self.state_bytes = max_bytes
-        self.keys: Tensor | None = None
 
     # --- learning
 
@@ -173,7 +172,6 @@ class KernelMemoryUnits(ClosedFormHead):
             on_z = z.new_zeros(self.num_features, self.num_classes)
         if self.normalization != "none":
             keys, on_z = turn_back(keys, self.signs), turn_back(on_z.T, self.signs).T
-        self.keys = keys * length + origin
         products = torch.cat([keys.T, on_z], dim=1)
         found = (products, constant.squeeze(0), memories, products.new_tensor(width), origin, length)
         return tuple(part.to(self.class_sums.dtype) for part in found)
@@ -203,6 +201,15 @@ class KernelMemoryUnits(ClosedFormHead):
         return Sums(standard @ gram @ standard.T, standard @ products)
 
     # --- answers
+
+    @property
+    def keys(self) -> Tensor:
+        """K, (m, n): solves, if there are samples that the solution does not know."""
+        self.ensure_solved()
+        if self._solution is None:
+            return self.class_sums.new_zeros(0, self.num_features)
+        products, _, memories, _, origin, length = self._solution
+        return products[:, : len(memories)].T * length + origin
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""

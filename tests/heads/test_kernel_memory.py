@@ -166,18 +166,20 @@ def test_a_state_is_loaded_whole() -> None:
     first = KernelMemoryUnits(FEATURES, CLASSES, max_bytes=2000, seed=1)
     first.update(x[:200], targets[:200])
     second = KernelMemoryUnits(FEATURES, CLASSES, max_bytes=2000, seed=5)
+    second.update(x, targets)
+    assert not torch.equal(first.keys, second.keys)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for head in (first, second):
         head.update(x[200:], targets[200:])
-    assert torch.equal(first(x), second(x))
+    assert torch.equal(first(x), second(x)) and torch.equal(first.keys, second.keys)
 
 
 def test_keys_are_samples() -> None:
     x, targets = blobs(50, 1)
     head = KernelMemoryUnits(FEATURES, CLASSES, 7, normalization="none", seed=0)
+    assert head.keys.shape == (0, FEATURES)
     head.update(x, targets)
-    head(x)
-    assert head.keys is not None and head.keys.shape == (7, FEATURES)
+    assert head.keys.shape == (7, FEATURES)
     assert float(torch.cdist(head.keys, x.double()).amin(dim=1).max()) < 1e-6
 
 

@@ -1,0 +1,66 @@
+"""Accuracy of closed-form heads, or of settings of one, on held-out training samples: what choices were made by.
+
+    python -m benchmarks.heads_held_out --features data/pacs.pt --heads KernelMemoryUnits RandomFeatureRidge
+    python -m benchmarks.heads_held_out --features data/pacs.pt --heads "KernelMemoryUnits(width=0.7, seed=0)"
+
+The file and the classes' orders are those of `benchmarks.units_against_one`: test samples are not read.
+"""
+
+import argparse
+import ast
+import time
+from statistics import fmean, stdev
+
+import torch
+
+from benchmarks.units_against_one import stream
+from mh_lightning import heads
+
+
+def options_of(head: str) -> tuple[str, dict[str, object]]:
+    """A head's name and its options.
+
+    Example:
+        >>> options_of("KernelMemoryUnits(width=0.7)")
+        ('KernelMemoryUnits', {'width': 0.7})
+    """
+    tree = ast.parse(head, mode="eval").body
+    if isinstance(tree, ast.Call):
+        called = ast.unparse(tree.func)
+        return called, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+    return ast.unparse(tree), {}
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
+    """Measure, print, and return accuracies, the mean of all classes' ones, one for each class order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", required=True, help="file of tensors")
+    parser.add_argument("--heads", nargs="+", required=True, help="of mh_lightning.heads, with options as in Python")
+    parser.add_argument("--in_a_task", type=int, default=1, help="classes in a task")
+    parser.add_argument("--orders", type=int, default=5, help="class orders, each with samples of its own held out")
+    options = parser.parse_args(arguments)
+    entries = torch.load(options.features, weights_only=True)
+    x, y = entries["x_train"], entries["y_train"].long()
+    classes = int(y.max()) + 1
+    print("| head | accuracy, % | standard error | seconds |\n|---|---|---|---|", flush=True)
+    found: dict[str, list[float]] = {}
+    for head in options.heads:
+        name, settings = options_of(head)
+        found[head], started = [], time.perf_counter()
+        for order in range(options.orders):
+            train, held_out = stream(entries, order, options.in_a_task)
+            torch.manual_seed(order)
+            learner = getattr(heads, name)(x.shape[1], classes, **settings)
+            learner.update(x[train], y[train])
+            correct = (learner(x[held_out]).argmax(dim=1) == y[held_out]).double()
+            of_class = [correct[y[held_out] == label].mean() for label in y[held_out].unique()]
+            found[head].append(float(torch.stack(of_class).mean()))
+        error = stdev(found[head]) / options.orders**0.5 if options.orders > 1 else float("nan")
+        seconds = (time.perf_counter() - started) / options.orders
+        print(f"| {head} | {100 * fmean(found[head]):.2f} | {100 * error:.2f} | {seconds:.1f} |", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
