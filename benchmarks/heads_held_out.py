@@ -3,7 +3,9 @@
     python -m benchmarks.heads_held_out --features data/pacs.pt --heads KernelMemoryUnits RandomFeatureRidge
     python -m benchmarks.heads_held_out --features data/pacs.pt --heads "KernelMemoryUnits(width=0.7, seed=0)"
 
-The file and the classes' orders are those of `benchmarks.units_against_one`: test samples are not read.
+The file holds the training samples of a `mh_lightning.data.TensorFile`: x_train, y_train and, if it has them,
+domain_train; test samples are not read. A fifth is held out, drawn anew for each class order; domains come one after
+the other, and in each the classes in the order that was drawn.
 """
 
 import argparse
@@ -12,9 +14,12 @@ import time
 from statistics import fmean, stdev
 
 import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
 
-from benchmarks.units_against_one import stream
 from mh_lightning import heads
+
+HELD_OUT = 0.2
 
 
 def options_of(head: str) -> tuple[str, dict[str, object]]:
@@ -29,6 +34,20 @@ def options_of(head: str) -> tuple[str, dict[str, object]]:
         called = ast.unparse(tree.func)
         return called, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
     return ast.unparse(tree), {}
+
+
+def stream(entries: dict[str, Tensor], order: int, in_a_task: int) -> tuple[Tensor, Tensor]:
+    """Indices of training samples in the order of a stream, and of those held out."""
+    y = entries["y_train"].long()
+    domains = entries.get("domain_train", torch.zeros_like(y))
+    generator = torch.Generator().manual_seed(order)
+    places = torch.randperm(len(y), generator=generator)
+    parts = train_test_split(places, test_size=HELD_OUT, random_state=order, stratify=y[places])
+    train, held_out = (torch.as_tensor(part) for part in parts)
+    classes = int(y.max()) + 1
+    task_of_class = torch.randperm(classes, generator=generator) // in_a_task
+    tasks = domains[train] * classes + task_of_class[y[train]]
+    return train[tasks.argsort(stable=True)], held_out
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ START = (
     "quickstart.yaml",
     "streams/digits_normalized.yaml",
     "methods/linear.yaml",
-    "methods/ridge_memory_head.yaml",
+    "methods/kernel_memory_head.yaml",
     "backbones/efficientnet_lite0_normalized.yaml",
 )
 

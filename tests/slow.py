@@ -31,7 +31,6 @@ WHOLE = {
     "tests/layers/test_compile.py::test_onnx",
     "tests/layers/test_auto_scale.py::test_compiled",
     "tests/layers/test_auto_scale.py::test_ranks_learn_one_scale",
-    "tests/heads/test_ridge_memory.py::test_sums_of_a_hundred_thousand_samples_in_float32_are_accurate",
     "tests/test_backbones.py::test_any_timm_model_can_be_made",
     "tests/test_cli.py::test_only_touched_units_are_stepped",
     "tests/test_cli.py::test_only_touched_units_with_clipped_gradients",

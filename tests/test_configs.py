@@ -185,8 +185,7 @@ def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
 
 # they need a backbone of timm
 IMAGES = {"memory_head_500_online", "linear_per_task_sequential", "fecam"}
-FASTER = {"ranpac": ("num_projections", 40), "ranpac_2875": ("num_projections", 40),
-          "ridge_memory_head_projections": ("projections_beside", 40)}  # fmt: skip
+FASTER = {"ranpac": ("num_projections", 40)}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
@@ -268,8 +267,7 @@ def test_stream(run: Callable[..., Path], tmp_path: Path, fashion_mnist: Path, c
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == tasks
 
 
-PUBLISHED = {folder: f"ridge_{folder.name}" for folder in (ROOT / "docs" / "ridge_memory_head").iterdir() if
-             folder.is_dir()} | {ROOT / "docs" / "heads" / "kernel_memory": "heads",
+PUBLISHED = {ROOT / "docs" / "heads" / "kernel_memory": "heads",
              ROOT / "docs" / "heads" / "rivals": "heads_rivals", ROOT / "docs" / "ocdi": "ocdi",
              ROOT / "docs" / "frozen": "frozen",
              ROOT / "docs" / "ci" / "frozen": "ci_frozen", ROOT / "docs" / "ci" / "tuned": "ci_tuned"}  # fmt: skip

@@ -61,7 +61,7 @@ def test_features_of_images(tmp_path: Path) -> None:
 def test_closed_form_heads_on_kept_features(run: Run, tmp_path: Path) -> None:
     few = ("--data.init_args.max_train_samples", "400", "--data.init_args.max_test_samples", "200",
              "--data.init_args.feature_cache.folder", str(tmp_path / "features"))  # fmt: skip
-    for method in ("ridge_memory_head", "slda", "fecam"):
+    for method in ("kernel_memory_head", "slda", "fecam"):
         config = ROOT / "configs" / "streams" / "digits.yaml"
         small = ("--config", f"methods/{method}.yaml", *few)
         on_cpu = run("fit", config, *small, "--trainer.accelerator", "cpu")

@@ -30,7 +30,7 @@ from mh_lightning.callbacks.run import (
 )
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, write_at_once
-from mh_lightning.metrics import AccuracyMatrix, Evaluations, continual_metrics
+from mh_lightning.metrics import AccuracyMatrix, Calibration, Evaluations, continual_metrics
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import average_accuracy, most_likely
 from mh_lightning.random_numbers import global_seed
@@ -51,6 +51,8 @@ class ContinualMetrics(Callback):
     untrained model was not evaluated. Its state is part of every checkpoint. Of a stream of more than `MOST_CURVES`
     tasks, so many, evenly spaced, have curves of their own in the loggers; results.json has all.
 
+    Calibration is of the samples of the tasks seen so far, after each evaluation.
+
     All values of an evaluation are in `trainer.callback_metrics`, as ``test/average_accuracy`` and so on, when it ends:
     for `EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`, and as what `trainer.test` and `trainer.validate`
     return.
@@ -66,6 +68,8 @@ class ContinualMetrics(Callback):
         continual_metrics(1, extra=self.extra)  # which refuses names that are taken
         self._metrics: dict[str, MetricCollection] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
+        self._calibration: dict[str, Calibration] = {}
+        self._calibrations: dict[str, list[dict[str, float]]] = {}  # of each evaluation
         self._counts: dict[str, dict[str, Tensor]] = {}  # (evaluations, T) for each split; see _sum_counts
         self._untrained: dict[str, dict[str, Tensor]] | None = {}  # (T,) for each split
         self._begins_untrained = False
@@ -140,6 +144,7 @@ class ContinualMetrics(Callback):
             for split in splits
         }
         self._losses = {split: torch.zeros(2, stream.num_tasks, device=pl_module.device) for split in splits}
+        self._calibration = {split: Calibration().to(pl_module.device) for split in splits}
 
     def on_validation_batch_end(
         self,
@@ -172,6 +177,8 @@ class ContinualMetrics(Callback):
         metrics.update(predictions, outputs["targets"], tasks, _last_task(trainer))
         losses = torch.stack([outputs["losses"], torch.ones_like(outputs["losses"])])
         self._losses[split].index_add_(1, tasks, losses)
+        seen = tasks <= _last_task(trainer)
+        self._calibration[split].update(outputs["logits"][seen], outputs["targets"][seen])
 
     # --- reports
 
@@ -200,6 +207,7 @@ class ContinualMetrics(Callback):
         }
         self._untrained[split] = summed
         self._losses[split].zero_()
+        self._calibration[split].reset()
         accuracy = average_accuracy((summed["correct"] / summed["total"])[None, : counts.num_evaluated_tasks])
         pl_module.print(f"Before task 1: {split} average accuracy {accuracy:.3f}")
 
@@ -212,7 +220,10 @@ class ContinualMetrics(Callback):
         loss_sums, loss_counts = sum_over_ranks(self._losses[split])
         losses = loss_sums / loss_counts
         self._losses[split].zero_()
-        scalars = {f"{split}/{name}": value for name, value in defined(results).items()}
+        found = defined(self._calibration[split].compute())
+        self._calibration[split].reset()
+        self._calibrations.setdefault(split, []).append(found)
+        scalars = {f"{split}/{name}": value for name, value in (defined(results) | found).items()}
         hand_to_trainer(pl_module, scalars)
         for other in evenly_spaced(matrix.shape[1], MOST_CURVES):
             scalars[f"{split}_accuracy_by_task/task_{other + 1}"] = float(matrix[-1, other])
@@ -246,6 +257,7 @@ class ContinualMetrics(Callback):
         counts = self._accuracy_matrix(split)
         results = self._metrics[split].compute()
         results.pop("accuracy_matrix")
+        results |= self._calibration[split].compute()
         hand_to_trainer(pl_module, {f"{split}/{name}": value for name, value in defined(results).items()})
         correct, total = (
             sum_over_ranks(getattr(counts, name)[0, : counts.num_evaluated_tasks]) for name in ("correct", "total")
@@ -310,7 +322,11 @@ class ContinualMetrics(Callback):
             self._counts[split], counts.num_evaluated_tasks, stream_of(trainer).class_groups, counts.evaluated_after
         )
         matrix = values.pop("accuracy_matrix")[: len(by_task), : counts.num_evaluated_tasks]
-        summary: dict[str, Any] = {"accuracy_matrix": matrix.tolist(), **defined(values), "by_task": by_task}
+        calibrations = self._calibrations[split]
+        by_task = [row | found for row, found in zip(by_task, calibrations, strict=True)]
+        summary: dict[str, Any] = {
+            "accuracy_matrix": matrix.tolist(), **defined(values), **calibrations[-1], "by_task": by_task
+        }  # fmt: skip
         if self._untrained and split in self._untrained:
             untrained = self._untrained[split]
             accuracies = untrained["correct"].double() / untrained["total"]
@@ -343,11 +359,17 @@ class ContinualMetrics(Callback):
         """Counts of the evaluations so far, summed over ranks, a row for each, and of that before the first task; and
         the seconds spent.
         """
-        return {"counts": self._counts, "untrained": self._untrained, "seconds": self._seconds()}
+        return {
+            "counts": self._counts,
+            "calibrations": self._calibrations,
+            "untrained": self._untrained,
+            "seconds": self._seconds(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the counts until the fit starts."""
         self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
+        self._calibrations = state_dict["calibrations"]
         self._untrained = state_dict.get("untrained")
 
 

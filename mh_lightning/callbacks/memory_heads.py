@@ -5,17 +5,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from mh_lightning.callbacks.run import current_task, is_fitting
-from mh_lightning.heads.settling_keys import SettlingKeys
 from mh_lightning.layers import MHLinear
 
 
-def layers_with_keys(module: nn.Module) -> dict[str, MHLinear | SettlingKeys]:
-    """All Memory Heads, and the keys of those in closed form that have more than one unit, by name."""
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, MHLinear) or (isinstance(layer, SettlingKeys) and len(layer.K) > 1)
-    }
+def memory_heads(module: nn.Module) -> dict[str, MHLinear]:
+    """All Memory Heads that learn by gradients, by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, MHLinear)}
 
 
 class MemoryHeadMonitor(Callback):
@@ -28,7 +23,7 @@ class MemoryHeadMonitor(Callback):
         if not is_fitting(trainer) or not trainer.is_global_zero:
             return
         task = current_task(trainer) + 1
-        for name, layer in layers_with_keys(pl_module).items():
+        for name, layer in memory_heads(pl_module).items():
             scalars = {
                 f"memory_head/{name}/scrambles": float(layer.scrambling_count.sum()),
                 f"memory_head/{name}/dead_units": float((layer.key_counter == 0).sum()),

@@ -21,6 +21,8 @@ LISTED = (
     "incremental_accuracy",
     "last_accuracy_top5",
     "incremental_accuracy_top5",
+    "expected_calibration_error",
+    "negative_log_likelihood",
     "seconds",
 )
 COLUMNS = {"accuracy": "seen", "accuracy_old": "old", "accuracy_new": "new", "accuracy_top5": "top5"}

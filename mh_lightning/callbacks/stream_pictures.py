@@ -9,11 +9,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import nn
 
-from mh_lightning.callbacks.memory_heads import layers_with_keys
+from mh_lightning.callbacks.memory_heads import memory_heads
 from mh_lightning.callbacks.plots import Plane, decision_surface_image, decision_surfaces_figure, preview_figure
 from mh_lightning.callbacks.reports import evenly_spaced
 from mh_lightning.callbacks.run import current_task, is_fitting, is_trial, run_folder, show_figure, stream_of
-from mh_lightning.heads.settling_keys import SettlingKeys
 
 PREVIEW_TASKS, PREVIEW_SAMPLES = 12, 8
 GRID = 160  # points a side
@@ -115,14 +114,9 @@ def _classify(
 
 def keys_in_the_plane(pl_module: nn.Module) -> NDArray[np.float32]:
     """Keys (units, 2) that lie in the plane; none if there is no such Memory Head."""
-    for layer in layers_with_keys(pl_module).values():
-        if isinstance(layer, SettlingKeys):
-            keys = layer.K[layer.mu > 0]
-        elif layer.distance == "euclidean" and layer.psi_fn == "identity":
-            keys = layer.K.flatten(0, 1)
-        else:
-            continue
-        if keys.shape[1] == 2:
+    for layer in memory_heads(pl_module).values():
+        keys = layer.K.flatten(0, 1)
+        if keys.shape[1] == 2 and layer.distance == "euclidean" and layer.psi_fn == "identity":
             placed: NDArray[np.float32] = keys.detach().float().cpu().numpy().copy()  # they move on
             return placed
     return np.zeros((0, 2), np.float32)

@@ -11,12 +11,15 @@ import yaml
 from mh_lightning.cli import resolved_configuration
 from mh_lightning.errors import UserError
 from mh_lightning.experiments.cells import Planned
-from mh_lightning.metrics import continual_metrics
+from mh_lightning.metrics import CALIBRATION, continual_metrics
 from mh_lightning.option_roles import Role, is_same_option, of_roles
 from mh_lightning.packaged import config_file
 from mh_lightning.run_folders import version_folders
 
-METRICS = tuple(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix")
+METRICS = (
+    *(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix"),
+    *CALIBRATION,
+)
 OTHER_TRANSFERS = "backward_transfer_clipped"  # in results whose transfers are those over all pairs of tasks
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
 SECTIONS, WHOLE_OPTIONS, ROOT = ("model", "data", "trainer"), ("pictures", "num_threads"), "trainer.default_root_dir"

@@ -6,30 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mh_lightning.functional.ridge import Spectrum, candidate_ridges, cross_validation_score, fits_of
+from mh_lightning.functional.ridge import (
+    Regression,
+    RidgeFits,
+    Spectrum,
+    Sums,
+    best_regression,
+    best_ridge,
+    candidate_ridges,
+)
 
-MOST_FREEDOM = 0.5  # of the samples: beyond, the score is the ratio of two numbers that are nearly 0
 SPREAD_OF = 1000  # samples whose distances tell the width
+EQUAL = 64  # roundings of the largest squared length: squared distances that are less are none
 SMALLEST_EIGENVALUE = 1e-9  # of a kernel matrix, beside its largest: what is less is rounding
-
-
-class Regression(NamedTuple):
-    """A ridge regression, and the ridge that it chose."""
-
-    weights: Tensor  # (d, C)
-    ridge: float
-
-
-class Sums(NamedTuple):
-    """What a regression of targets y on features f needs to know of its samples, in float64."""
-
-    gram: Tensor  # sum of f fᵀ, (d, d)
-    products: Tensor  # sum of f yᵀ, (d, C)
-
-    @classmethod
-    def of(cls, features: Tensor, targets: Tensor) -> "Sums":
-        """Of features (N, d) and targets (N, C)."""
-        return cls(features.T @ features, features.T @ targets)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -43,16 +32,23 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.addmm(norms, a, b.T, alpha=-2).clamp_min_(0)
 
 
-def median_squared_distance(samples: Tensor) -> float:
-    """Between different ones of the first thousand samples (N, n); 1 where there are none.
+def neighbourhood(samples: Tensor) -> float:
+    """The squared distance within which a tenth of the other samples lie, the median over the first thousand (N, n).
+
+    Samples that are equal count once; it is 1 where all are.
 
     Example:
-        >>> median_squared_distance(torch.tensor([[0.0], [1.0], [1.0], [3.0]]))
-        4.0
+        >>> neighbourhood(torch.tensor([[0.0], [1.0], [1.0], [4.0]]))
+        1.0
     """
-    distances = torch.pdist(samples[:SPREAD_OF])
-    distances = distances[distances > 0]
-    return float(distances.median()) ** 2 if len(distances) else 1.0
+    samples = samples[:SPREAD_OF]
+    distances = squared_distances(samples, samples)
+    equal = distances <= EQUAL * torch.finfo(samples.dtype).eps * samples.square().sum(dim=1).amax()
+    others = (~equal).sum(dim=1)
+    ordered = distances.masked_fill_(equal, torch.inf).sort(dim=1).values
+    tenth = torch.minimum(others, torch.full_like(others, max(1, len(samples) // 10)))
+    found = ordered.gather(1, (tenth - 1).clamp_min(0).unsqueeze(1))[others > 0]
+    return float(found.median()) if len(found) else 1.0
 
 
 def responses(z: Tensor, landmarks: Tensor, width: float) -> Tensor:
@@ -91,39 +87,70 @@ class Penalty(NamedTuple):
         return torch.cat([self.scale * weights[: self.linear], self.root @ weights[self.linear :]])
 
 
-def best_regression(sums: Sums, samples: float, squares: float, penalty: Penalty | None = None) -> Regression:
-    r"""Weights :math:`(G + \lambda P)^{-1} B` with the :math:`\lambda` that generalised cross-validation chooses.
+def best_kernel_regression(
+    imputed: "ImputedSums",
+    penalty: Penalty,
+    samples: float,
+    kept: float,
+    probes: Tensor,
+    precision: torch.dtype = torch.float64,
+) -> Regression:
+    r"""Weights :math:`W = (G + \lambda P)^{-1} B` with the :math:`\lambda` that is best for the kept samples.
 
-    In the basis of the penalty this is an ordinary ridge regression, whose spectrum tells the error and the degrees of
-    freedom for each candidate. More than half as many of these as samples are not allowed: there, the score divides
-    nearly 0 by nearly 0.
+    In the basis of the penalty this is an ordinary ridge regression. Generalised cross-validation over all samples
+    would take those that are not kept for ones that memories M do not touch, and choose far too little or too much
+    where they are many. So it is that of the n kept ones. They are drawn from all alike, so of their sums, what is
+    linear is taken for n / N of all's, and the rest is known:
+
+    .. math::
+        G' = \tfrac nN G + \left(1 - \tfrac nN\right)
+            \begin{pmatrix} 0 & 0 \\ 0 & \sum_\text{kept} e e^\top \end{pmatrix}, \qquad
+        E = n - 2\,\mathrm{tr}\,W^\top B' + \mathrm{tr}\,W^\top G' W, \qquad
+        h = \mathrm{tr}\,G' (G + \lambda P)^{-1}
+
+    and the same of B'. Where all are kept, this is generalised cross-validation of the whole regression.
 
     Args:
-        sums: G (d, d) and B (d, C).
+        imputed: G, B and the sums of the rest, of one-hot targets.
+        penalty: P.
         samples: N.
-        squares: sum of the targets' squares.
-        penalty: P; the identity if it is left out.
-
-    Example:
-        >>> x = torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64)
-        >>> regression = best_regression(Sums.of(x, 2 * x), samples=4, squares=120)
-        >>> round(float(regression.weights), 1)
-        2.0
+        kept: n.
+        probes: linear features and responses whose leverage is asked for, (p, d + m).
+        precision: of the eigenvectors that tell the scores; the weights are float64's.
     """
-    gram, products = sums
-    if penalty is not None:
-        gram, products = penalty.to_basis(penalty.to_basis(gram).T), penalty.to_basis(products)
-    spectrum = Spectrum.of(gram)
-    ridges = candidate_ridges(spectrum.values.amax())
-    fits = fits_of(spectrum, products, spectrum.values.new_tensor(squares), ridges)
-    score = cross_validation_score(fits.errors, fits.freedom, samples)
-    ridge = ridges[score.where(fits.freedom <= MOST_FREEDOM * samples, torch.inf).argmin()]
-    products = spectrum.vectors.T @ products.double()
-    weights = spectrum.vectors @ (products / (spectrum.values + ridge).unsqueeze(1))
-    return Regression(weights if penalty is None else penalty.from_basis(weights), float(ridge))
+    part = kept / samples
+    gram, products = penalty.to_basis(penalty.to_basis(imputed.sums.gram).T), penalty.to_basis(imputed.sums.products)
+    spectrum = Spectrum.of(gram.to(precision))
+    values, ridges = spectrum.values.double(), candidate_ridges(spectrum.values.amax())
+    rest_gram, rest_products = (one.to(precision) for one in imputed.rest)
+    to_memories = penalty.root.to(precision) @ spectrum.vectors[penalty.linear :]
+    rotated = (spectrum.vectors.T @ products.to(precision)).double()
+    products_of_kept = part * rotated + (1 - part) * (to_memories.T @ rest_products).double()
+    squares_of_kept = part * values + (1 - part) * ((rest_gram @ to_memories) * to_memories).sum(dim=0).double()
+    errors = []
+    for ridge in ridges:
+        weights = rotated / (values + ridge).unsqueeze(1)
+        memories = to_memories @ weights.to(precision)
+        of_rest = (memories * (rest_gram @ memories)).sum().double()
+        explained = part * (values @ weights.square()).sum() + (1 - part) * of_rest
+        errors.append(kept - 2 * (weights * products_of_kept).sum() + explained)
+    freedom = (1 / (values + ridges.unsqueeze(1))) @ squares_of_kept
+    ridge = best_ridge(ridges, RidgeFits.of(torch.stack(errors), freedom, ridges.new_tensor(kept)), kept)
+    gram.diagonal().add_(ridge)
+    asked = penalty.to_basis(probes.T.double())
+    solved = torch.cholesky_solve(torch.cat([products, asked], dim=1), torch.linalg.cholesky(gram))
+    weights, rest = solved.tensor_split([products.shape[1]], dim=1)
+    return Regression(penalty.from_basis(weights), float(ridge), (asked * rest).sum(dim=0))
 
 
-def with_samples_not_kept(linear: Sums, kept_linear: Tensor, kept_responses: Tensor, targets: Tensor) -> Sums:
+class ImputedSums(NamedTuple):
+    """Sums over all samples, of which only some are kept, and what is known of these alone."""
+
+    sums: Sums  # of (h, responses) over all samples
+    rest: Sums  # of what the kept samples' responses are beyond what is linear in h: (m, m) and (m, C)
+
+
+def with_samples_not_kept(linear: Sums, kept_linear: Tensor, kept_responses: Tensor, targets: Tensor) -> ImputedSums:
     r"""Sums of linear features and responses over all samples, of which only some are kept.
 
     The responses of the kept samples are split into what is linear in their features, :math:`A^\top h`, by a ridge
@@ -145,14 +172,15 @@ def with_samples_not_kept(linear: Sums, kept_linear: Tensor, kept_responses: Ten
         targets: theirs, (N, classes).
 
     Returns:
-        Sums of (h, responses): (d + m, d + m) and (d + m, classes).
+        Sums of (h, responses): (d + m, d + m) and (d + m, classes); and those of e.
     """
-    of_kept = Sums.of(kept_linear.float(), kept_responses.float())  # any A would do, so these digits do
-    squares = float(kept_responses.square().sum())
+    of_kept = Sums.of(kept_linear, kept_responses)
+    squares = float(kept_responses.square().sum(dtype=torch.float64))
     explained = best_regression(of_kept, float(len(kept_linear)), squares).weights
     rest = torch.addmm(kept_responses, kept_linear, explained, alpha=-1)
+    of_rest, explained = Sums(*(one.double() for one in Sums.of(rest, targets))), explained.double()
     cross = linear.gram @ explained
-    corner = torch.addmm(explained.T @ cross, rest.T, rest)
-    products = torch.addmm(explained.T @ linear.products, rest.T, targets)
+    corner = of_rest.gram + explained.T @ cross
+    products = torch.cat([linear.products, of_rest.products + explained.T @ linear.products])
     gram = torch.cat([torch.cat([linear.gram, cross], dim=1), torch.cat([cross.T, corner], dim=1)])
-    return Sums(gram, torch.cat([linear.products, products]))
+    return ImputedSums(Sums(gram, products), of_rest)

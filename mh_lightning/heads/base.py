@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning.errors import UserError
+from mh_lightning.heads.temperature import Probes, best_temperature
 
 ROWS = 1024  # that are added at once
 NO_SPREAD = 1e-28  # mean squares about a mean, beside its own square, that rounding explains
@@ -28,12 +29,18 @@ class ClosedFormHead(nn.Module, ABC):
 
     What cannot be learnt is refused as it comes, by `update`, which leaves the head as it was and keeps what waits.
 
+    Its logits may be of any scale. `probabilities` are the softmax of logits over one temperature, which is chosen on
+    some of the samples that were learnt: 256 of the whole stream, or what a head keeps anyway. Regressions answer
+    these as if they had not been learnt, exactly; other heads answer them as they are, which promises too much where a
+    class has few samples.
+
     Args:
         num_features: n.
         num_classes: C.
 
     Attributes:
         counts: samples of each class, (C,), without those that wait.
+        probes: the samples that tell the temperature, or None of heads that say `keeps_samples`.
         discriminants: whether only the differences between a sample's logits mean something, and they are up to a
             constant: where the largest of the classes that were seen is beyond ±65,536, it is subtracted from all of
             them, since float32 would lose what tells the classes apart.
@@ -48,6 +55,7 @@ class ClosedFormHead(nn.Module, ABC):
     in_units: ClassVar[bool] = False
     predictions_are_cheap: ClassVar[bool] = False  # next to learning, as where there is nothing to solve
     discriminants: ClassVar[bool] = False
+    keeps_samples: ClassVar[bool] = False
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
     unit: Tensor
@@ -59,11 +67,13 @@ class ClosedFormHead(nn.Module, ABC):
         self.largest = LARGEST if self.in_units else LARGEST_IN_FLOAT64
         if self.in_units:
             self.register_buffer("unit", torch.zeros((), dtype=torch.float64))
+        self.probes = None if self.keeps_samples else Probes(num_features)
         # DistributedDataParallel wants something to train
         self.nothing = nn.Parameter(torch.empty(0, dtype=torch.float32))
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._rows_waiting = 0
         self._solution: tuple[Tensor, ...] | None = None
+        self._temperature: float | None = None
 
     # --- the parts that heads define
 
@@ -78,6 +88,14 @@ class ClosedFormHead(nn.Module, ABC):
     @abstractmethod
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Logits (b, C) of features (b, n); those of classes not seen yet may be any finite numbers."""
+
+    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (p, C) of samples that were learnt, as far as possible as if they had not been, and their classes
+        (p,); here, as they are.
+        """
+        assert self.probes is not None, "a head that keeps samples says what it answers them"
+        features, classes = self.probes.kept()
+        return self.logits(features, *solution), classes
 
     # --- the frame
 
@@ -107,7 +125,7 @@ class ClosedFormHead(nn.Module, ABC):
             )
         if unit is not None:
             self.unit.fill_(unit if bool(self.unit) or bool(features.any()) else 0.0)
-        self._solution = None
+        self._solution = self._temperature = None
         self._rows_waiting += len(targets)
         full = not self.waits or self._rows_waiting >= ROWS
         self._waiting.append((features, targets.long()) if full else (features.clone(), targets.long().clone()))
@@ -132,6 +150,8 @@ class ClosedFormHead(nn.Module, ABC):
         with torch.autocast(device.type, enabled=False):
             while len(targets):
                 self.accumulate(features[:ROWS], targets[:ROWS])
+                if self.probes is not None:
+                    self.probes.add(features[:ROWS], targets[:ROWS])
                 self.counts += torch.bincount(targets[:ROWS], minlength=self.num_classes)
                 features, targets = features[ROWS:], targets[ROWS:]
                 self._waiting, self._rows_waiting = [(features, targets)], len(targets)  # an error loses none of them
@@ -165,6 +185,35 @@ class ClosedFormHead(nn.Module, ABC):
             logits = logits - best.where(best.isfinite() & (best.abs() > STEADY), 0.0)
         return logits.to(dtype).masked_fill(unseen, lowest)
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by, above 0; 1 before any sample."""
+        self.ensure_solved()
+        if self._temperature is None and self._solution is not None:
+            self._temperature = self._best_temperature(self._solution)
+        return self._temperature or 1.0
+
+    def calibrated(self, features: Tensor) -> Tensor:
+        """Logits (b, C) of features (b, n) divided by the temperature: their softmax is what can be believed."""
+        logits: Tensor = self(features)
+        return (logits / self.temperature).clamp_min(torch.finfo(logits.dtype).min / 2)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Of the classes, (b, C), for features (b, n); 0 of classes not seen yet.
+
+        Raises:
+            UserError: if there are no features of this shape.
+        """
+        return torch.softmax(self.calibrated(features), dim=1)
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def _best_temperature(self, solution: tuple[Tensor, ...]) -> float:
+        with torch.autocast(self.counts.device.type, enabled=False):
+            answers, classes = self.answers_left_out(*solution)
+        seen = self.counts > 0
+        return best_temperature(answers[:, seen], (seen.cumsum(dim=0) - 1)[classes])
+
     @torch.inference_mode(mode=False)  # a solution that evaluation has found serves a gradient, too
     @torch.no_grad()
     def _solved(self) -> tuple[Tensor, ...]:
@@ -176,12 +225,12 @@ class ClosedFormHead(nn.Module, ABC):
         super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._waiting, self._rows_waiting, self._solution = [], 0, None
+        self._waiting, self._rows_waiting, self._solution, self._temperature = [], 0, None, None
         super()._load_from_state_dict(*args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to a device; the sums keep their precision, whatever that of the model becomes."""
-        self._solution = None
+        self._solution = self._temperature = None
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,6 +1,6 @@
 """Upper bounds: classifiers that keep every sample, and are fit to all of them together."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import require
-from mh_lightning.functional.kernel_ridge import median_squared_distance, responses
+from mh_lightning.functional.kernel_ridge import neighbourhood, responses
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
 from mh_lightning.heads.base import ClosedFormHead
-from mh_lightning.heads.random_projection import draw_held_out, seed_of_projections
+from mh_lightning.heads.drawn_projection import seed_of_run
+from mh_lightning.heads.random_projection import draw_held_out
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 5))  # of kernel ridge regression
 STRENGTHS = tuple(10.0**exponent for exponent in range(-1, 5))  # of fit beside penalty, of logistic regression
@@ -32,6 +33,7 @@ class JointHead(ClosedFormHead):
         classes: (N,).
     """
 
+    keeps_samples: ClassVar[bool] = True
     samples: Tensor
     classes: Tensor
 
@@ -40,8 +42,7 @@ class JointHead(ClosedFormHead):
     ) -> None:
         super().__init__(num_features, num_classes)
         require("normalization", normalization, one_of=NORMALIZATIONS)
-        require("seed", seed, at_least=0, below=2**32)
-        self.normalization, self.seed = normalization, seed_of_projections(seed)
+        self.normalization, self.seed = normalization, seed_of_run(seed)
         self.register_buffer("samples", torch.zeros(0, num_features, dtype=torch.float32))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.long))
         self.largest = 2.0**126 / num_features
@@ -63,6 +64,12 @@ class JointHead(ClosedFormHead):
             held_out = torch.ones_like(held_out)
             return held_out, held_out
         return ~held_out, held_out
+
+    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (p, C) of the samples that were held out, with the penalty that was chosen on them, and their classes
+        (p,).
+        """
+        return solution[-1], self.classes[self.parts()[1]]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("samples", "classes"):
@@ -87,14 +94,15 @@ class JointLogisticRegression(JointHead):
     """
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (C, n) and biases (C,)."""
+        """Weights (C, n) and biases (C,), and logits of the samples held out (p, C)."""
         fit, held_out = self.parts()
-        losses = []
+        answers = []
         for strength in STRENGTHS:
             weights, biases = self._fitted(fit, strength)
-            logits = torch.addmm(biases, self.samples[held_out], weights.T)
-            losses.append(float(F.cross_entropy(logits, self.classes[held_out])))
-        return self._fitted(torch.ones_like(fit), STRENGTHS[losses.index(min(losses))])
+            answers.append(torch.addmm(biases, self.samples[held_out], weights.T))
+        losses = [float(F.cross_entropy(logits, self.classes[held_out])) for logits in answers]
+        best = losses.index(min(losses))
+        return *self._fitted(torch.ones_like(fit), STRENGTHS[best]), answers[best]
 
     def _fitted(self, rows: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         weights = self.samples.new_zeros(self.num_classes, self.num_features)
@@ -113,7 +121,7 @@ class JointLogisticRegression(JointHead):
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Logits (b, C)."""
-        weights, biases = solution
+        weights, biases = solution[:2]
         return torch.addmm(biases, normalised(features.float(), self.normalization), weights.T)
 
 
@@ -126,7 +134,7 @@ class JointKernelRidge(JointHead):
     Args:
         num_features: n.
         num_classes: C.
-        width: w of the kernel, above 0, in medians of the squared distance between two samples.
+        width: w of the kernel, above 0, in squared distances within which a tenth of the samples lie.
         options: of `JointHead`.
 
     Example:
@@ -150,26 +158,21 @@ class JointKernelRidge(JointHead):
         self.width = width
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (N, C), samples (N, n) and the width, in float64."""
+        """Weights (N, C), samples (N, n), the width, and answers to the samples held out (p, C), in float64."""
         samples, targets = self.samples.double(), F.one_hot(self.classes, self.num_classes).double()
         order = torch.randperm(len(samples), generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu")
-        width = self.width * median_squared_distance(samples[order.to(samples.device)])
+        width = self.width * neighbourhood(samples[order.to(samples.device)])
         kernel = responses(samples, samples, width)
         fit, held_out = self.parts()
         across, inner = kernel[held_out][:, fit], kernel[fit][:, fit]
-        errors = []
-        for penalty in PENALTIES:
-            weights = _kernel_weights(inner, targets[fit], penalty)
-            errors.append(float((across @ weights - targets[held_out]).square().sum()))
-        return (
-            _kernel_weights(kernel, targets, PENALTIES[errors.index(min(errors))]),
-            samples,
-            samples.new_tensor(width),
-        )
+        answers = [across @ _kernel_weights(inner, targets[fit], penalty) for penalty in PENALTIES]
+        errors = [float((one - targets[held_out]).square().sum()) for one in answers]
+        best = errors.index(min(errors))
+        return _kernel_weights(kernel, targets, PENALTIES[best]), samples, samples.new_tensor(width), answers[best]
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        weights, samples, width = solution
+        weights, samples, width = solution[:3]
         return responses(normalised(features.double(), self.normalization), samples, float(width)) @ weights
 
 

@@ -1,5 +1,7 @@
 """A Memory Head whose memories are those of a kernel machine, solved in closed form."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,17 +10,18 @@ from mh_lightning.errors import UserError, require
 from mh_lightning.functional.codes import FLOAT16, FLOAT64, ROUNDED, bytes_of_code, turn, turn_back
 from mh_lightning.functional.kernel_ridge import (
     Penalty,
-    Sums,
-    best_regression,
-    median_squared_distance,
+    best_kernel_regression,
+    neighbourhood,
     responses,
     with_samples_not_kept,
 )
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
+from mh_lightning.functional.ridge import Sums
 from mh_lightning.heads.base import ClosedFormHead
+from mh_lightning.heads.drawn_projection import seed_of_run
 from mh_lightning.heads.packed_gram import PackedGram, numbers_of_gram
-from mh_lightning.heads.random_projection import seed_of_projections
 from mh_lightning.heads.sample_store import BYTES_OF_LABEL, SampleStore
+from mh_lightning.heads.temperature import PROBES, left_out
 
 LARGEST_IN_FLOAT32 = 2.0**126
 NO_SPREAD = 1e-7  # of the largest mean: what varies by less was lost when features were float32
@@ -32,7 +35,7 @@ class KernelMemoryUnits(ClosedFormHead):
 
     with z the normalised features. V and M are a ridge regression to one-hot classes with the penalty
     :math:`\lambda (\rho \|V\|^2 + \mathrm{tr}\, M^\top K M)`, K the kernel matrix of the keys, and :math:`\lambda` from
-    generalised cross-validation of this one regression: Nyström's approximation of kernel ridge regression, with a
+    generalised cross-validation over the kept samples: Nyström's approximation of kernel ridge regression, with a
     linear part beside.
 
     Keys that come late would have no sums over the past. So no sums of responses are kept, but samples, within
@@ -51,7 +54,8 @@ class KernelMemoryUnits(ClosedFormHead):
         num_classes: C.
         key_mem_units: m, at least 1; fewer while fewer samples are kept.
         max_bytes: of the whole state: sums, codes and classes.
-        width: w, above 0, in medians of the squared distance between two samples.
+        width: w, above 0, in squared distances within which a tenth of the keys lie, see
+            `mh_lightning.functional.kernel_ridge.neighbourhood`.
         linear_penalty: :math:`\rho`, above 0.
         linear_part: whether exact sums of the features are kept; by default, if they take at most half of `max_bytes`.
             Without, the linear part is the constant alone.
@@ -80,6 +84,7 @@ class KernelMemoryUnits(ClosedFormHead):
         tensor([0, 1, 0])
     """
 
+    keeps_samples: ClassVar[bool] = True
     class_sums: Tensor
     signs: Tensor
     seed: Tensor
@@ -102,7 +107,6 @@ class KernelMemoryUnits(ClosedFormHead):
         require("width", width, above=0, below=float("inf"))
         require("linear_penalty", linear_penalty, above=0, below=float("inf"))
         require("normalization", normalization, one_of=NORMALIZATIONS)
-        require("seed", seed, at_least=0, below=2**32)
         self.key_mem_units, self.width, self.linear_penalty = key_mem_units, width, linear_penalty
         self.normalization = normalization
         self.largest = LARGEST_IN_FLOAT32 / num_features
@@ -123,7 +127,7 @@ class KernelMemoryUnits(ClosedFormHead):
         self.gram = PackedGram(size, number)
         self.register_buffer("class_sums", torch.zeros(size, num_classes, dtype=number))
         self.store = SampleStore(num_features, left, bits)
-        seed = seed_of_projections(seed)
+        seed = seed_of_run(seed)
         drawn = torch.randint(2, (num_features,), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
         self.register_buffer("signs", (2 * drawn - 1).to(self.counts.device, torch.int8))
         self.register_buffer("seed", torch.tensor(seed))
@@ -153,20 +157,25 @@ class KernelMemoryUnits(ClosedFormHead):
 
     def solve(self) -> tuple[Tensor, ...]:
         """What `logits` needs: keys and linear weights side by side (n, m + C), the constant (C,), memories (m, C), the
-        width that exponents are divided by (), and origin (n,) and length () that features are standardised by.
+        width that exponents are divided by (), origin (n,) and length () that features are standardised by; and for the
+        temperature, what some kept samples would be answered had they not been learnt (p, C), and their classes (p,).
         """
         z, classes = self.store.kept()
         origin, length = self._standardisation(z)
-        z = (z - origin) / length
-        targets = F.one_hot(classes, self.num_classes).double()
-        keys = z[self._drawn(len(z))]
-        width = self.width * median_squared_distance(keys)
+        z = ((z - origin) / length).to(self.class_sums.dtype)
+        targets = F.one_hot(classes, self.num_classes).to(z)
+        order = self._shuffled(len(z))
+        keys = z[order[: self.key_mem_units]]
+        probes = order.flip(0)[:PROBES]  # keys last: no other sample is as near to a key
+        width = self.width * neighbourhood(keys)
         linear, response = self._linear(z), responses(z, keys, width)
-        samples = float(self.counts.sum())
-        sums = with_samples_not_kept(self._linear_sums(origin, length), linear, response, targets)
-        penalty = Penalty.of(linear.shape[1], self.linear_penalty, responses(keys, keys, width))
-        weights, ridge = best_regression(sums, samples, samples, penalty)
+        imputed = with_samples_not_kept(self._linear_sums(origin, length), linear, response, targets)
+        penalty = Penalty.of(linear.shape[1], self.linear_penalty, responses(keys, keys, width).double())
+        samples, kept = float(self.counts.sum()), float(len(z))
+        asked = torch.cat([linear[probes], response[probes]], dim=1).double()
+        weights, ridge, leverage = best_kernel_regression(imputed, penalty, samples, kept, asked, z.dtype)
         self.ridge.fill_(ridge)
+        answers = left_out(asked @ weights, targets[probes], leverage), classes[probes]
         on_z, constant, memories = weights.tensor_split([linear.shape[1] - 1, linear.shape[1]])
         if not len(on_z):
             on_z = z.new_zeros(self.num_features, self.num_classes)
@@ -174,13 +183,12 @@ class KernelMemoryUnits(ClosedFormHead):
             keys, on_z = turn_back(keys, self.signs), turn_back(on_z.T, self.signs).T
         products = torch.cat([keys.T, on_z], dim=1)
         found = (products, constant.squeeze(0), memories, products.new_tensor(width), origin, length)
-        return tuple(part.to(self.class_sums.dtype) for part in found)
+        return *(part.to(self.class_sums.dtype) for part in found), *answers
 
-    def _drawn(self, kept: int) -> Tensor:
-        """Which of the kept samples are keys."""
+    def _shuffled(self, kept: int) -> Tensor:
+        """The kept samples in the order in which they become keys."""
         generator = torch.Generator("cpu").manual_seed(int(self.seed))
-        order = torch.randperm(kept, generator=generator, device="cpu")
-        return order[: self.key_mem_units].to(self.counts.device)
+        return torch.randperm(kept, generator=generator, device="cpu").to(self.counts.device)
 
     def _standardisation(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Origin (n,) and length () of kept samples (N, n): 0 and 1, unless they are kept as they are."""
@@ -202,18 +210,22 @@ class KernelMemoryUnits(ClosedFormHead):
 
     # --- answers
 
+    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers (p, C) to some kept samples, had they not been learnt, and their classes (p,)."""
+        return solution[6], solution[7]
+
     @property
     def keys(self) -> Tensor:
         """K, (m, n): solves, if there are samples that the solution does not know."""
         self.ensure_solved()
         if self._solution is None:
             return self.class_sums.new_zeros(0, self.num_features)
-        products, _, memories, _, origin, length = self._solution
+        products, _, memories, _, origin, length = self._solution[:6]
         return products[:, : len(memories)].T * length + origin
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        products, constant, memories, width, origin, length = solution
+        products, constant, memories, width, origin, length = solution[:6]
         z = (normalised(features.to(products.dtype), self.normalization) - origin) / length
         near, linear = (z @ products).tensor_split([len(memories)], dim=1)
         keys = products[:, : len(memories)]

@@ -1,30 +1,22 @@
 """Regression and discriminants on random features, from packed sums in float32."""
 
 import math
-from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mh_lightning.errors import require
-from mh_lightning.functional.kernel_ridge import Sums, best_regression
-from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
-from mh_lightning.heads.base import ClosedFormHead
-from mh_lightning.heads.packed_gram import PackedGram
-from mh_lightning.heads.random_projection import (
-    draw_projection,
-    projection_of_state,
-    ridge_weights,
-    seed_of_projections,
-)
+from mh_lightning.functional.normalization import normalised
+from mh_lightning.heads.drawn_projection import DrawnProjection
+from mh_lightning.heads.feature_sums import FeatureSums
+from mh_lightning.heads.random_projection import ridge_weights
 
 FEATURES = ("relu", "fourier")
 ROUNDING = 8.0  # float32's, of the trace of sums: more than their eigenvalues can be off
 
 
-class RandomFeatureHead(ClosedFormHead):
-    r"""Random features h of normalised features z, and the sums of :math:`h h^\top` and :math:`h y^\top`.
+class RandomFeatureHead(FeatureSums):
+    r"""Random features h of normalised features z, and their sums.
 
     "relu": :math:`h = \mathrm{relu}(P^\top z)`. "fourier": :math:`h = \sqrt2 \cos(\sqrt{2 / w}\, P^\top z + b)`, whose
     products are about :math:`D \exp(-\|z - z'\|^2 / w)`. P is drawn from N(0, 1) and b from [0, 2π).
@@ -42,15 +34,11 @@ class RandomFeatureHead(ClosedFormHead):
         seed: in [0, 2**32), of P and b; by default torch's initial seed, which that of a run sets.
 
     Attributes:
-        gram: sum of h hᵀ, a `PackedGram`, float32.
-        class_sums: sum of h yᵀ, (D, C), float32.
-        projection: P, (n, D), drawn from the seed. It is no part of the state, but b and the seed are.
+        projection: P, a `DrawnProjection`.
+        phases: b, (D,).
     """
 
-    class_sums: Tensor
-    projection: Tensor
     phases: Tensor
-    seed: Tensor
 
     def __init__(
         self,
@@ -62,53 +50,21 @@ class RandomFeatureHead(ClosedFormHead):
         normalization: str = "sqrt",
         seed: int | None = None,
     ) -> None:
-        super().__init__(num_features, num_classes)
+        super().__init__(num_features, num_classes, num_projections, normalization)
         require("kind", kind, one_of=FEATURES)
         require("width", width, above=0, below=math.inf)
-        require("normalization", normalization, one_of=NORMALIZATIONS)
-        self.kind, self.width, self.normalization = kind, width, normalization
-        self.given_seed = seed
-        seed = seed_of_projections(seed)
-        projection = draw_projection(num_features, num_projections, seed)
-        generator = torch.Generator("cpu").manual_seed(seed + 1)
+        self.kind, self.width = kind, width
+        self.projection = DrawnProjection(num_features, num_projections, seed)
+        generator = torch.Generator("cpu").manual_seed(int(self.projection.seed) + 1)
         phases = 2 * math.pi * torch.rand(num_projections, generator=generator, device="cpu", dtype=torch.float32)
-        self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
         self.register_buffer("phases", phases.to(self.counts.device))
-        self.register_buffer("seed", torch.tensor(seed))
-        self.gram = PackedGram(num_projections, torch.float32)
-        self.register_buffer("class_sums", torch.zeros(num_projections, num_classes, dtype=torch.float32))
-        self.largest = 2.0**126 / num_features
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the sums."""
-        return sum(sums.numel() * sums.element_size() for sums in (self.gram.strips, self.class_sums))
 
     def hidden(self, features: Tensor) -> Tensor:
         """Features (b, n) to h (b, D), float32."""
-        projected = normalised(features.float(), self.normalization) @ self.projection
+        projected = self.projection(normalised(features.float(), self.normalization))
         if self.kind == "relu":
             return torch.relu(projected)
         return math.sqrt(2) * torch.cos(math.sqrt(2 / self.width) * projected + self.phases)
-
-    def accumulate(self, features: Tensor, targets: Tensor) -> None:
-        """Add features (b, n) of classes (b,)."""
-        hidden = self.hidden(features)
-        self.gram.add(hidden)
-        self.class_sums.T.index_add_(0, targets, hidden)
-
-    @abstractmethod
-    def solve(self) -> tuple[Tensor, ...]:
-        """Weights (D, C) and biases (C,), float32."""
-
-    def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
-        """Affine maps of h, (b, C)."""
-        weights, biases = solution
-        return torch.addmm(biases, self.hidden(features), weights)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class RandomFeatureRidge(RandomFeatureHead):
@@ -131,10 +87,8 @@ class RandomFeatureRidge(RandomFeatureHead):
     """
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (D, C), and no biases."""
-        samples = float(self.counts.sum())
-        weights = best_regression(Sums(self.gram.whole(), self.class_sums.double()), samples, samples).weights.float()
-        return weights, weights.new_zeros(self.num_classes)
+        """Weights (D, C), and biases of 0."""
+        return self.regression()
 
 
 class RandomFeatureDiscriminant(RandomFeatureHead):

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from mh_lightning.errors import UserError, require
+from mh_lightning.errors import UserError
 from mh_lightning.heads.base import ClosedFormHead
+from mh_lightning.heads.drawn_projection import DrawnProjection
+from mh_lightning.heads.temperature import left_out
 
 EXPONENTS = range(-8, 9)  # of 10, the published ridges
 HELD_OUT = 5  # one of so many samples chooses the ridge
@@ -51,7 +54,7 @@ class RandomProjectionRidge(ClosedFormHead):
             and that of a state which is loaded.
 
     Attributes:
-        projection: P, (n, M), in float64. It is drawn again, not saved.
+        projection: P, a `DrawnProjection`, in float64.
         held_out: samples of each class that are held out, (C,).
         gram: G of what is fit and of what is held out, (2, M, M), in float64.
         class_sums: the transposed C of both, (2, C, M), in float64.
@@ -69,24 +72,18 @@ class RandomProjectionRidge(ClosedFormHead):
     """
 
     in_units: ClassVar[bool] = True
-    projection: Tensor
     held_out: Tensor
     gram: Tensor
     class_sums: Tensor
-    seed: Tensor
     ridge: Tensor
 
     def __init__(
         self, num_features: int, num_classes: int, num_projections: int = 5000, seed: int | None = None
     ) -> None:
         super().__init__(num_features, num_classes)
-        self.given_seed = seed
-        seed = seed_of_projections(seed)
-        projection = draw_projection(num_features, num_projections, seed)
+        self.projection = DrawnProjection(num_features, num_projections, seed, torch.float64)
         rounding = torch.finfo(torch.float64).eps * num_features * num_projections  # of the square of a feature of 1
         self.largest = min(self.largest, math.sqrt(10.0 ** EXPONENTS[-1] / rounding))
-        self.register_buffer("projection", projection.to(self.counts.device, torch.float64), persistent=False)
-        self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("held_out", torch.zeros(num_classes, dtype=torch.long))
         self.register_buffer("gram", torch.zeros(2, num_projections, num_projections, dtype=torch.float64))
         self.register_buffer("class_sums", torch.zeros(2, num_classes, num_projections, dtype=torch.float64))
@@ -94,11 +91,11 @@ class RandomProjectionRidge(ClosedFormHead):
 
     def project(self, features: Tensor) -> Tensor:
         """Features (b, n) to h (b, M), in float64."""
-        return torch.relu(features.double() @ self.projection)
+        return torch.relu(self.projection(features))
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,)."""
-        held_out = torch.from_numpy(draw_held_out(int(self.seed), int(self.counts.sum()), len(targets)))
+        held_out = torch.from_numpy(draw_held_out(int(self.projection.seed), int(self.counts.sum()), len(targets)))
         held_out = held_out.to(targets.device)
         hidden = self.project(features)
         for part, rows in enumerate((~held_out, held_out)):
@@ -107,15 +104,17 @@ class RandomProjectionRidge(ClosedFormHead):
         self.held_out += torch.bincount(targets[held_out], minlength=self.num_classes)
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (C, M), with the best ridge."""
+        """Weights (C, M), with the best ridge, and the leverage of the probes (p,)."""
+        assert self.probes is not None
         best = self._best_exponent()
         gram, class_sums = self.gram.sum(dim=0), self.class_sums.sum(dim=0)
+        probes = self.project(self.probes.kept()[0])
         # rounding can make too little for all samples what was enough for four fifths of them
         for exponent in range(best, EXPONENTS.stop):
-            weights = ridge_weights(gram, class_sums, 10.0**exponent)
-            if weights is not None:
+            solved = ridge_weights(gram, torch.cat([class_sums, probes]), 10.0**exponent)
+            if solved is not None:
                 self.ridge.fill_(10.0**exponent)
-                return (weights,)
+                return solved[: self.num_classes], (solved[self.num_classes :] * probes).sum(dim=1)
         raise UserError(
             f"num_projections={self.gram.shape[1]}: no ridge up to 1e8 lets the sums be solved; the features are too "
             "large, or hold NaN or infinite values, and must be scaled or mended."
@@ -137,59 +136,12 @@ class RandomProjectionRidge(ClosedFormHead):
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
-        (weights,) = solution
-        return self.project(features) @ weights.T
+        return self.project(features) @ solution[0].T
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def seed_of_projections(seed: int | None) -> int:
-    """The seed that was given, or torch's initial one, which that of a run sets.
-
-    Example:
-        >>> torch.manual_seed(5) and seed_of_projections(None)
-        5
-    """
-    return torch.initial_seed() % 2**32 if seed is None else seed
-
-
-def draw_projection(num_features: int, num_projections: int, seed: int) -> Tensor:
-    """P, (n, M), from N(0, 1), on the CPU: the same on every machine.
-
-    Raises:
-        UserError: if a number is out of range.
-    """
-    require("num_projections", num_projections, at_least=1)
-    require("seed", seed, at_least=0, below=2**32)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(num_features, num_projections, generator=generator, device="cpu", dtype=torch.float32)
-
-
-def projection_of_state(
-    projection: Tensor, seed: Tensor, given_seed: int | None, state_dict: dict[str, Any], prefix: str
-) -> Tensor:
-    """The projection (n, M) that belongs to a state: drawn anew from its seed, unless another was asked for.
-
-    Args:
-        projection: as it is.
-        seed: that it was drawn from.
-        given_seed: that was asked for, if any was.
-        state_dict: with ``{prefix}seed``.
-        prefix: of its names.
-
-    Raises:
-        UserError: if the seed that was asked for is not that of the state.
-    """
-    saved = int(state_dict.get(f"{prefix}seed", seed))
-    if saved == int(seed):
-        return projection
-    if given_seed is not None:
-        raise UserError(f"seed={given_seed}: the state was learnt with seed={saved}; give that one.")
-    num_features, num_projections = projection.shape
-    with torch.inference_mode(mode=False):  # gradients may pass through it later
-        return draw_projection(num_features, num_projections, saved).to(projection)
+    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Regressions (p, C) of the probes, had they not been learnt, and their classes (p,)."""
+        answers, classes = super().answers_left_out(*solution)
+        return left_out(answers, F.one_hot(classes, self.num_classes).to(answers), solution[1]), classes
 
 
 def draw_held_out(seed: int, first: int, samples: int) -> NDArray[np.bool_]:

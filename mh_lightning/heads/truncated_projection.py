@@ -1,14 +1,14 @@
 """Least squares on many random projections, of which only the strongest directions are kept."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mh_lightning.errors import require
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
 from mh_lightning.heads.base import ClosedFormHead
-from mh_lightning.heads.random_projection import draw_projection, projection_of_state, seed_of_projections
+from mh_lightning.heads.drawn_projection import DrawnProjection
+from mh_lightning.heads.temperature import left_out
 
 NO_VALUE = 1e-4  # singular values that are a smaller part of the largest are rounding in float32
 
@@ -33,6 +33,7 @@ class TruncatedProjection(ClosedFormHead):
         seed: in [0, 2**32), of P; by default torch's initial seed, which that of a run sets.
 
     Attributes:
+        projection: P, a `DrawnProjection`.
         directions: S Vᵀ, (r, D), float32.
         class_sums: B, (D, C), float32.
 
@@ -46,8 +47,6 @@ class TruncatedProjection(ClosedFormHead):
 
     directions: Tensor
     class_sums: Tensor
-    projection: Tensor
-    seed: Tensor
 
     def __init__(
         self,
@@ -62,11 +61,7 @@ class TruncatedProjection(ClosedFormHead):
         require("rank", rank, at_least=1)
         require("normalization", normalization, one_of=NORMALIZATIONS)
         self.normalization = normalization
-        self.given_seed = seed
-        seed = seed_of_projections(seed)
-        projection = draw_projection(num_features, num_projections, seed)
-        self.register_buffer("projection", projection.to(self.counts.device), persistent=False)
-        self.register_buffer("seed", torch.tensor(seed))
+        self.projection = DrawnProjection(num_features, num_projections, seed)
         kept = min(rank, num_projections)
         self.register_buffer("directions", torch.zeros(kept, num_projections, dtype=torch.float32))
         self.register_buffer("class_sums", torch.zeros(num_projections, num_classes, dtype=torch.float32))
@@ -79,7 +74,7 @@ class TruncatedProjection(ClosedFormHead):
 
     def hidden(self, features: Tensor) -> Tensor:
         """Features (b, n) to h (b, D), float32."""
-        return torch.relu(normalised(features.float(), self.normalization) @ self.projection)
+        return torch.relu(self.projection(normalised(features.float(), self.normalization)))
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,)."""
@@ -91,16 +86,20 @@ class TruncatedProjection(ClosedFormHead):
         self.directions[: strongest.shape[1]] = strongest.T @ stacked
 
     def solve(self) -> tuple[Tensor, ...]:
-        """Weights (D, C)."""
+        """Weights (D, C), and the leverage of the probes (p,)."""
+        assert self.probes is not None
         squares = self.directions.double().square().sum(dim=1)
         used = self.directions[squares > NO_VALUE**2 * squares.amax()].double()
-        weights = used.T @ ((used @ self.class_sums.double()) / used.square().sum(dim=1, keepdim=True).square())
-        return (weights.float(),)
+        squares = used.square().sum(dim=1, keepdim=True)
+        weights = used.T @ ((used @ self.class_sums.double()) / squares.square())
+        probes = used @ self.hidden(self.probes.kept()[0]).double().T
+        return weights.float(), (probes / squares).square().sum(dim=0)
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
         return self.hidden(features) @ solution[0]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self.projection = projection_of_state(self.projection, self.seed, self.given_seed, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
+        """Regressions (p, C) of the probes, had they not been learnt, and their classes (p,)."""
+        answers, classes = super().answers_left_out(*solution)
+        return left_out(answers, F.one_hot(classes, self.num_classes).to(answers), solution[1]), classes

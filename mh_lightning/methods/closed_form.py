@@ -13,9 +13,9 @@ class ClosedForm(ContinualMethod):
     """A head in closed form on frozen features: it adds up what it needs to know of the samples, and nothing is
     optimized. One epoch a task is all it can use; the others are skipped.
 
-    Which method that is follows from the head: a Memory Head in closed form (`KernelMemoryUnits`, and
-    `RidgeMemoryUnits`), nearest class mean (`ClassMeans`), streaming LDA (`StreamingLinearDiscriminant`), RanPAC
-    without adaptation of the backbone (`RandomProjectionRidge` as published, `RandomFeatureRidge` on normalised
+    Which method that is follows from the head: a Memory Head in closed form (`KernelMemoryUnits`), one ridge
+    regression (`RidgeRegression`), nearest class mean (`ClassMeans`), streaming LDA (`StreamingLinearDiscriminant`),
+    RanPAC without adaptation of the backbone (`RandomProjectionRidge` as published, `RandomFeatureRidge` on normalised
     features), KLDA (`RandomFeatureDiscriminant`), LoRanPAC (`TruncatedProjection`), FeCAM (`ShrunkClassCovariances`),
     LR-RGDA (`RegularisedDiscriminant`), and the upper bounds `JointLogisticRegression` and `JointKernelRidge`, which
     keep all samples; all in `mh_lightning.heads`.
@@ -23,7 +23,8 @@ class ClosedForm(ContinualMethod):
     Each rank's head learns the samples of all ranks, in the order of the stream, so N processes end up with the state
     of one. Features are far smaller than sums of their products, so they are what ranks exchange, before the head looks
     at them: what one rank brings that cannot be learnt is refused on all of them. The head is solved at the end of each
-    task that an evaluation follows. Training predicts nothing, unless the head says that its `predictions_are_cheap`.
+    task that an evaluation follows. Answers become probabilities by one temperature, which is chosen on samples that
+    were learnt, see `ClosedFormHead`. Training predicts nothing, unless the head says that its `predictions_are_cheap`.
 
     Args:
         backbone: maps inputs to features; it is not trained.
@@ -58,6 +59,10 @@ such as mh_lightning.heads.KernelMemoryUnits.
     def configure_optimizers(self) -> None:
         """There is nothing to optimize."""
         return
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (b, C) of a batch of inputs, whose softmax are the head's probabilities."""
+        return self.closed_form_head.calibrated(self.features(x))
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> Learnt | None:

@@ -1,5 +1,14 @@
 """Continual metrics: classes and the table of all here, the pure functions in `mh_lightning.metrics.functional`."""
 
+from mh_lightning.metrics.calibration import CALIBRATION, Calibration
 from mh_lightning.metrics.continual import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics
 
-__all__ = ["METRICS", "AccuracyMatrix", "ContinualMetric", "Evaluations", "continual_metrics"]
+__all__ = [
+    "CALIBRATION",
+    "METRICS",
+    "AccuracyMatrix",
+    "Calibration",
+    "ContinualMetric",
+    "Evaluations",
+    "continual_metrics",
+]

@@ -10,6 +10,7 @@ from torchmetrics import Metric, MetricCollection
 
 from mh_lightning.errors import UserError
 from mh_lightning.metrics import functional
+from mh_lightning.metrics.calibration import CALIBRATION
 
 TOP_K = 5  # of the metrics that are named after it, ..._top5
 
@@ -300,6 +301,7 @@ def continual_metrics(
 
 # what results.json holds besides, and what comes first in the names of curves
 RESERVED = {
-    "accuracy_matrix", *METRICS, *(f"{name}_top5" for name in OVER_TOP_K), "by_task", "cost", "evaluated_after",
-    "num_tasks", "parameters", "seconds", "seed", "tasks_trained", "test", "untrained_accuracy", "validation",
+    "accuracy_matrix", *METRICS, *CALIBRATION, *(f"{name}_top5" for name in OVER_TOP_K), "by_task", "cost",
+    "evaluated_after", "num_tasks", "parameters", "seconds", "seed", "tasks_trained", "test", "untrained_accuracy",
+    "validation",
 }  # fmt: skip

@@ -137,8 +137,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def ridge_memory(name: str, features: list[float], sentence: str, **options: Any) -> Row:
-    """Memory units in closed form, all samples having these features."""
+def closed_form(name: str, features: list[float], sentence: str, **options: Any) -> Row:
+    """Kernel memory units, all samples having these features."""
 
     def prepare(place: Place) -> list[Any]:
         x, y = torch.tensor([features] * 4), torch.tensor([0, 1, 0, 1])
@@ -146,24 +146,23 @@ def ridge_memory(name: str, features: list[float], sentence: str, **options: Any
             {"x_train": x, "y_train": y, "x_test": x.clone(), "y_test": y.clone()}, place.folder / "few.safetensors"
         )
         backbone = {"class_path": "mh_lightning.backbones.Identity", "init_args": {"num_features": 3}}
-        head = {"class_path": "mh_lightning.heads.RidgeMemoryUnits",
-                "init_args": {"normalization": "none", **options}}  # fmt: skip
+        head = {"class_path": "mh_lightning.heads.KernelMemoryUnits", "init_args": options}
         method = {"class_path": "mh_lightning.methods.ClosedForm", "init_args": {"backbone": backbone, "head": head}}
         config = place.changed(model=method)
         return ["--config", config, f"{DATA}path={place.folder / 'few.safetensors'}", f"{DATA}increment=1",
                 "--run_dir", place.folder / "runs"]  # fmt: skip
 
-    return Row(name, prepare, sentence, trained=not {"max_bytes", "normalization"} & options.keys())
+    return Row(name, prepare, sentence, trained=not options)
 
 
-RIDGE_MEMORY = (
-    ridge_memory("features are NaN", [float("nan"), 0.0, 1.0], "NaN"),
-    ridge_memory("no ridge", [0.0, 0.0, 1.0], "ridge=0.0: the sums of all units together cannot be solved", ridge=0.0),
-    ridge_memory("too many bytes", [0.0, 0.0, 1.0], "max_bytes=100: .* need [0-9]+ bytes", max_bytes=100),
-    ridge_memory("unknown normalization", [0.0, 0.0, 1.0], "normalization must be one of", normalization="max"),
+CLOSED_FORM = (
+    closed_form("features are NaN", [float("nan"), 0.0, 1.0], "NaN"),
+    closed_form("too few bytes", [0.0, 0.0, 1.0], "max_bytes=10: .* need [0-9]+ bytes", max_bytes=10),
+    closed_form("no width", [0.0, 0.0, 1.0], "width must be above 0", width=0.0),
+    closed_form("unknown normalization", [0.0, 0.0, 1.0], "normalization must be one of", normalization="max"),
 )
 
 
-@table(*FILES, *OPTIONS, *RIDGE_MEMORY)
+@table(*FILES, *OPTIONS, *CLOSED_FORM)
 def test_one_sentence(row: Row, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     check(row, place, capsys)

@@ -21,7 +21,6 @@ from mh_lightning.callbacks.plots import (
     preview_figure,
 )
 from mh_lightning.callbacks.stream_pictures import keys_in_the_plane
-from mh_lightning.heads import RidgeMemoryUnits
 from tests.fits import on_two_ranks
 
 
@@ -41,11 +40,6 @@ def plane(**changes: Any) -> Plane:
 
 
 def test_keys_in_the_plane() -> None:
-    points = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-    units = RidgeMemoryUnits(2, 2, key_mem_units=5, normalization="none")
-    units.update(points, torch.tensor([0, 1]))
-    units.settle()
-    assert keys_in_the_plane(torch.nn.Sequential(units)).tolist() == points.tolist()  # three units are not used yet
     head = MHLinear(2, 3, key_mem_units=4, distance="euclidean")
     assert keys_in_the_plane(head).shape == (4, 2)
     others = [MHLinear(size, 3, key_mem_units=4, distance=name) for size, name in ((2, "cosine"), (3, "euclidean"))]

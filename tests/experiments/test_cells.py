@@ -38,10 +38,10 @@ def test_a_product_and_its_names() -> None:
 
 
 def test_a_table_is_options_that_the_command_line_overrides() -> None:
-    given = parse(["run", "--table", "tables/ridge_digits.yaml", "--seeds", "7", "--output", "unused"]).run
-    assert given.seeds == ["7"] and given.class_order_seeds == ["0-4"] and given.baseline == "_ridge_memory_head"
+    given = parse(["run", "--table", "tables/heads.yaml", "--seeds", "7", "--output", "unused"]).run
+    assert given.seeds == ["7"] and given.class_order_seeds == ["0-4"]
     names = [one.name for one in experiments_of(given)]
-    assert names[:2] == ["digits_ridge_memory_head", "digits_ncm"] and len(names) == 8
+    assert names[:2] == ["pacs_di_kernel_memory_head_10mb", "digits_kernel_memory_head_10mb"]
 
 
 def test_what_is_overridden_on_the_command_line_comes_last() -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mh_lightning.errors import UserError
-from mh_lightning.functional.ridge import candidate_ridges
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
@@ -17,7 +16,7 @@ from mh_lightning.heads import (
     RandomFeatureRidge,
     RandomProjectionRidge,
     RegularisedDiscriminant,
-    RidgeMemoryUnits,
+    RidgeRegression,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
     TruncatedProjection,
@@ -25,18 +24,13 @@ from mh_lightning.heads import (
 from mh_lightning.heads.base import STEADY
 
 FEATURES, CLASSES = 8, 5
-units = partial(RidgeMemoryUnits, FEATURES, CLASSES, 4, seed=0)
 kernel = partial(KernelMemoryUnits, FEATURES, CLASSES, 40, 20_000, seed=0)
 HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "means": lambda: ClassMeans(FEATURES, CLASSES),
     "discriminant": lambda: StreamingLinearDiscriminant(FEATURES, CLASSES),
     "covariances": lambda: ShrunkClassCovariances(FEATURES, CLASSES),
     "projections": lambda: RandomProjectionRidge(FEATURES, CLASSES, 50, seed=0),
-    "units": units,
-    "units, l2": partial(units, normalization="l2"),
-    "units, none": partial(units, normalization="none"),
-    "units, none, projections": partial(units, normalization="none", num_projections=50),
-    "units, beside": partial(units, projections_beside=50),
+    "one ridge": lambda: RidgeRegression(FEATURES, CLASSES),
     "kernel": kernel,
     "kernel, l2": partial(kernel, normalization="l2"),
     "kernel, none": partial(kernel, normalization="none"),
@@ -108,42 +102,6 @@ def test_a_far_class_leaves_random_projections_the_others(far: float) -> None:
     head = RandomProjectionRidge(FEATURES, CLASSES, 200, seed=0)
     head.update(x, targets)
     assert accuracy(head, x, targets) > 0.95
-
-
-@pytest.mark.parametrize("units", [1, 4])
-@pytest.mark.parametrize("options", [{"num_projections": 100}, {"projections_beside": 100}, {}], ids=str)
-@pytest.mark.parametrize(("offset", "far"), [(1e4, 0.0), (1e5, 0.0), (0.0, 1e4), (0.0, 1e6)])
-def test_neither_an_offset_nor_a_far_class_costs_units_digits(
-    units: int, options: dict[str, int], offset: float, far: float
-) -> None:
-    x, targets = samples(far)
-    x += offset
-    head = RidgeMemoryUnits(FEATURES, CLASSES, units, normalization="none", seed=0, **options)
-    head.update(x, targets)
-    assert accuracy(head, x, targets) > 0.95
-    assert head(x).dtype == torch.float32
-
-
-@pytest.mark.parametrize("options", [{}, {"num_projections": 100}], ids=str)
-def test_near_features_have_the_ridges_that_they_had(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    x, targets = samples()
-    found = []
-    for candidates in (candidate_ridges, lambda largest, _: candidate_ridges(largest)):
-        monkeypatch.setattr("mh_lightning.heads.ridge_memory.candidate_ridges", candidates)
-        head = RidgeMemoryUnits(FEATURES, CLASSES, 4, normalization="none", seed=0, **options)
-        head.update(x, targets)
-        head.ensure_solved()
-        found.append(head.ridge)
-    torch.testing.assert_close(*found, rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_candidates_reach_as_far_as_the_precision(kind: torch.dtype) -> None:
-    rounding = 8 * torch.finfo(kind).eps
-    ridges = candidate_ridges(torch.tensor(3.0), 3 * rounding) / 3
-    torch.testing.assert_close(ridges[:29], candidate_ridges(torch.tensor(1.0)))
-    assert len(ridges) == (29 if kind == torch.float32 else 60)
-    assert kind == torch.float32 or 10 * rounding <= float(ridges[-1]) < 20 * rounding
 
 
 # --- what would ruin a head

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
+from mh_lightning.functional.kernel_ridge import neighbourhood
 from mh_lightning.heads import (
     ClosedFormHead,
     JointKernelRidge,
@@ -49,7 +50,7 @@ def test_random_feature_ridge_is_scikit_learns_with_the_best_ridge(kind: str, no
         z = F.normalize(x, dim=1)
     else:
         z = F.normalize(x.sign() * x.abs().sqrt(), dim=1)
-    projected = z @ head.projection
+    projected = z @ head.projection.matrix
     hidden = projected.relu() if kind == "relu" else 2**0.5 * torch.cos((2 / 1.1) ** 0.5 * projected + head.phases)
     hidden = hidden.double()
     errors = {}
@@ -176,7 +177,7 @@ def test_joint_kernel_ridge_is_scikit_learns() -> None:
     head = JointKernelRidge(FEATURES, CLASSES, seed=3, **RAW)
     x, targets = learnt(head)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    gamma = 1 / (1.4 * float(torch.pdist(x[order].double()).median()) ** 2)
+    gamma = 1 / (1.4 * neighbourhood(x[order].double()))
     held_out = torch.from_numpy(draw_held_out(3, 0, len(x)))
     errors = {}
     for penalty in PENALTIES:

@@ -14,7 +14,7 @@ from mh_lightning.heads import (
     RandomFeatureRidge,
     RandomProjectionRidge,
     RegularisedDiscriminant,
-    RidgeMemoryUnits,
+    RidgeRegression,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
     TruncatedProjection,
@@ -35,9 +35,7 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "random features": lambda: RandomFeatureRidge(FEATURES, CLASSES, num_projections=20, seed=0),
     "regularised discriminant": lambda: RegularisedDiscriminant(FEATURES, CLASSES),
     "truncated projection": lambda: TruncatedProjection(FEATURES, CLASSES, num_projections=20, rank=9, seed=0),
-    "ridge memory": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=4),
-    "ridge memory, projected": lambda: RidgeMemoryUnits(FEATURES, CLASSES, key_mem_units=3, num_projections=20),
-    "ridge memory, projections beside": lambda: RidgeMemoryUnits(FEATURES, CLASSES, projections_beside=20),
+    "one ridge": lambda: RidgeRegression(FEATURES, CLASSES),
 }
 
 

@@ -20,8 +20,8 @@ from mh_lightning.distributed import process_rank
 from mh_lightning.errors import UserError
 from mh_lightning.heads import (
     ClassMeans,
+    KernelMemoryUnits,
     RandomProjectionRidge,
-    RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
 )
@@ -48,13 +48,11 @@ def fecam() -> ClosedForm:
     return ClosedForm(Identity(FEATURES), partial(ShrunkClassCovariances, tukey=1.0))
 
 
-def ridge_memory_head() -> ClosedForm:
-    return ClosedForm(
-        Identity(FEATURES), partial(RidgeMemoryUnits, key_mem_units=5, tau_eta=20, projections_beside=12, seed=2)
-    )
+def kernel_memory_head() -> ClosedForm:
+    return ClosedForm(Identity(FEATURES), partial(KernelMemoryUnits, key_mem_units=9, max_bytes=900, seed=2))
 
 
-METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam, ridge_memory_head]
+METHODS: list[Make] = [nearest_class_mean, streaming_lda, ranpac, fecam, kernel_memory_head]
 every_method = pytest.mark.parametrize("make", METHODS)
 
 
@@ -82,7 +80,7 @@ def test_a_fit_is_the_head_on_all_training_samples(make: Make, options: dict[str
     expected.update(x, targets)
     predicted: Any = trainer.predict(method, data)
     queries = blobs(50, 2)[0]
-    torch.testing.assert_close(torch.cat(predicted), torch.softmax(expected(queries), dim=1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.cat(predicted), expected.probabilities(queries), rtol=1e-3, atol=1e-4)
     # only where predictions before learning are cheap
     assert (tmp_path / "accuracy_over_stream.png").exists() == (make is nearest_class_mean)
 
@@ -199,9 +197,9 @@ def test_other_precisions(make: Make, precision: str, tmp_path: Path) -> None:
     [
         (partial(StreamingLinearDiscriminant, shrinkage=2.0), r"shrinkage must lie in \[0, 1\], got 2.0"),
         (partial(RandomProjectionRidge, num_projections=-1), "num_projections must be at least 1, got -1"),
-        (partial(RidgeMemoryUnits, delta=0), "delta must be at least 1, got 0"),
+        (partial(KernelMemoryUnits, key_mem_units=0), "key_mem_units must be at least 1, got 0"),
         (partial(ShrunkClassCovariances, tukey=-0.5), "tukey must be above 0 and finite, got -0.5"),
-        (partial(RidgeMemoryUnits, deltas=0), "model.init_args.head: .* unexpected keyword argument 'deltas'"),
+        (partial(KernelMemoryUnits, deltas=0), "model.init_args.head: .* unexpected keyword argument 'deltas'"),
         (nn.Linear, "model.init_args.head makes a Linear; ClosedForm needs a head in closed form"),
     ],
 )

@@ -26,7 +26,6 @@ from mh_lightning.heads import (
     ClassMeans,
     KernelMemoryUnits,
     RandomProjectionRidge,
-    RidgeMemoryUnits,
     ShrunkClassCovariances,
     StreamingLinearDiscriminant,
     TruncatedProjection,
@@ -109,7 +108,6 @@ CASES = {
         ClosedForm, {"head": partial(KernelMemoryUnits, key_mem_units=9, max_bytes=900, seed=1)}, {}, (4,)
     ),
     "LoRanPAC": Case(ClosedForm, {"head": partial(TruncatedProjection, num_projections=12, rank=12, seed=1)}),
-    "ridge memory head": Case(ClosedForm, {"head": partial(RidgeMemoryUnits, key_mem_units=4, tau_eta=10)}),
 }
 
 
