@@ -1,6 +1,7 @@
-"""Draw the README's figure from the run folders of three of the runs in its table.
+r"""Draw the README's figure from the run folders of four of the runs in its table.
 
-python docs/quickstart_figure.py runs/{linear,quickstart,digits_normalized_ncm}/version_0 docs/quickstart.png
+python docs/quickstart_figure.py \
+    runs/{linear,quickstart,digits_normalized_ncm,digits_normalized_kernel_memory_head}/version_0 docs/quickstart.png
 """
 
 import json
@@ -13,18 +14,19 @@ from matplotlib.figure import Figure
 from mh_lightning.callbacks.plots import draw_accuracy_matrix
 
 TITLES = {
-    "quickstart": "Memory Head",
+    "quickstart": "Memory Head, by gradient",
     "linear": "linear head",
     "digits_normalized_ncm": "nearest class mean",
+    "digits_normalized_kernel_memory_head": "Memory Head, closed form",
 }
 
 
 def main(folders: list[Path], target: Path) -> None:
     """Put the accuracy matrices of the runs side by side."""
-    figure = Figure(figsize=(3.6 * len(folders), 3.7), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(folders), 4.1), layout="constrained")
     for axes, folder in zip(figure.subplots(1, len(folders), squeeze=False)[0], folders, strict=True):
         results = json.loads((folder / "results.json").read_text())
-        title = (f"{TITLES[folder.parent.name]}\naverage accuracy {100 * results['average_accuracy']:.1f} %, "
+        title = (f"{TITLES[folder.parent.name]}\naccuracy {100 * results['average_accuracy']:.1f} %, "
                  f"forgetting {100 * results['forgetting']:.1f} %")  # fmt: skip
         draw_accuracy_matrix(axes, np.array(results["accuracy_matrix"]), title)
         axes.title.set_fontsize(10)

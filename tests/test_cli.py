@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mh_lightning.cli import main
+from mh_lightning.metrics import CALIBRATION
 from tests.conftest import results_of, weights_of
 from tests.products import products
 from tests.test_configs import SMALL, write_images
@@ -96,7 +97,10 @@ def test_five_classes_have_no_top5(run: Run, tiny_config: Path, tiny_stream: Pat
     assert not any("top5" in path.read_text() for path in (folder / "results.json", folder / "metrics.csv"))
     results = results_of(folder)
     (row,) = results["by_task"]
-    assert row == {"task": 1, "classes_seen": 5, "accuracy": row["accuracy"], "accuracy_new": row["accuracy"]}
+    calibration = {name: row[name] for name in CALIBRATION}
+    assert row == {
+        "task": 1, "classes_seen": 5, "accuracy": row["accuracy"], "accuracy_new": row["accuracy"], **calibration
+    }  # fmt: skip
     assert "last_accuracy_old" not in results
 
 

@@ -14,11 +14,13 @@ from mh_lightning.functional.ridge import (
     best_regression,
     best_ridge,
     candidate_ridges,
+    solve_ridge,
 )
 
 SPREAD_OF = 1000  # samples whose distances tell the width
 EQUAL = 64  # roundings of the largest squared length: squared distances that are less are none
 SMALLEST_EIGENVALUE = 1e-9  # of a kernel matrix, beside its largest: what is less is rounding
+ROUNDINGS = 32  # of its entries: the same of these
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -73,9 +75,9 @@ class Penalty(NamedTuple):
 
     @classmethod
     def of(cls, linear: int, ridge: float, kernel: Tensor) -> "Penalty":
-        """Of so many linear weights times a ridge, and of K, (m, m)."""
-        values, vectors = Spectrum.of(kernel)
-        kept = values > SMALLEST_EIGENVALUE * values.amax()
+        """Of so many linear weights times a ridge, and of K, (m, m), whose entries are rounded as its type says."""
+        values, vectors = Spectrum.of(kernel.double())
+        kept = values > max(SMALLEST_EIGENVALUE, ROUNDINGS * torch.finfo(kernel.dtype).eps) * values.amax()
         return cls(linear, 1 / math.sqrt(ridge), vectors[:, kept] * values[kept].rsqrt())
 
     def to_basis(self, sums: Tensor) -> Tensor:
@@ -136,9 +138,8 @@ def best_kernel_regression(
         errors.append(kept - 2 * (weights * products_of_kept).sum() + explained)
     freedom = (1 / (values + ridges.unsqueeze(1))) @ squares_of_kept
     ridge = best_ridge(ridges, RidgeFits.of(torch.stack(errors), freedom, ridges.new_tensor(kept)), kept)
-    gram.diagonal().add_(ridge)
     asked = penalty.to_basis(probes.T.double())
-    solved = torch.cholesky_solve(torch.cat([products, asked], dim=1), torch.linalg.cholesky(gram))
+    solved = solve_ridge(gram, torch.cat([products, asked], dim=1), ridge)
     weights, rest = solved.tensor_split([products.shape[1]], dim=1)
     return Regression(penalty.from_basis(weights), float(ridge), (asked * rest).sum(dim=0))
 

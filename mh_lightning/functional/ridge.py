@@ -159,3 +159,19 @@ def best_regression(sums: Sums, samples: float, squares: float, probes: Tensor |
     rotated = spectrum.vectors.T @ (sums.gram[:, :0] if probes is None else probes.T.to(sums.gram))
     leverage = (rotated.square() / (spectrum.values + ridge.to(rotated.dtype)).unsqueeze(1)).sum(dim=0)
     return Regression(weights, float(ridge), leverage)
+
+
+def solve_ridge(gram: Tensor, products: Tensor, ridge: Tensor) -> Tensor:
+    r""":math:`(G + \lambda I)^{-1} B`, of G (d, d), of which rounding may have made no Gram matrix, and B (d, C).
+
+    Example:
+        >>> solve_ridge(torch.eye(1), torch.tensor([[4.0]]), torch.tensor(3.0))
+        tensor([[1.]])
+    """
+    regularised = gram.clone()
+    regularised.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(regularised)
+    if not bool(failed):
+        return torch.cholesky_solve(products, factor)
+    spectrum = Spectrum.of(gram)
+    return spectrum.vectors @ ((spectrum.vectors.T @ products) / (spectrum.values + ridge).unsqueeze(1))

@@ -170,7 +170,7 @@ class KernelMemoryUnits(ClosedFormHead):
         width = self.width * neighbourhood(keys)
         linear, response = self._linear(z), responses(z, keys, width)
         imputed = with_samples_not_kept(self._linear_sums(origin, length), linear, response, targets)
-        penalty = Penalty.of(linear.shape[1], self.linear_penalty, responses(keys, keys, width).double())
+        penalty = Penalty.of(linear.shape[1], self.linear_penalty, responses(keys, keys, width))
         samples, kept = float(self.counts.sum()), float(len(z))
         asked = torch.cat([linear[probes], response[probes]], dim=1).double()
         weights, ridge, leverage = best_kernel_regression(imputed, penalty, samples, kept, asked, z.dtype)

@@ -87,7 +87,7 @@ def best_temperature(answers: Tensor, classes: Tensor) -> float:
     Example:
         >>> answers = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
         >>> round(best_temperature(answers, torch.tensor([0, 0, 0, 1])), 1)
-        2.2
+        2.4
     """
     finite = answers.isfinite().all(dim=1)
     answers, classes = answers[finite].double().cpu(), classes[finite].cpu()

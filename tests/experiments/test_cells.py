@@ -41,7 +41,7 @@ def test_a_table_is_options_that_the_command_line_overrides() -> None:
     given = parse(["run", "--table", "tables/heads.yaml", "--seeds", "7", "--output", "unused"]).run
     assert given.seeds == ["7"] and given.class_order_seeds == ["0-4"]
     names = [one.name for one in experiments_of(given)]
-    assert names[:2] == ["pacs_di_kernel_memory_head_10mb", "digits_kernel_memory_head_10mb"]
+    assert names[:2] == ["pacs_di_kernel_memory_head_10mb", "pacs_cdi_kernel_memory_head_10mb"]
 
 
 def test_what_is_overridden_on_the_command_line_comes_last() -> None:

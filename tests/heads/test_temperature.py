@@ -94,8 +94,11 @@ def test_samples_that_a_head_has_by_heart_do_not_make_it_sure() -> None:
     head.update(x, targets)
     queries, wanted = noisy(2000, 2)
     learnt, new = (float(F.cross_entropy(head.calibrated(a), b)) for a, b in ((x, targets), (queries, wanted)))
-    assert learnt < new < 1.1 * min(
-        float(F.cross_entropy(head(queries) / temperature, wanted)) for temperature in torch.logspace(-3, 1, 200)
+    assert (
+        learnt
+        < new
+        < 1.1
+        * min(float(F.cross_entropy(head(queries) / temperature, wanted)) for temperature in torch.logspace(-3, 1, 200))
     )
 
 
