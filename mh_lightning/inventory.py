@@ -126,11 +126,13 @@ def _callbacks() -> Iterator[tuple[str, str]]:
 
 
 def _metrics() -> Iterator[tuple[str, str]]:
-    from mh_lightning.metrics import METRICS, AccuracyMatrix, functional
+    from mh_lightning.metrics import CALIBRATION, METRICS, AccuracyMatrix, Calibration, functional
 
     yield "accuracy_matrix", first_line(AccuracyMatrix)
     for name in METRICS:
         yield name, first_line(getattr(functional, name.removesuffix("_clipped")))
+    for name in CALIBRATION:
+        yield name, first_line(Calibration)
 
 
 def _configs(kind: str = "") -> Iterator[tuple[str, str]]:

@@ -151,6 +151,20 @@ class ImputedSums(NamedTuple):
     rest: Sums  # of what the kept samples' responses are beyond what is linear in h: (m, m) and (m, C)
 
 
+def sums_of_all(linear: Tensor, kept_responses: Tensor, targets: Tensor) -> ImputedSums:
+    """The same of samples that are all kept, as they were: nothing is inferred.
+
+    Args:
+        linear: linear features, (N, d).
+        kept_responses: (N, m).
+        targets: (N, classes).
+    """
+    features, targets = torch.cat([linear, kept_responses], dim=1).double(), targets.double()
+    m = kept_responses.shape[1]
+    nothing = Sums(features.new_zeros(m, m), features.new_zeros(m, targets.shape[1]))
+    return ImputedSums(Sums.of(features, targets), nothing)
+
+
 def with_samples_not_kept(linear: Sums, kept_linear: Tensor, kept_responses: Tensor, targets: Tensor) -> ImputedSums:
     r"""Sums of linear features and responses over all samples, of which only some are kept.
 

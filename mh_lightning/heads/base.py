@@ -30,8 +30,8 @@ class ClosedFormHead(nn.Module, ABC):
     What cannot be learnt is refused as it comes, by `update`, which leaves the head as it was and keeps what waits.
 
     Its logits may be of any scale. `probabilities` are the softmax of logits over one temperature, which is chosen on
-    some of the samples that were learnt: 256 of the whole stream, or what a head keeps anyway. Regressions answer
-    these as if they had not been learnt, exactly; other heads answer them as they are, which promises too much where a
+    some of the samples that were learnt: 128 of the whole stream, or what a head keeps anyway. Regressions answer
+    these as if they had not been learnt; other heads answer them as they are, which promises too much where a
     class has few samples.
 
     Args:

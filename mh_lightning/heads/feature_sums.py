@@ -36,7 +36,8 @@ class FeatureSums(ClosedFormHead):
         self.normalization = normalization
         self.gram = PackedGram(size, torch.float32)
         self.register_buffer("class_sums", torch.zeros(size, num_classes, dtype=torch.float32))
-        self.largest = 2.0**126 / num_features
+        # their squares are summed in float32
+        self.largest = (2.0**50 if normalization == "none" else 2.0**126) / num_features
 
     @property
     def state_bytes(self) -> int:

@@ -134,7 +134,8 @@ class JointKernelRidge(JointHead):
     Args:
         num_features: n.
         num_classes: C.
-        width: w of the kernel, above 0, in squared distances within which a tenth of the samples lie.
+        width: w of the kernel, at least 1e-6 and at most 1e6, in squared distances within which a tenth of the samples
+            lie.
         options: of `JointHead`.
 
     Example:
@@ -154,7 +155,7 @@ class JointKernelRidge(JointHead):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_features, num_classes, normalization, seed)
-        require("width", width, above=0, below=float("inf"))
+        require("width", width, at_least=1e-6, at_most=1e6)
         self.width = width
 
     def solve(self) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from mh_lightning.functional.kernel_ridge import (
     best_kernel_regression,
     neighbourhood,
     responses,
+    sums_of_all,
     with_samples_not_kept,
 )
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
@@ -53,10 +54,10 @@ class KernelMemoryUnits(ClosedFormHead):
         num_features: n.
         num_classes: C.
         key_mem_units: m, at least 1; fewer while fewer samples are kept.
-        max_bytes: of the whole state: sums, codes and classes.
-        width: w, above 0, in squared distances within which a tenth of the keys lie, see
+        max_bytes: at least 1, of the whole state: sums, codes and classes.
+        width: w, at least 1e-6 and at most 1e6, in squared distances within which a tenth of the keys lie, see
             `mh_lightning.functional.kernel_ridge.neighbourhood`.
-        linear_penalty: :math:`\rho`, above 0.
+        linear_penalty: :math:`\rho`, at least 1e-12 and at most 1e12.
         linear_part: whether exact sums of the features are kept; by default, if they take at most half of `max_bytes`.
             Without, the linear part is the constant alone.
         normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; "none", for
@@ -104,8 +105,9 @@ class KernelMemoryUnits(ClosedFormHead):
     ) -> None:
         super().__init__(num_features, num_classes)
         require("key_mem_units", key_mem_units, at_least=1)
-        require("width", width, above=0, below=float("inf"))
-        require("linear_penalty", linear_penalty, above=0, below=float("inf"))
+        require("width", width, at_least=1e-6, at_most=1e6)
+        require("linear_penalty", linear_penalty, at_least=1e-12, at_most=1e12)
+        require("max_bytes", max_bytes, at_least=1)
         require("normalization", normalization, one_of=NORMALIZATIONS)
         self.key_mem_units, self.width, self.linear_penalty = key_mem_units, width, linear_penalty
         self.normalization = normalization
@@ -169,7 +171,10 @@ class KernelMemoryUnits(ClosedFormHead):
         probes = order.flip(0)[:PROBES]  # keys last: no other sample is as near to a key
         width = self.width * neighbourhood(keys)
         linear, response = self._linear(z), responses(z, keys, width)
-        imputed = with_samples_not_kept(self._linear_sums(origin, length), linear, response, targets)
+        if len(z) == int(self.counts.sum()) and not self.store.rounds:
+            imputed = sums_of_all(linear, response, targets)
+        else:
+            imputed = with_samples_not_kept(self._linear_sums(origin, length), linear, response, targets)
         penalty = Penalty.of(linear.shape[1], self.linear_penalty, responses(keys, keys, width))
         samples, kept = float(self.counts.sum()), float(len(z))
         asked = torch.cat([linear[probes], response[probes]], dim=1).double()

@@ -1,12 +1,16 @@
 """Samples of a stream within a number of bytes: all of them, in fewer bits when they become many, then some."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mh_lightning.functional.codes import bytes_of_code, decode, encode
+from mh_lightning.functional.codes import ROUNDED, bytes_of_code, decode, encode
+from mh_lightning.functional.kernel_ridge import neighbourhood
 
 BYTES_OF_LABEL = 4
+MOST_ROUNDING = 0.1  # of the squared distance to neighbours
 DRAWS = 4  # of a step of Philox
 
 
@@ -49,6 +53,11 @@ class SampleStore(nn.Module):
         """Samples that can be kept in so many bits a number."""
         return min(len(self.pool) // bytes_of_code(self.num_features, bits), len(self.labels))
 
+    @property
+    def rounds(self) -> bool:
+        """Whether codes are of fewer bits than float16 has."""
+        return int(self.bits) in ROUNDED
+
     def __len__(self) -> int:
         return min(int(self.seen), self.capacity(int(self.bits)))
 
@@ -88,6 +97,15 @@ class SampleStore(nn.Module):
         z, _ = self.kept()
         self.bits.fill_(bits)
         self._codes(bits)[: len(z)] = encode(z, bits)
+        rounding = float((z - self.kept()[0]).square().sum(dim=1).mean())
+        apart = neighbourhood(z)
+        if rounding > MOST_ROUNDING * apart:
+            warnings.warn(
+                f"max_bytes: {len(z)} samples do not fit in more than {bits} bits a number, whose rounding (squared, "
+                f"{rounding:.1e}) hides what tells neighbours apart ({apart:.1e}); give more max_bytes, or take from the "
+                "features what all of them share, such as their mean.",
+                stacklevel=2,
+            )
 
 
 def draw_places(seed: int, first: int, samples: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from mh_lightning.heads.sample_store import draw_places
 
-PROBES = 256
+PROBES = 128
+MOST_LEVERAGE = 0.95  # more is rounding, or that of sums which were inferred, and would let one sample decide
 WIDEST = 12.0  # natural logarithms of a temperature, around that of the answers' spread
 
 
@@ -20,8 +21,8 @@ class Probes(nn.Module):
         num_features: n.
 
     Attributes:
-        features: (256, n), bfloat16, which has the range of float32.
-        classes: (256,), int32.
+        features: (128, n), float32.
+        classes: (128,), int32.
         seen: samples of the stream.
     """
 
@@ -31,25 +32,25 @@ class Probes(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.register_buffer("features", torch.zeros(PROBES, num_features, dtype=torch.bfloat16))
+        self.register_buffer("features", torch.zeros(PROBES, num_features, dtype=torch.float32))
         self.register_buffer("classes", torch.zeros(PROBES, dtype=torch.int32))
         self.register_buffer("seen", torch.tensor(0))
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Keep some of features (b, n) of classes (b,)."""
         seen, free = int(self.seen), max(PROBES - int(self.seen), 0)
-        self.features[seen : seen + free][: len(targets)] = features[:free].to(torch.bfloat16)
+        self.features[seen : seen + free][: len(targets)] = features[:free].float()
         self.classes[seen : seen + free][: len(targets)] = targets[:free].int()
         if len(targets) > free:
             drawn = draw_places(0, seen + free, len(targets) - free, PROBES)
             places, rows = (torch.from_numpy(part).to(targets.device) for part in drawn)
-            self.features[places] = features[free:][rows].to(torch.bfloat16)
+            self.features[places] = features[free:][rows].float()
             self.classes[places] = targets[free:][rows].int()
         self.seen += len(targets)
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """Features (p, n), float32, and classes (p,); what leaves float32 is not among them."""
-        features, classes = self.features[: int(self.seen)].float(), self.classes[: int(self.seen)].long()
+        features, classes = self.features[: int(self.seen)], self.classes[: int(self.seen)].long()
         finite = features.isfinite().all(dim=1)
         return features[finite], classes[finite]
 
@@ -60,14 +61,14 @@ def left_out(answers: Tensor, targets: Tensor, leverage: Tensor) -> Tensor:
     Args:
         answers: o, (p, C).
         targets: one-hot classes y, (p, C).
-        leverage: h, how much of its own target each answer holds, (p,).
+        leverage: h, how much of its own target each answer holds, (p,); what is above .95 is taken for that.
 
     Example:
         >>> left_out(torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]]), torch.tensor([0.25]))
         tensor([[0.3333, 0.6667]])
     """
-    h = leverage.unsqueeze(1).to(answers.dtype)
-    return (answers - h * targets) / (1 - h).clamp_min(torch.finfo(answers.dtype).eps)
+    h = leverage.unsqueeze(1).to(answers.dtype).clamp(0, MOST_LEVERAGE)
+    return (answers - h * targets) / (1 - h)
 
 
 def best_temperature(answers: Tensor, classes: Tensor) -> float:
@@ -91,7 +92,7 @@ def best_temperature(answers: Tensor, classes: Tensor) -> float:
     """
     finite = answers.isfinite().all(dim=1)
     answers, classes = answers[finite].double().cpu(), classes[finite].cpu()
-    spread = float((answers - answers.mean(dim=1, keepdim=True)).square().mean().sqrt()) if len(answers) else 0.0
+    spread = float((answers - answers.mean(dim=1, keepdim=True)).abs().median()) if answers.numel() else 0.0
     if answers.shape[1] < 2 or not spread > 0 or not math.isfinite(spread):
         return 1.0
     smoothing = 1 / (len(answers) + 1)

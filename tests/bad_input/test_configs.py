@@ -158,7 +158,7 @@ def closed_form(name: str, features: list[float], sentence: str, **options: Any)
 CLOSED_FORM = (
     closed_form("features are NaN", [float("nan"), 0.0, 1.0], "NaN"),
     closed_form("too few bytes", [0.0, 0.0, 1.0], "max_bytes=10: .* need [0-9]+ bytes", max_bytes=10),
-    closed_form("no width", [0.0, 0.0, 1.0], "width must be above 0", width=0.0),
+    closed_form("no width", [0.0, 0.0, 1.0], "width must lie in", width=0.0),
     closed_form("unknown normalization", [0.0, 0.0, 1.0], "normalization must be one of", normalization="max"),
 )
 

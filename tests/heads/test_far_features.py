@@ -35,6 +35,7 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
     "kernel, l2": partial(kernel, normalization="l2"),
     "kernel, none": partial(kernel, normalization="none"),
     "features": lambda: RandomFeatureRidge(FEATURES, CLASSES, 50, seed=0),
+    "features, none": lambda: RandomFeatureRidge(FEATURES, CLASSES, 50, normalization="none", seed=0),
     "kernel discriminant": lambda: RandomFeatureDiscriminant(FEATURES, CLASSES, 50, seed=0),
     "regularised": lambda: RegularisedDiscriminant(FEATURES, CLASSES),
     "truncated": lambda: TruncatedProjection(FEATURES, CLASSES, 50, 20, seed=0),

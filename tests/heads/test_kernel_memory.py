@@ -57,8 +57,7 @@ def test_is_scikit_learns_kernel_ridge_where_every_sample_is_a_key(normalization
     gamma = 1 / (1.4 * width_of(z))
     reference = KernelRidge(kernel="rbf", gamma=gamma, alpha=float(head.ridge))
     reference.fit(z.numpy(), F.one_hot(targets, CLASSES).double().numpy())
-    # kept in 16 bits, or as it is; and a ridge regression splits responses into what is linear and a rest
-    tolerance = 0.02 if normalization == "l2" else 2e-3
+    tolerance = 0.02 if normalization == "l2" else 1e-6  # kept in 16 bits, or as it is
     expected = torch.from_numpy(reference.predict(z.numpy()))
     torch.testing.assert_close(logits.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -262,9 +261,9 @@ def test_a_few_samples(samples: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "width must be above 0"),
-        ({"width": float("nan")}, "width must be above 0"),
-        ({"linear_penalty": 0}, "linear_penalty must be above 0"),
+        ({"width": 0}, "width must lie in"),
+        ({"width": float("nan")}, "width must lie in"),
+        ({"linear_penalty": 0}, "linear_penalty must lie in"),
         ({"key_mem_units": 0}, "key_mem_units must be at least 1"),
         ({"normalization": "max"}, "normalization must be"),
         ({"seed": -1}, r"seed must lie in \[0, 2\*\*32\), got -1"),

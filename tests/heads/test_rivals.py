@@ -213,7 +213,7 @@ def test_a_state_is_loaded_whole(kind: type[ClosedFormHead]) -> None:
         (lambda: RegularisedDiscriminant(2, 2, rank=0), "rank must be at least 1"),
         (lambda: RegularisedDiscriminant(2, 2, alphas=(0.1, 0.9, 0.0)), "alphas must be three numbers"),
         (lambda: TruncatedProjection(2, 2, 3, rank=0), "rank must be at least 1"),
-        (lambda: JointKernelRidge(2, 2, width=-1.0), "width must be above 0"),
+        (lambda: JointKernelRidge(2, 2, width=-1.0), "width must lie in"),
     ],
 )
 def test_refuses(make: type[ClosedFormHead], message: str) -> None:

@@ -1,5 +1,7 @@
 """Samples within a number of bytes."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -67,3 +69,15 @@ def test_draws_follow_the_place_in_the_stream(cut: int) -> None:
     new, rows = draw_places(7, 30, 400, 30)
     whole[torch.from_numpy(new)] = torch.from_numpy(rows) + 30
     assert torch.equal(places, whole)
+
+
+def test_codes_that_hide_what_tells_samples_apart_are_told() -> None:
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    told_apart, alike = F.normalize(x, dim=1), F.normalize(0.02 * x + torch.ones(64), dim=1)
+    for z, hides in ((told_apart, False), (alike, True)):
+        store = SampleStore(64, 300 * 60, (16, 8, 4))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            store.add(z, torch.zeros(300, dtype=torch.long), 0)
+        assert int(store.bits) == 4 and len(store) == 300
+        assert bool(told) == hides and all(str(one.message).startswith("max_bytes: ") for one in told)

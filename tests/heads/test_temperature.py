@@ -4,11 +4,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from mh_lightning.heads import ClassMeans, ClosedFormHead, KernelMemoryUnits, RidgeRegression
+from mh_lightning.heads import (
+    ClassMeans,
+    ClosedFormHead,
+    KernelMemoryUnits,
+    RandomProjectionRidge,
+    RidgeRegression,
+)
 from mh_lightning.heads.base import ROWS
 from mh_lightning.heads.temperature import PROBES, Probes, best_temperature, left_out
 from tests.blobs import CLASSES, FEATURES, blobs
@@ -121,3 +128,33 @@ def test_cheap_predictions_find_no_temperature() -> None:
     head.update(x, targets)
     head(x)
     assert head._temperature is None
+
+
+@pytest.mark.parametrize("normalization", ["sqrt", "l2", "none"])
+def test_no_sample_s_leverage_decides_on_real_data(normalization: str) -> None:
+    data = load_breast_cancer()
+    x, targets = torch.tensor(data.data).float(), torch.tensor(data.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    learn, rest = order[:400], order[400:]
+    head = KernelMemoryUnits(x.shape[1], 2, normalization=normalization, seed=0)
+    head.update(x[learn], targets[learn])
+    probabilities = head.probabilities(x[rest])
+    assert float((probabilities.argmax(dim=1) == targets[rest]).double().mean()) > 0.85
+    assert head.temperature < 1 and float(F.nll_loss(probabilities.log(), targets[rest])) < 0.45
+
+
+@pytest.mark.parametrize("num_projections", [60, 1000])
+def test_random_projections_know_their_probes_as_they_were(num_projections: int) -> None:
+    data = load_breast_cancer()
+    x, targets = torch.tensor(data.data).float(), torch.tensor(data.target)
+    head = RandomProjectionRidge(x.shape[1], 2, num_projections=num_projections, seed=0)
+    head.update(x[::2], targets[::2])
+    probabilities = head.probabilities(x[1::2])
+    assert float((probabilities.argmax(dim=1) == targets[1::2]).double().mean()) > 0.85
+    assert float(F.nll_loss(probabilities.log(), targets[1::2])) < 0.4
+
+
+def test_leverage_beyond_one_is_bounded() -> None:
+    answers, targets = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+    for leverage in (0.95, 0.999, 1.0, 1.2):
+        assert float(left_out(answers, targets, torch.tensor([leverage])).abs().max()) < 25
