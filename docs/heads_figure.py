@@ -32,7 +32,6 @@ POINTS = {
     "discriminant_rank_64": ("Gaussian classes, rank 64", "#000000", "+"),
     "slda": ("streaming LDA", "#777777", "1"),
 }
-BOUND = "joint_kernel_ridge"
 BELOW = 0.09  # of the best: what is worse is not drawn
 
 Found = dict[str, dict[str, tuple[float, float]]]  # MB and per cent, of each experiment of each stream
@@ -61,7 +60,6 @@ def draw(axes: Axes, title: str, found: dict[str, tuple[float, float]]) -> None:
         axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label, linewidth=width, markersize=5)
     for name, (label, colour, marker) in POINTS.items():
         axes.plot(*found[name], marker, color=colour, label=label, markersize=8, markeredgewidth=1.8)
-    axes.axhline(found[BOUND][1], color="#777777", linestyle="--", linewidth=1, label="kernel ridge of all samples")
     best = max(accuracy for _, accuracy in found.values())
     axes.set_ylim(best * (1 - BELOW), best * 1.008)
     axes.set_xscale("log")

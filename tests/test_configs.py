@@ -185,7 +185,7 @@ def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
 
 # they need a backbone of timm
 IMAGES = {"memory_head_500_online", "linear_per_task_sequential", "fecam"}
-FASTER = {"ranpac": ("num_projections", 40)}
+FASTER = dict.fromkeys(("ranpac", "random_feature_ridge", "kernel_discriminant"), ("num_projections", 40))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
@@ -267,9 +267,9 @@ def test_stream(run: Callable[..., Path], tmp_path: Path, fashion_mnist: Path, c
     assert len(results["accuracy_matrix"]) == results["num_tasks"] == tasks
 
 
-PUBLISHED = {ROOT / "docs" / "heads" / "kernel_memory": "heads",
-             ROOT / "docs" / "heads" / "rivals": "heads_rivals", ROOT / "docs" / "ocdi": "ocdi",
-             ROOT / "docs" / "frozen": "frozen",
+HEADS_OF = ROOT / "docs" / "heads"
+PUBLISHED = {HEADS_OF / "kernel_memory": "heads", HEADS_OF / "rivals": "heads_rivals", HEADS_OF / "bytes": "heads_bytes",
+             HEADS_OF / "planes": "heads_planes", ROOT / "docs" / "ocdi": "ocdi", ROOT / "docs" / "frozen": "frozen",
              ROOT / "docs" / "ci" / "frozen": "ci_frozen", ROOT / "docs" / "ci" / "tuned": "ci_tuned"}  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mh_lightning.errors import require
 from mh_lightning.functional.normalization import normalised
-from mh_lightning.heads.drawn_projection import DrawnProjection
+from mh_lightning.heads.drawn_projection import DrawnProjection, seed_of_run
 from mh_lightning.heads.feature_sums import FeatureSums
 from mh_lightning.heads.random_projection import ridge_weights
 
@@ -55,7 +55,7 @@ class RandomFeatureHead(FeatureSums):
         require("width", width, above=0, below=math.inf)
         self.kind, self.width = kind, width
         self.projection = DrawnProjection(num_features, num_projections, seed)
-        generator = torch.Generator("cpu").manual_seed(int(self.projection.seed) + 1)
+        generator = torch.Generator("cpu").manual_seed(seed_of_run(seed) + 1)
         phases = 2 * math.pi * torch.rand(num_projections, generator=generator, device="cpu", dtype=torch.float32)
         self.register_buffer("phases", phases.to(self.counts.device))
 

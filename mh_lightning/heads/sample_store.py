@@ -102,8 +102,8 @@ class SampleStore(nn.Module):
         if rounding > MOST_ROUNDING * apart:
             warnings.warn(
                 f"max_bytes: {len(z)} samples do not fit in more than {bits} bits a number, whose rounding (squared, "
-                f"{rounding:.1e}) hides what tells neighbours apart ({apart:.1e}); give more max_bytes, or take from the "
-                "features what all of them share, such as their mean.",
+                f"{rounding:.1e}) hides what tells neighbours apart ({apart:.1e}); give more max_bytes, or take from "
+                "the features what all of them share, such as their mean.",
                 stacklevel=2,
             )
 

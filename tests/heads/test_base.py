@@ -317,3 +317,9 @@ def test_equal_samples_that_rounding_parts_have_no_spread() -> None:
     queries = torch.tensor([[0.3, 0.3]]).double()
     torch.testing.assert_close(head(queries), torch.tensor([[-0.2, -0.36]]).double(), rtol=1e-6, atol=0)
     assert discriminant(queries).argmax() == 0
+
+
+@pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+def test_every_head_is_tried_without_memory(make: Make) -> None:
+    with torch.device("meta"):  # as methods try them, before any data are read
+        assert make().counts.device.type == "meta"
