@@ -67,6 +67,7 @@ def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed for name in results if name != "naive")
 
 
+@pytest.mark.parametrize("options", [("tasks", "--tasks", "6"), ("samples", "--samples", "80")])
 def test_long_streams(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = long_streams.main([*options]).values()
     assert all(math.isfinite(value) for value in found.values())
