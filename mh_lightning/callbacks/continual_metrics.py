@@ -222,7 +222,8 @@ class ContinualMetrics(Callback):
         self._losses[split].zero_()
         found = defined(self._calibration[split].compute())
         self._calibration[split].reset()
-        self._calibrations.setdefault(split, []).append(found)
+        evaluations = self._calibrations.setdefault(split, [])
+        evaluations[len(self._counts[split]["total"]) - 1 :] = [found]  # once, if an evaluation is repeated
         scalars = {f"{split}/{name}": value for name, value in (defined(results) | found).items()}
         hand_to_trainer(pl_module, scalars)
         for other in evenly_spaced(matrix.shape[1], MOST_CURVES):

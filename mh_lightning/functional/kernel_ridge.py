@@ -176,9 +176,9 @@ def with_samples_not_kept(linear: Sums, kept_linear: Tensor, kept_responses: Ten
         G = \begin{pmatrix} S & S A \\ A^\top S & A^\top S A + \sum_\text{kept} e e^\top \end{pmatrix}, \qquad
         B = \begin{pmatrix} C \\ A^\top C + \sum_\text{kept} e y^\top \end{pmatrix}
 
-    where e and h are taken to be uncorrelated, as least squares makes them, so that G is positive semidefinite whatever
-    A is, and however codes were rounded. The kept samples are drawn from all alike, so e does not tell early samples
-    from late ones.
+    where e and h are taken to be uncorrelated, as the ridge regression nearly makes them, so that G is positive
+    semidefinite whatever A is, and however codes were rounded. The kept samples are drawn from all alike, so e does not
+    tell early samples from late ones.
 
     Args:
         linear: S and C, the sums of h over all samples, (d, d) and (d, classes).

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
-from mh_lightning.heads.temperature import Probes, best_temperature
+from mh_lightning.heads.temperature import Probes, best_temperature, left_out
 
 ROWS = 1024  # that are added at once
 NO_SPREAD = 1e-28  # mean squares about a mean, beside its own square, that rounding explains
@@ -91,11 +92,22 @@ class ClosedFormHead(nn.Module, ABC):
 
     def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (p, C) of samples that were learnt, as far as possible as if they had not been, and their classes
-        (p,); here, as they are.
+        (p,). Of a head that knows their `leverage`, they are; of others, they are the logits that it has now.
         """
+        features, classes = self.probed()
+        answers, leverage = self.logits(features, *solution), self.leverage(*solution)
+        if leverage is not None:
+            answers = left_out(answers, F.one_hot(classes, self.num_classes).to(answers), leverage)
+        return answers, classes
+
+    def leverage(self, *solution: Tensor) -> Tensor | None:
+        """How much of its own target the answer to each probe holds, (p,); None where that is not known."""
+        return None
+
+    def probed(self) -> tuple[Tensor, Tensor]:
+        """Features (p, n) and classes (p,) of the samples that tell the temperature."""
         assert self.probes is not None, "a head that keeps samples says what it answers them"
-        features, classes = self.probes.kept()
-        return self.logits(features, *solution), classes
+        return self.probes.kept()
 
     # --- the frame
 

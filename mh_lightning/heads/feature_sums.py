@@ -11,7 +11,6 @@ from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
 from mh_lightning.functional.ridge import Sums, best_regression
 from mh_lightning.heads.base import ClosedFormHead
 from mh_lightning.heads.packed_gram import PackedGram
-from mh_lightning.heads.temperature import left_out
 
 
 class FeatureSums(ClosedFormHead):
@@ -60,18 +59,14 @@ class FeatureSums(ClosedFormHead):
 
     def regression(self) -> tuple[Tensor, ...]:
         """Those of the ridge regression that generalised cross-validation chooses; the biases are 0."""
-        assert self.probes is not None
-        samples, probes = float(self.counts.sum()), self.hidden(self.probes.kept()[0])
+        samples, probes = float(self.counts.sum()), self.hidden(self.probed()[0])
         found = best_regression(Sums(self.gram.whole(), self.class_sums.double()), samples, samples, probes)
         weights = found.weights.float()
         return weights, weights.new_zeros(self.num_classes), found.leverage
 
-    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (p, C) of the probes, and their classes (p,); of a regression, as if they had not been learnt."""
-        answers, classes = super().answers_left_out(*solution)
-        if len(solution) == 3:
-            answers = left_out(answers, F.one_hot(classes, self.num_classes).to(answers), solution[2])
-        return answers, classes
+    def leverage(self, *solution: Tensor) -> Tensor | None:
+        """That of the probes (p,), which a regression knows."""
+        return solution[2] if len(solution) == 3 else None
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Affine maps of h, (b, C)."""

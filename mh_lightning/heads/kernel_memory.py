@@ -70,7 +70,7 @@ class KernelMemoryUnits(ClosedFormHead):
         store: the samples, a `SampleStore`.
         gram: sum of [z, 1] [z, 1]ᵀ, a `PackedGram`, in float32, or float64 with the normalization "none".
         class_sums: sum of [z, 1] yᵀ, (d, C), of the same type.
-        keys: K, (m, n), normalised features, of the samples so far; none of none.
+        keys: K, (m, n), normalised features, of the samples so far; no rows before any.
         ridge: :math:`\lambda` of the last solution; 0 before any.
         state_bytes: bytes of the state.
 

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from mh_lightning.errors import UserError
 from mh_lightning.heads.base import ClosedFormHead
 from mh_lightning.heads.drawn_projection import DrawnProjection
-from mh_lightning.heads.temperature import left_out
 
 EXPONENTS = range(-8, 9)  # of 10, the published ridges
 HELD_OUT = 5  # one of so many samples chooses the ridge
@@ -105,10 +103,9 @@ class RandomProjectionRidge(ClosedFormHead):
 
     def solve(self) -> tuple[Tensor, ...]:
         """Weights (C, M), with the best ridge, and the leverage of the probes (p,)."""
-        assert self.probes is not None
         best = self._best_exponent()
         gram, class_sums = self.gram.sum(dim=0), self.class_sums.sum(dim=0)
-        probes = self.project(self.probes.kept()[0])
+        probes = self.project(self.probed()[0])
         # rounding can make too little for all samples what was enough for four fifths of them
         for exponent in range(best, EXPONENTS.stop):
             solved = ridge_weights(gram, torch.cat([class_sums, probes]), 10.0**exponent)
@@ -138,10 +135,9 @@ class RandomProjectionRidge(ClosedFormHead):
         """Regressions (b, C)."""
         return self.project(features) @ solution[0].T
 
-    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
-        """Regressions (p, C) of the probes, had they not been learnt, and their classes (p,)."""
-        answers, classes = super().answers_left_out(*solution)
-        return left_out(answers, F.one_hot(classes, self.num_classes).to(answers), solution[1]), classes
+    def leverage(self, *solution: Tensor) -> Tensor:
+        """That of the probes (p,)."""
+        return solution[1]
 
 
 def draw_held_out(seed: int, first: int, samples: int) -> NDArray[np.bool_]:

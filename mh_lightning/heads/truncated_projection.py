@@ -2,13 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mh_lightning.errors import require
 from mh_lightning.functional.normalization import NORMALIZATIONS, normalised
 from mh_lightning.heads.base import ClosedFormHead
 from mh_lightning.heads.drawn_projection import DrawnProjection
-from mh_lightning.heads.temperature import left_out
 
 NO_VALUE = 1e-4  # singular values that are a smaller part of the largest are rounding in float32
 
@@ -87,19 +85,17 @@ class TruncatedProjection(ClosedFormHead):
 
     def solve(self) -> tuple[Tensor, ...]:
         """Weights (D, C), and the leverage of the probes (p,)."""
-        assert self.probes is not None
         squares = self.directions.double().square().sum(dim=1)
         used = self.directions[squares > NO_VALUE**2 * squares.amax()].double()
         squares = used.square().sum(dim=1, keepdim=True)
         weights = used.T @ ((used @ self.class_sums.double()) / squares.square())
-        probes = used @ self.hidden(self.probes.kept()[0]).double().T
+        probes = used @ self.hidden(self.probed()[0]).double().T
         return weights.float(), (probes / squares).square().sum(dim=0)
 
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
         return self.hidden(features) @ solution[0]
 
-    def answers_left_out(self, *solution: Tensor) -> tuple[Tensor, Tensor]:
-        """Regressions (p, C) of the probes, had they not been learnt, and their classes (p,)."""
-        answers, classes = super().answers_left_out(*solution)
-        return left_out(answers, F.one_hot(classes, self.num_classes).to(answers), solution[1]), classes
+    def leverage(self, *solution: Tensor) -> Tensor:
+        """That of the probes (p,)."""
+        return solution[1]
