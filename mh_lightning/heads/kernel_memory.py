@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError, require
-from mh_lightning.functional.codes import FLOAT16, FLOAT64, ROUNDED, bytes_of_code, turn, turn_back
+from mh_lightning.functional.codes import FLOAT16, FLOAT64, ROUNDED, turn, turn_back
 from mh_lightning.functional.kernel_ridge import (
     Penalty,
     best_kernel_regression,
@@ -21,7 +21,7 @@ from mh_lightning.functional.ridge import Sums
 from mh_lightning.heads.base import ClosedFormHead
 from mh_lightning.heads.drawn_projection import seed_of_run
 from mh_lightning.heads.packed_gram import PackedGram, numbers_of_gram
-from mh_lightning.heads.sample_store import BYTES_OF_LABEL, SampleStore
+from mh_lightning.heads.sample_store import SampleStore, bytes_of_origin, bytes_of_sample
 from mh_lightning.heads.temperature import PROBES, left_out
 
 LARGEST_IN_FLOAT32 = 2.0**126
@@ -120,12 +120,13 @@ class KernelMemoryUnits(ClosedFormHead):
         self.linear_part = linear_bytes <= max_bytes / 2 if linear_part is None else linear_part
         size = num_features + 1 if self.linear_part else 1
         left = max_bytes - bytes_of_linear_sums(size, num_classes, number)
-        sample = bytes_of_code(num_features, bits[-1]) + BYTES_OF_LABEL
-        if left < sample:
+        sample, origin = bytes_of_sample(num_features, bits[-1]), bytes_of_origin(num_features, bits[-1])
+        if left < sample + origin:
             without = "" if not self.linear_part else ", or linear_part=false would do without the first"
             raise UserError(
-                f"max_bytes={max_bytes}: sums of {size} linear features need {max_bytes - left} bytes and a sample "
-                f"{sample}; {max_bytes - left + 1000 * sample} would hold 1,000 samples{without}."
+                f"max_bytes={max_bytes}: sums of {size} linear features need {max_bytes - left} bytes and the first "
+                f"sample {sample + origin}; {max_bytes - left + origin + 1000 * sample} would hold 1,000 samples"
+                f"{without}."
             )
         self.gram = PackedGram(size, number)
         self.register_buffer("class_sums", torch.zeros(size, num_classes, dtype=number))

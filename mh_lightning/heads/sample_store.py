@@ -10,6 +10,7 @@ from mh_lightning.functional.codes import ROUNDED, bytes_of_code, decode, encode
 from mh_lightning.functional.kernel_ridge import neighbourhood
 
 BYTES_OF_LABEL = 4
+BYTES_OF_LENGTH = 2
 MOST_ROUNDING = 0.1  # of the squared distance to neighbours
 DRAWS = 4  # of a step of Philox
 
@@ -18,18 +19,22 @@ class SampleStore(nn.Module):
     """Vectors with their classes, in codes (`mh_lightning.functional.codes`).
 
     They are kept in the most bits that let all be kept. When they become too many for that, they are coded again in
-    fewer, and when there are no fewer, each sample of the stream is as likely to be kept as any other: reservoir
-    sampling, by draws that follow from the seed and a sample's place in the stream.
+    fewer: their difference from the mean of those that are kept then, as a length and a rounded direction, so that what
+    all samples share costs no digits of what tells them apart. When there are no fewer, each sample of the stream is as
+    likely to be kept as any other: reservoir sampling, by draws that follow from the seed and a sample's place in the
+    stream.
 
     Source: Vitter, "Random Sampling with a Reservoir", ACM Transactions on Mathematical Software 11, 1985, algorithm R.
 
     Args:
         num_features: n.
-        num_bytes: for codes and classes.
+        num_bytes: for all of it, at least those of one sample in the fewest bits.
         bits: of a number that may be used, from the most to the fewest.
 
     Attributes:
         pool: codes, one after the other, uint8.
+        lengths: of differences from the origin, float16, one for each that the fewest bits let be kept.
+        origin: that rounded codes are differences from, (n,), float32.
         labels: classes, int32, one for each that the fewest bits let be kept.
         seen: samples of the stream.
         bits: that are used now.
@@ -37,15 +42,22 @@ class SampleStore(nn.Module):
 
     pool: Tensor
     labels: Tensor
+    lengths: Tensor
+    origin: Tensor
     seen: Tensor
     bits: Tensor
 
     def __init__(self, num_features: int, num_bytes: int, bits: tuple[int, ...]) -> None:
         super().__init__()
         self.num_features, self.choices = num_features, bits
-        most = num_bytes // (bytes_of_code(num_features, bits[-1]) + BYTES_OF_LABEL)
+        rounds = bits[-1] in ROUNDED
+        left = num_bytes - bytes_of_origin(num_features, bits[-1])
+        most = left // bytes_of_sample(num_features, bits[-1])
         self.register_buffer("labels", torch.zeros(most, dtype=torch.int32))
-        self.register_buffer("pool", torch.zeros(num_bytes - BYTES_OF_LABEL * most, dtype=torch.uint8))
+        self.register_buffer("lengths", torch.zeros(most * rounds, dtype=torch.float16))
+        self.register_buffer("origin", torch.zeros(num_features * rounds, dtype=torch.float32))
+        left -= self.labels.nbytes + self.lengths.nbytes
+        self.register_buffer("pool", torch.zeros(left, dtype=torch.uint8))
         self.register_buffer("seen", torch.tensor(0))
         self.register_buffer("bits", torch.tensor(bits[0]))
 
@@ -77,7 +89,7 @@ class SampleStore(nn.Module):
                 now = len(z)
                 kept = draw_places(seed, int(self.seen), now, self.capacity(bits))
                 places, rows = (torch.from_numpy(part).to(z.device) for part in kept)
-            self._codes(bits)[places] = encode(z[rows], bits)
+            self._write(places, z[rows])
             self.labels[places] = targets[rows].int()
             self.seen += now
             z, targets = z[now:], targets[now:]
@@ -85,7 +97,20 @@ class SampleStore(nn.Module):
     def kept(self) -> tuple[Tensor, Tensor]:
         """Vectors (N, n), in float64, and their classes (N,)."""
         bits, count = int(self.bits), len(self)
-        return decode(self._codes(bits)[:count], bits, self.num_features), self.labels[:count].long()
+        z = decode(self._codes(bits)[:count], bits, self.num_features)
+        if self.rounds:
+            z = self.origin + z * self.lengths[:count].double().unsqueeze(1)
+        return z, self.labels[:count].long()
+
+    def _write(self, places: Tensor, z: Tensor) -> None:
+        """Code vectors (b, n) into places (b,)."""
+        bits = int(self.bits)
+        if self.rounds:
+            z = z - self.origin
+            lengths = torch.linalg.vector_norm(z, dim=1)
+            self.lengths[places] = lengths.half()
+            z = z / lengths.clamp_min(torch.finfo(z.dtype).tiny).unsqueeze(1)
+        self._codes(bits)[places] = encode(z, bits)
 
     def _codes(self, bits: int) -> Tensor:
         """The pool as codes, (capacity, bytes)."""
@@ -96,16 +121,31 @@ class SampleStore(nn.Module):
         """Code what is kept again, in fewer bits."""
         z, _ = self.kept()
         self.bits.fill_(bits)
-        self._codes(bits)[: len(z)] = encode(z, bits)
+        self.origin.copy_(z.mean(dim=0))
+        self._write(torch.arange(len(z), device=z.device), z)
         rounding = float((z - self.kept()[0]).square().sum(dim=1).mean())
         apart = neighbourhood(z)
         if rounding > MOST_ROUNDING * apart:
             warnings.warn(
                 f"max_bytes: {len(z)} samples do not fit in more than {bits} bits a number, whose rounding (squared, "
-                f"{rounding:.1e}) hides what tells neighbours apart ({apart:.1e}); give more max_bytes, or take from "
-                "the features what all of them share, such as their mean.",
+                f"{rounding:.1e}) hides what tells neighbours apart ({apart:.1e}); give more max_bytes.",
                 stacklevel=2,
             )
+
+
+def bytes_of_origin(num_features: int, bits: int) -> int:
+    """Bytes of the vector (n,) that rounded codes are differences from; 0 where the fewest bits do not round."""
+    return 4 * num_features * (bits in ROUNDED)
+
+
+def bytes_of_sample(num_features: int, bits: int) -> int:
+    """Bytes of one vector with its class, and its length where it is rounded.
+
+    Example:
+        >>> bytes_of_sample(1280, 16), bytes_of_sample(1280, 4)
+        (2564, 646)
+    """
+    return bytes_of_code(num_features, bits) + BYTES_OF_LABEL + BYTES_OF_LENGTH * (bits in ROUNDED)
 
 
 def draw_places(seed: int, first: int, samples: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:

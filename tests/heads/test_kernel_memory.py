@@ -267,10 +267,22 @@ def test_a_few_samples(samples: int) -> None:
         ({"key_mem_units": 0}, "key_mem_units must be at least 1"),
         ({"normalization": "max"}, "normalization must be"),
         ({"seed": -1}, r"seed must lie in \[0, 2\*\*32\), got -1"),
-        ({"max_bytes": 30}, r"max_bytes=30: sums of 1 linear features need 32 bytes and a sample 7; 7032 would hold"),
+        ({"max_bytes": 30}, r"=30: sums of 1 linear features need 32 bytes and the first sample 29; 9052 would hold"),
         ({"max_bytes": 200, "linear_part": True}, r"need 312 bytes .*, or linear_part=false would do"),
     ],
 )
 def test_refuses(options: dict[str, float | str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         KernelMemoryUnits(FEATURES, CLASSES, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("common", [0.0, 50.0, 100.0])
+def test_what_all_features_share_does_not_hide_classes_from_codes(common: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(3000) % 10
+    x = common + torch.randn(10, 64, generator=generator)[targets]
+    x += 0.5 * torch.randn(3000, 64, generator=generator)
+    head = KernelMemoryUnits(64, 10, max_bytes=100_000, linear_part=False, normalization="l2", seed=0)
+    head.update(x[:2500], targets[:2500])
+    assert int(head.store.bits) == 4
+    assert accuracy(head, x[2500:], targets[2500:]) > 0.99

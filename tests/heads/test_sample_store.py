@@ -36,7 +36,8 @@ def test_codes_lose_what_their_bits_say(bits: int, lost: float) -> None:
 
 def test_uses_fewer_bits_before_it_drops_a_sample() -> None:
     z, targets = unit_vectors(400), torch.arange(400)
-    store = SampleStore(N, 36 * 100, (16, 8, 4))  # 100 samples of 4 bits with their classes
+    store = SampleStore(N, 38 * 100 + 4 * N, (16, 8, 4))  # 100 samples of 4 bits with their lengths and classes
+    assert sum(buffer.nbytes for buffer in (store.pool, store.labels, store.lengths, store.origin)) == 38 * 100 + 4 * N
     assert store.capacity(16) == 25 and store.capacity(8) == 50 and store.capacity(4) == 100
     for count, bits in ((25, 16), (50, 8), (100, 4)):
         store.add(z[int(store.seen) : count], targets[int(store.seen) : count], seed=0)
@@ -71,13 +72,28 @@ def test_draws_follow_the_place_in_the_stream(cut: int) -> None:
     assert torch.equal(places, whole)
 
 
+def in_four_bits(z: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    """What a store keeps of vectors (300, 64), and what it warns of."""
+    store = SampleStore(64, 300 * 60, (16, 8, 4))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        store.add(z, torch.zeros(300, dtype=torch.long), 0)
+    assert int(store.bits) == 4 and len(store) == 300
+    return store.kept()[0], [str(one.message) for one in told]
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02, 0.002])
+def test_what_all_samples_share_costs_no_digits(spread: float) -> None:
+    x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    z = F.normalize(spread * x + torch.ones(64), dim=1).double()
+    kept, told = in_four_bits(z)
+    apart = (z - z.mean(dim=0)).square().sum(dim=1).mean()
+    assert not told and float((kept - z).square().sum(dim=1).mean() / apart) < 0.03
+
+
 def test_codes_that_hide_what_tells_samples_apart_are_told() -> None:
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
-    told_apart, alike = F.normalize(x, dim=1), F.normalize(0.02 * x + torch.ones(64), dim=1)
-    for z, hides in ((told_apart, False), (alike, True)):
-        store = SampleStore(64, 300 * 60, (16, 8, 4))
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            store.add(z, torch.zeros(300, dtype=torch.long), 0)
-        assert int(store.bits) == 4 and len(store) == 300
-        assert bool(told) == hides and all(str(one.message).startswith("max_bytes: ") for one in told)
+    far_groups_of_alike = F.normalize(x[torch.arange(300) % 5] + 0.02 * x, dim=1)
+    for z, hides in ((F.normalize(x, dim=1), False), (far_groups_of_alike, True)):
+        _, told = in_four_bits(z)
+        assert bool(told) == hides and all(message.startswith("max_bytes: ") for message in told)
