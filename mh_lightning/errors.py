@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def require(
     below: float | None = None,
     one_of: Sequence[str] | None = None,
     or_text: str | None = None,
+    whole: bool = False,
 ) -> None:
     """Refuse the value of an option that is out of range, NaN included; None, an option that is left out, is not.
 
@@ -51,6 +53,7 @@ def require(
         below: what it must not reach; infinity asks for a finite number.
         one_of: the texts that it takes.
         or_text: a text that it takes beside numbers.
+        whole: whether it takes whole numbers alone.
 
     Raises:
         UserError: names the option, its range and what it got.
@@ -71,6 +74,8 @@ def require(
     low = -math.inf if at_least is None and above is None else at_least if above is None else above
     high = math.inf if at_most is None and below is None else at_most if below is None else below
     assert low is not None and high is not None
+    if whole and not isinstance(value, Integral):
+        raise UserError(f"{option} must be a whole number, got {value!r}.")
     if not isinstance(value, str):
         above_low = value > low if above is not None else value >= low
         if above_low and (value < high if below is not None else value <= high):

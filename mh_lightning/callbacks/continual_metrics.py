@@ -71,7 +71,7 @@ class ContinualMetrics(Callback):
         self._calibration: dict[str, Calibration] = {}
         self._calibrations: dict[str, list[dict[str, float]]] = {}  # of each evaluation
         self._counts: dict[str, dict[str, Tensor]] = {}  # (evaluations, T) for each split; see _sum_counts
-        self._untrained: dict[str, dict[str, Tensor]] | None = {}  # (T,) for each split
+        self._untrained: dict[str, dict[str, Tensor]] = {}  # (T,) for each split
         self._begins_untrained = False
         self._seconds_before = 0.0
         self._started = 0.0
@@ -90,11 +90,6 @@ class ContinualMetrics(Callback):
         if self._begins_untrained:
             trainer.num_sanity_val_steps = math.inf
         self._started = time.monotonic()
-        if self._untrained is None:
-            raise UserError(
-                "ckpt_path: the checkpoint was saved when backward_transfer and forward_transfer were means over all "
-                "pairs of tasks, and the run's logs would mix both; begin anew without --ckpt_path."
-            )
         self._prepare(trainer, pl_module)
         if not trainer.is_global_zero:
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
@@ -200,7 +195,6 @@ class ContinualMetrics(Callback):
 
     def _note_untrained(self, pl_module: LightningModule, split: str) -> None:
         counts = self._accuracy_matrix(split)
-        assert self._untrained is not None
         summed = {
             name: sum_over_ranks(getattr(counts, f"untrained_{name}")).to("cpu", torch.int32)
             for name in ("correct", "total")
@@ -328,7 +322,7 @@ class ContinualMetrics(Callback):
         summary: dict[str, Any] = {
             "accuracy_matrix": matrix.tolist(), **defined(values), **calibrations[-1], "by_task": by_task
         }  # fmt: skip
-        if self._untrained and split in self._untrained:
+        if split in self._untrained:
             untrained = self._untrained[split]
             accuracies = untrained["correct"].double() / untrained["total"]
             summary["untrained_accuracy"] = accuracies[: counts.num_evaluated_tasks].tolist()
@@ -371,7 +365,7 @@ class ContinualMetrics(Callback):
         """Keep the counts until the fit starts."""
         self._counts, self._seconds_before = state_dict["counts"], state_dict["seconds"]
         self._calibrations = state_dict["calibrations"]
-        self._untrained = state_dict.get("untrained")
+        self._untrained = state_dict["untrained"]
 
 
 def hand_to_trainer(pl_module: LightningModule, values: dict[str, float]) -> None:

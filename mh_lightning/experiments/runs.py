@@ -20,7 +20,6 @@ METRICS = (
     *(str(name) for name in continual_metrics(1, with_top5=True) if name != "accuracy_matrix"),
     *CALIBRATION,
 )
-OTHER_TRANSFERS = "backward_transfer_clipped"  # in results whose transfers are those over all pairs of tasks
 SEED, CLASS_ORDER_SEED = "seed_everything", "data.init_args.class_order_seed"
 SECTIONS, WHOLE_OPTIONS, ROOT = ("model", "data", "trainer"), ("pictures", "num_threads"), "trainer.default_root_dir"
 PART_OF_A_RUN = (Role.CHANGEABLE, Role.RESULT, Role.STREAM)
@@ -65,7 +64,7 @@ class Run:
         """The newest complete results.json of this very configuration, or None."""
         for version in self._versions("results.json"):
             results = read_results(version / "results.json")
-            if "tasks_trained" not in results and OTHER_TRANSFERS not in results:
+            if "tasks_trained" not in results:
                 return results
         return None
 

@@ -1,15 +1,17 @@
 """What closed-form classifiers share: sums over a stream's samples, solved when predictions are asked for."""
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UserError, require
 from mh_lightning.heads.temperature import Probes, best_temperature, left_out
 
 ROWS = 1024  # that are added at once
@@ -36,8 +38,8 @@ class ClosedFormHead(nn.Module, ABC):
     class has few samples.
 
     Args:
-        num_features: n.
-        num_classes: C.
+        num_features: n, at least 1.
+        num_classes: C, at least 1.
 
     Attributes:
         counts: samples of each class, (C,), without those that wait.
@@ -63,6 +65,8 @@ class ClosedFormHead(nn.Module, ABC):
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
+        require("num_features", num_features, at_least=1, whole=True)
+        require("num_classes", num_classes, at_least=1, whole=True)
         self.num_features, self.num_classes = num_features, num_classes
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
         self.largest = LARGEST if self.in_units else LARGEST_IN_FLOAT64
@@ -236,9 +240,37 @@ class ClosedFormHead(nn.Module, ABC):
         self.settle()
         super()._save_to_state_dict(*args)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if (saved := state_dict.get(f"{prefix}_extra_state")) is not None:
+            self.set_extra_state(saved)
         self._waiting, self._rows_waiting, self._solution, self._temperature = [], 0, None, None
-        super()._load_from_state_dict(*args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Plain arguments that the head was made with and that are attributes by the same names, on which its sums
+        hang; all but a seed, which is part of the state.
+        """
+        found = {name: getattr(self, name, None) for name in signature(type(self)).parameters if name != "seed"}
+        return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str | tuple)}
+
+    def get_extra_state(self) -> Tensor:
+        """The options, as the bytes of JSON."""
+        return torch.tensor(list(json.dumps(self.options).encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse a state of other options.
+
+        Raises:
+            UserError: names the first that differs.
+        """
+        saved, own = json.loads(bytes(state.tolist())), json.loads(json.dumps(self.options))
+        for name, value in own.items():
+            if saved.get(name, value) != value:
+                raise UserError(
+                    f"{type(self).__name__}: {name} is {value!r}, but the state was learnt with {saved[name]!r}; make "
+                    "the head with the same options."
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to a device; the sums keep their precision, whatever that of the model becomes."""

@@ -38,7 +38,7 @@ class DrawnProjection(nn.Module):
         self, num_features: int, num_projections: int, seed: int | None = None, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        require("num_projections", num_projections, at_least=1)
+        require("num_projections", num_projections, at_least=1, whole=True)
         self.given_seed = seed
         self.register_buffer("seed", torch.tensor(seed_of_run(seed)))
         self.register_buffer("matrix", torch.empty(num_features, num_projections, dtype=dtype), persistent=False)
@@ -73,5 +73,5 @@ def seed_of_run(seed: int | None) -> int:
         >>> torch.manual_seed(5) and seed_of_run(None)
         5
     """
-    require("seed", seed, at_least=0, below=2**32)
+    require("seed", seed, at_least=0, below=2**32, whole=True)
     return torch.initial_seed() % 2**32 if seed is None else seed

@@ -104,11 +104,11 @@ class KernelMemoryUnits(ClosedFormHead):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_features, num_classes)
-        require("key_mem_units", key_mem_units, at_least=1)
+        require("key_mem_units", key_mem_units, at_least=1, whole=True)
         require("width", width, at_least=1e-6, at_most=1e6)
         require("linear_penalty", linear_penalty, at_least=1e-12, at_most=1e12)
         require("max_bytes", max_bytes, at_least=1, below=float("inf"))
-        max_bytes = int(max_bytes)
+        max_bytes = self.max_bytes = int(max_bytes)
         require("normalization", normalization, one_of=NORMALIZATIONS)
         self.key_mem_units, self.width, self.linear_penalty = key_mem_units, width, linear_penalty
         self.normalization = normalization

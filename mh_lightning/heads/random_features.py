@@ -53,7 +53,7 @@ class RandomFeatureHead(FeatureSums):
         super().__init__(num_features, num_classes, num_projections, normalization)
         require("kind", kind, one_of=FEATURES)
         require("width", width, above=0, below=math.inf)
-        self.kind, self.width = kind, width
+        self.num_projections, self.kind, self.width = num_projections, kind, width
         self.projection = DrawnProjection(num_features, num_projections, seed)
         generator = torch.Generator("cpu").manual_seed(seed_of_run(seed) + 1)
         phases = 2 * math.pi * torch.rand(num_projections, generator=generator, device="cpu", dtype=torch.float32)

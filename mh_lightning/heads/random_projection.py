@@ -79,6 +79,7 @@ class RandomProjectionRidge(ClosedFormHead):
         self, num_features: int, num_classes: int, num_projections: int = 5000, seed: int | None = None
     ) -> None:
         super().__init__(num_features, num_classes)
+        self.num_projections = num_projections
         self.projection = DrawnProjection(num_features, num_projections, seed, torch.float64)
         rounding = torch.finfo(torch.float64).eps * num_features * num_projections  # of the square of a feature of 1
         self.largest = min(self.largest, math.sqrt(10.0 ** EXPONENTS[-1] / rounding))

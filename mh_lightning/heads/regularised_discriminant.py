@@ -61,11 +61,11 @@ class RegularisedDiscriminant(ClosedFormHead):
         normalization: str = "sqrt",
     ) -> None:
         super().__init__(num_features, num_classes)
-        require("rank", rank, at_least=1)
+        require("rank", rank, at_least=1, whole=True)
         require("normalization", normalization, one_of=NORMALIZATIONS)
         if len(alphas) != 3 or not (min(alphas) >= 0 and 0 < alphas[2] < float("inf")):
             raise UserError(f"alphas must be three numbers, none negative, the last one above 0, got {alphas}.")
-        self.alphas, self.normalization = alphas, normalization
+        self.rank, self.alphas, self.normalization = rank, alphas, normalization
         self.gram = PackedGram(num_features, torch.float32)
         self.register_buffer("means", torch.zeros(num_classes, num_features, dtype=torch.float32))
         kept = min(rank, num_features)

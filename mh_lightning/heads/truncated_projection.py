@@ -56,9 +56,9 @@ class TruncatedProjection(ClosedFormHead):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_features, num_classes)
-        require("rank", rank, at_least=1)
+        require("rank", rank, at_least=1, whole=True)
         require("normalization", normalization, one_of=NORMALIZATIONS)
-        self.normalization = normalization
+        self.num_projections, self.rank, self.normalization = num_projections, rank, normalization
         self.projection = DrawnProjection(num_features, num_projections, seed)
         kept = min(rank, num_projections)
         self.register_buffer("directions", torch.zeros(kept, num_projections, dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""The evaluation before the first task, and what is not mixed with results of other definitions."""
+"""The evaluation before the first task."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from mh_lightning.backbones import Identity
 from mh_lightning.errors import UserError
-from mh_lightning.experiments.runs import Run
 from mh_lightning.heads import ClassMeans
 from mh_lightning.methods import ClosedForm, FineTuning
 from tests.blobs import CLASSES, FEATURES
@@ -86,27 +84,3 @@ def test_two_ranks_count_like_one(tmp_path: Path) -> None:
     alone, both = results_in(tmp_path / "alone"), results_in(tmp_path)
     assert both["untrained_accuracy"] == alone["untrained_accuracy"]
     assert both["forward_transfer"] == pytest.approx(alone["forward_transfer"], abs=1e-6)
-
-
-def test_checkpoints_of_other_definitions_are_not_gone_on_with(tmp_path: Path) -> None:
-    fit(method(), tmp_path)
-    old = tmp_path / "old.ckpt"
-    checkpoint = torch.load(tmp_path / "checkpoints" / "task_1.ckpt", weights_only=True)
-    del checkpoint["callbacks"]["ContinualMetrics"]["untrained"]
-    torch.save(checkpoint, old)
-    with pytest.raises(UserError, match=r"means over all pairs of tasks, .* begin anew"):
-        fit(method(), tmp_path / "resumed", resume=old)
-
-
-def test_results_of_other_definitions_do_not_count(tmp_path: Path) -> None:
-    configuration: dict[str, Any] = {"model": {"class_path": "a.Method"}}
-    run = Run("a", 0, None, (), tmp_path, configuration)
-    folder = tmp_path / "version_0"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(configuration))
-    for results, counts in (
-        ({"backward_transfer": -0.3, "backward_transfer_clipped": 0.0, "forward_transfer": 0.2}, False),
-        ({"backward_transfer": -0.3, "all_pairs_backward_transfer": -0.2}, True),
-    ):
-        (folder / "results.json").write_text(json.dumps(results))
-        assert run.result() == (results if counts else None)

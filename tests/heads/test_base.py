@@ -5,6 +5,8 @@ import math
 import pickle
 import random
 from collections.abc import Callable
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import pytest
@@ -323,3 +325,48 @@ def test_equal_samples_that_rounding_parts_have_no_spread() -> None:
 def test_every_head_is_tried_without_memory(make: Make) -> None:
     with torch.device("meta"):  # as methods try them, before any data are read
         assert make().counts.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("head", "others"),
+    [
+        (KernelMemoryUnits, {"normalization": "l2", "width": 2.0, "key_mem_units": 7, "max_bytes": 20_000}),
+        (RandomFeatureRidge, {"normalization": "l2", "width": 2.0, "kind": "fourier", "num_projections": 60}),
+        (RandomFeatureDiscriminant, {"normalization": "l2", "shrinkage": 0.5, "kind": "relu"}),
+        (RegularisedDiscriminant, {"rank": 2, "alphas": (0.2, 0.8, 0.01), "normalization": "none"}),
+        (RidgeRegression, {"normalization": "l2", "num_classes": 9, "num_features": 9}),
+        (TruncatedProjection, {"rank": 2, "normalization": "none"}),
+        (ShrunkClassCovariances, {"tukey": 1.0}),
+        (StreamingLinearDiscriminant, {"shrinkage": 0.5}),
+        (RandomProjectionRidge, {"num_projections": 60}),
+    ],
+)
+def test_a_state_of_other_options_is_refused(head: type[ClosedFormHead], others: dict[str, Any]) -> None:
+    few = {"num_projections": 50} if "num_projections" in signature(head).parameters else {}
+    usual = {"num_features": FEATURES, "num_classes": CLASSES, **few}
+    learnt = head(**usual)
+    learnt.update(torch.rand(20, FEATURES), torch.arange(20) % CLASSES)
+    state = learnt.state_dict()
+    for name, value in others.items():
+        other = head(**{**usual, name: value})
+        with pytest.raises(UserError, match=f"{head.__name__}: {name} is .* the state was learnt with"):
+            other.load_state_dict(state)
+    again = head(**usual)
+    again.load_state_dict(state)
+    queries = torch.rand(5, FEATURES)
+    torch.testing.assert_close(again(queries), learnt(queries))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClassMeans(0, 3), "num_features must be at least 1, got 0"),
+        (lambda: ClassMeans(3, 2.5), "num_classes must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: KernelMemoryUnits(3, 2, key_mem_units=1.5), "key_mem_units must be a whole number"),  # type: ignore[arg-type]
+        (lambda: RegularisedDiscriminant(3, 2, rank=1.5), "rank must be a whole number"),  # type: ignore[arg-type]
+        (lambda: RandomFeatureRidge(3, 2, seed=1.5), "seed must be a whole number"),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_of_things_are_whole(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
