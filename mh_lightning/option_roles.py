@@ -28,7 +28,7 @@ ROLES = (
         Role.MACHINE,
     ),
     (r"data\.(num_workers|eval_batch_size|feature_cache\.(folder|num_workers))|model\.backbone\.compile", Role.MACHINE),
-    (r"data\.(root|path)|model\.backbone\.(checkpoint_path|pretrained)", Role.CHANGEABLE),
+    (r"data\.(root|path)|model\.backbone\.(checkpoint_path|pretrained|in_checkpoints)", Role.CHANGEABLE),
     (
         r"trainer\.(precision|plugins|callbacks|accumulate_grad_batches|gradient_clip_\w+|limit_train_batches"
         r"|limit_val_batches|overfit_batches|sync_batchnorm|use_distributed_sampler)(\..*)?",

@@ -54,7 +54,7 @@ def newest_fit(experiment: Path) -> Path | None:
     return next((folder for folder in version_folders(experiment) if (folder / CHECKPOINTS).is_dir()), None)
 
 
-def newest_whole_checkpoint(run_folder: Path) -> Path | None:
+def newest_whole_checkpoint(run_folder: Path, option: str = "ckpt_path=last") -> Path | None:
     """The newest checkpoint that can be read to its end, or None if there is none at all. Damaged ones are told.
 
     Raises:
@@ -65,14 +65,15 @@ def newest_whole_checkpoint(run_folder: Path) -> Path | None:
     candidates = [path for path in (folder / "last.ckpt", *tasks) if path.is_file()]
     for path in candidates:
         try:
-            check_checkpoint(path)
+            check_checkpoint(path, option.partition("=")[0])
         except UserError as error:
             rank_zero_warn(f"{error} An older one is taken, if there is one.")
         else:
             return path
     if candidates:
         raise UserError(
-            f"ckpt_path=last: no checkpoint in {str(folder)!r} is whole; leave --ckpt_path out to begin anew."
+            f"{option}: no checkpoint in {str(folder)!r} is whole; "
+            + ("leave --ckpt_path out to begin anew." if option.startswith("ckpt_path") else "train anew.")
         )
     return None
 
@@ -91,7 +92,7 @@ def chosen_checkpoint(ckpt_path: str | Path | None, experiment: Path) -> Path | 
     return None if newest is None else newest_whole_checkpoint(newest)
 
 
-def check_checkpoint(path: Path) -> dict[str, Any]:
+def check_checkpoint(path: Path, option: str = "ckpt_path") -> dict[str, Any]:
     """Read a checkpoint, its tensors mapped into memory, and compare its content with its checksums.
 
     Raises:
@@ -99,7 +100,7 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"ckpt_path={str(path)!r} is no file; give one of a run folder's checkpoints/, or 'last' for the newest of "
+            f"{option}={str(path)!r} is no file; give one of a run folder's checkpoints/, or 'last' for the newest of "
             "the newest run."
         )
     try:
@@ -107,15 +108,15 @@ def check_checkpoint(path: Path) -> dict[str, Any]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        complete = "architecture" in content and "state_dict" in content
+        complete = {"architecture", "state_dict", "model", "stream", "num_features"} <= {*content}
     except UNREADABLE as error:
         raise UserError(
-            f"ckpt_path={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
+            f"{option}={str(path)!r} cannot be read; it is damaged, or holds more than weights and plain values, "
             "which is never loaded."
         ) from error
     if not complete:
         raise UserError(
-            f"ckpt_path={str(path)!r} is no checkpoint of mh_lightning; give one of a run folder's checkpoints/."
+            f"{option}={str(path)!r} is no checkpoint of mh_lightning; give one of a run folder's checkpoints/."
         )
     loaded: dict[str, Any] = content
     return loaded

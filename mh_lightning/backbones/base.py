@@ -55,6 +55,15 @@ class Backbone(nn.Module):
         """Plain values by which a reader knows it, such as its name and image size."""
         return {}
 
+    def arguments(self) -> dict[str, Any] | None:
+        """Plain arguments that make it again, but for its weights; None if there are no such."""
+        return None
+
+    @property
+    def weights_come_back(self) -> bool:
+        """Whether making it again brings its weights, too, so that checkpoints need not hold them."""
+        return False
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """All its trainable parameters, each once, by how the optimizer treats them."""
         return [ParameterGroup([parameter for parameter in self.parameters() if parameter.requires_grad])]
@@ -81,6 +90,10 @@ class Identity(Backbone):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
+
+    def arguments(self) -> dict[str, Any]:
+        """The number of features."""
+        return {"num_features": self.num_features}
 
     def forward(self, x: Tensor) -> Tensor:
         """Pass the features (b, num_features) on, flattened."""

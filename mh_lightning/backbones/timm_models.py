@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning.backbones.base import ImageFormat, ParameterGroup
-from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions
+from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions, WeightSource
 from mh_lightning.compat.torch_names import is_compiled
 from mh_lightning.errors import UserError, reason_of, require
 from mh_lightning.weight_files import load_model
@@ -40,6 +40,9 @@ class TimmBackbone(TrainedBackbone):
         frozen_batch_norm: keep the running statistics of a trained backbone's batch-norm layers, and normalise by them
             in training too; their weights and biases still learn.
         compile: run the model through ``torch.compile``, which takes a while at the first batch.
+        in_checkpoints: whether checkpoints hold the weights of a frozen backbone, too, where they come from timm or a
+            file; by default they name them by fingerprint, and take them from there again. Other weights are always in
+            checkpoints.
 
     Raises:
         UserError: on an unknown name, a missing, damaged or unfitting weights file, or options that contradict
@@ -65,6 +68,7 @@ class TimmBackbone(TrainedBackbone):
         layer_decay: float | None = None,
         frozen_batch_norm: bool = False,
         compile: bool = False,
+        in_checkpoints: bool = False,
     ) -> None:
         _check_name(name)
         super().__init__(
@@ -74,6 +78,7 @@ class TimmBackbone(TrainedBackbone):
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
         require("backbone.image_size", image_size, at_least=1)
         self.name, self.normalize_features = name, normalize_features
+        self.source = WeightSource(pretrained, checkpoint_path, map_by_order, in_checkpoints)
         model = _create_model(name, pretrained, checkpoint_path, map_by_order, image_size)
         self.model: nn.Module = model
         self.num_features = int(getattr(model, "head_hidden_size", model.num_features))
@@ -144,6 +149,15 @@ class TimmBackbone(TrainedBackbone):
         """The model's name, its image size and whether features are normalised."""
         size: tuple[int, ...] = self._data_config["input_size"]
         return {"name": self.name, "image_size": size[-1], "normalize_features": self.normalize_features}
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that features follow from, and where the weights come from."""
+        return {**self.settings(), **vars(self.source), "frozen": self.frozen}
+
+    @property
+    def weights_come_back(self) -> bool:
+        """Whether it is frozen, and its weights come from timm or a file."""
+        return self.frozen and self.source.is_known and not self.source.in_checkpoints
 
     def image_format(self) -> ImageFormat:
         """The model's input size, mean and standard deviation, from timm's data configuration."""

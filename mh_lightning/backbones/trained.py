@@ -49,6 +49,26 @@ class TrainingOptions:
         """Nothing that features depend on."""
 
 
+@dataclass(frozen=True)
+class WeightSource:
+    """Where weights come from: timm's own, or a file, mapped by order or by names; and whether checkpoints of a frozen
+    backbone hold them nevertheless. Features depend on the weights, not on that.
+    """
+
+    pretrained: bool = False
+    checkpoint_path: str | None = None
+    map_by_order: bool = False
+    in_checkpoints: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether they come from anywhere but a random generator."""
+        return self.pretrained or self.checkpoint_path is not None
+
+    def feature_fingerprint(self) -> None:
+        """Nothing that features depend on."""
+
+
 class TrainedBackbone(Backbone):
     """A backbone that the optimizer treats by `TrainingOptions`, unless it is frozen.
 

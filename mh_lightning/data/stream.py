@@ -20,6 +20,7 @@ from mh_lightning.data.labelled import (
     StreamDataset,
     already_collated,
 )
+from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.preview import extent_of_points, small_pictures
 from mh_lightning.data.sample_checks import check_finite, check_labels
@@ -405,6 +406,17 @@ class StreamDataModule(LightningDataModule):
         if backbone is None:
             return None
         return image_transform(self.image_transforms, backbone, augment, self.published_normalization)
+
+    def learnt(self) -> LearntStream:
+        """What a model keeps of it."""
+        return LearntStream(
+            self.class_names,
+            self.class_groups,
+            self.scenario,
+            self.image_transforms,
+            self.published_normalization,
+            self._splits["train"].reading,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""

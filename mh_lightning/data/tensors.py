@@ -1,5 +1,6 @@
 """Streams over any tensors, given in Python or in a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Tensors(StreamDataModule):
         x_test: as `x_train`.
         y_test: as `y_train`.
         num_classes: C, at least 1, by default the number of different training labels.
+        class_names: of the C classes, by default their numbers.
         domain_train: integer domains from 0, (samples,), for scenarios with domains; then all splits need them.
         domain_test: as `domain_train`.
         x_validation: as `x_train`, if there are validation samples.
@@ -52,6 +54,7 @@ class Tensors(StreamDataModule):
         x_test: Tensor,
         y_test: Tensor,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         domain_train: Tensor | None = None,
         domain_test: Tensor | None = None,
         x_validation: Tensor | None = None,
@@ -65,11 +68,17 @@ class Tensors(StreamDataModule):
         self._given |= {
             name: entry for name, entry in zip(OPTIONAL_ENTRIES, optional, strict=True) if entry is not None
         }
-        self._given_classes = num_classes
+        self._given_classes, self._class_names = num_classes, class_names
 
     def load(self) -> Splits:
         """Check the tensors."""
-        return _as_splits(self._given, self._given_classes, "data")
+        splits = _as_splits(self._given, self._given_classes, "data")
+        if self._class_names is None:
+            return splits
+        names = list(self._class_names)
+        if len(names) != len(splits.class_names) or len({*names}) < len(names):
+            raise UserError(f"data.class_names must be {len(splits.class_names)} different names, got {names}.")
+        return splits._replace(class_names=names)
 
 
 class TensorFile(StreamDataModule):

@@ -1,6 +1,6 @@
 """What every method shares, and what one overrides: how a batch is learnt, and what happens between tasks."""
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -83,6 +83,25 @@ class ContinualMethod(MethodFrame):
                 f"model.init_args.classes_in_loss must be 'all', 'task' or 'batch', got {classes_in_loss!r}."
             )
         self.classes_in_loss = classes_in_loss
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **given: Any) -> Self:  # type: ignore[override]
+        """The trained method, in evaluation mode and without trainer and data; see `mh_lightning.load`.
+
+        Args:
+            checkpoint_path: of a checkpoint, or a run folder.
+            map_location: device.
+            given: `backbone`, `head` and `trust`, as in `mh_lightning.load`.
+
+        Raises:
+            UserError: if it cannot be loaded, or is another method.
+        """
+        from mh_lightning.inference import load  # which builds on methods
+
+        found = load(checkpoint_path, device=map_location or "cpu", **given).method
+        if not isinstance(found, cls):
+            raise UserError(f"from: the checkpoint holds a {type(found).__name__}, which is no {cls.__name__}.")
+        return found
 
     # --- the parts that methods override, the first ones first
 

@@ -78,7 +78,13 @@ def _fits(state: Tensor, parameter: Tensor) -> bool:
     return all(one in (1, other) for one, other in zip(state.shape, parameter.shape, strict=True))
 
 
-def check_state(checkpoint: dict[str, Any], architecture: str, num_classes: int, state: dict[str, Tensor]) -> None:
+def check_state(
+    checkpoint: dict[str, Any],
+    architecture: str,
+    num_classes: int,
+    state: dict[str, Tensor],
+    option: str = "ckpt_path",
+) -> None:
     """Compare a checkpoint's architecture, number of classes and shapes with the model's.
 
     Raises:
@@ -87,22 +93,22 @@ def check_state(checkpoint: dict[str, Any], architecture: str, num_classes: int,
     saved = checkpoint.get("architecture")
     if saved != architecture:
         raise UserError(
-            f"ckpt_path: the checkpoint holds {saved or 'no model of mh_lightning'}, but the "
+            f"{option}: the checkpoint holds {saved or 'no model of mh_lightning'}, but the "
             f"configuration describes {architecture}; use the configuration it was trained with."
         )
     if checkpoint.get("num_classes") != num_classes:
         raise UserError(
-            f"ckpt_path: the checkpoint's model tells {checkpoint.get('num_classes')} classes apart, and the data have "
+            f"{option}: the checkpoint's model tells {checkpoint.get('num_classes')} classes apart, and the data have "
             f"{num_classes}; give the data that it was trained on."
         )
     weights = checkpoint["state_dict"]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
-        raise UserError("ckpt_path: the checkpoint's state_dict must hold tensors by name; it is damaged.")
+        raise UserError(f"{option}: the checkpoint's state_dict must hold tensors by name; it is damaged.")
     for name in sorted(weights.keys() | state.keys()):
         if name not in weights or name not in state or _kind(weights[name]) != _kind(state[name]):
             shapes = [_kind(one[name]) if name in one else "nothing" for one in (weights, state)]
             raise UserError(
-                f"ckpt_path: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
+                f"{option}: the checkpoint holds {shapes[0]} for {name!r}, but the configuration needs "
                 f"{shapes[1]}; use the configuration it was trained with."
             )
 

@@ -1,6 +1,5 @@
 """An ensemble of heads."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +39,6 @@ def mean_of_members(logits: Tensor) -> Tensor:
     return torch.logsumexp(torch.log_softmax(logits, dim=2), dim=0) - torch.tensor(float(len(logits))).log()
 
 
-def _ensemble_of(members: int, head: Head, features: int, classes: int) -> EnsembleHead:
-    return EnsembleHead([head(features, classes) for _ in range(members)])
-
-
 class Ensemble(ContinualMethod):
     """Heads that start from different weights and learn the same stream, each by its own loss; their class
     probabilities are averaged.
@@ -57,7 +52,13 @@ class Ensemble(ContinualMethod):
 
     def __init__(self, backbone: nn.Module, head: Head, members: int = 5, **options: Any) -> None:
         require("model.init_args.members", members, at_least=1)
-        super().__init__(backbone, partial(_ensemble_of, members, head), **options)
+        super().__init__(backbone, head, **options)
+        self.members = members
+
+    def make_head(self) -> EnsembleHead:
+        """The members, for all classes of the stream."""
+        features, classes = self.backbone.num_features, self.stream.num_classes
+        return EnsembleHead([self._make_head(features, classes) for _ in range(self.members)])
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the members' mean losses, and the ensemble's logits."""

@@ -14,11 +14,18 @@ from torch.optim import Optimizer
 
 from mh_lightning.backbones import Backbone, as_backbone
 from mh_lightning.backbones.base import check_features
+from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike, world_size
 from mh_lightning.errors import UserError, blame
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES
+from mh_lightning.methods.backbone_weights import (
+    check_fingerprint,
+    drop_backbone,
+    fingerprint_of_weights,
+    is_in_float32,
+)
 from mh_lightning.methods.checkpoint_checks import (
     check_complete,
     check_kept_features,
@@ -26,6 +33,7 @@ from mh_lightning.methods.checkpoint_checks import (
     check_optimizer_state,
     check_state,
 )
+from mh_lightning.methods.description import described
 from mh_lightning.methods.optimization import (
     Trained,
     for_trainer,
@@ -95,6 +103,7 @@ class MethodFrame(Trained):
         self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
+        self.learnt_stream: LearntStream | None = None
         self._modules_of_start: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -120,9 +129,12 @@ class MethodFrame(Trained):
 
     @property
     def stream(self) -> StreamDataModule:
-        """What is learnt: its tasks, classes and loaders."""
-        stream: StreamDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return stream
+        """What is learnt: its tasks, classes and loaders; of a method that was loaded without a trainer, a
+        `mh_lightning.data.LearntStream`.
+        """
+        stream: Any = self.learnt_stream if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
+        assert stream is not None, "a method has a stream when a trainer runs it"
+        return stream  # type: ignore[no-any-return]
 
     def parameter_counts(self) -> dict[str, int]:
         """How many numbers the model has in all, and how many of them are trained at some time."""
@@ -159,9 +171,14 @@ class MethodFrame(Trained):
             if world_size() > 1:
                 torch.set_rng_state(self._random_state)  # so that the head is the same as in one process
             # Lightning makes the head on a GPU otherwise, from other random numbers
-            with torch.device("cpu"), blame("model.init_args.head"):
-                self.head = self.make_head()
+            with torch.device("cpu"):
+                self.make_parts()
         self._modules_of_start = frozenset(self._modules)
+
+    def make_parts(self) -> None:
+        """Make the head, from the classes of the stream."""
+        with blame("model.init_args.head"):
+            self.head = self.make_head()
 
     def teardown(self, stage: str) -> None:
         """Without the stream, inputs are what the backbone takes."""
@@ -174,6 +191,15 @@ class MethodFrame(Trained):
     def memory_heads(self) -> dict[str, MHLinear]:
         """All Memory Head layers, by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, MHLinear)}
+
+    @contextmanager
+    def taking_features(self) -> Iterator[None]:
+        """Inputs are features for a while."""
+        before, self._inputs_are_features = self._inputs_are_features, True
+        try:
+            yield
+        finally:
+            self._inputs_are_features = before
 
     def features(self, x: Tensor, backbone: Backbone | None = None) -> Tensor:
         """Features (b, num_features) of a batch of inputs, of which there may be none, and which are features already
@@ -313,9 +339,23 @@ class MethodFrame(Trained):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which method, backbone, head, optimizer and trainer the state belongs to."""
-        checkpoint["architecture"], checkpoint["num_classes"] = self._architecture(), self.stream.num_classes
+        checkpoint.update(self.description())
         checkpoint["trainer_options"] = trainer_options(self.trainer)
         checkpoint["optimizer_settings"] = self.optimizer_settings
+        if self.backbone.weights_come_back and is_in_float32(self.backbone):
+            checkpoint["backbone_weights"] = fingerprint_of_weights(self.backbone)
+            drop_backbone(checkpoint["state_dict"])
+
+    def description(self) -> dict[str, Any]:
+        """What `mh_lightning.load` makes the model from, beside its state, in plain values."""
+        configured = None if self._trainer is None else getattr(self.trainer, "configuration", {}).get("model")
+        return {
+            "architecture": self.architecture(),
+            "num_classes": self.stream.num_classes,
+            "num_features": self.backbone.num_features,
+            "model": configured or described(self, self._make_head),
+            "stream": self.stream.learnt().as_plain(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with this model, and where a fit goes on, with its trainer.
@@ -329,10 +369,23 @@ class MethodFrame(Trained):
             check_trainer_options(checkpoint.get("trainer_options"), trainer_options(self.trainer))
         self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
         self._optimizers_of_checkpoint = len(checkpoint.get("optimizer_states") or []) if fitting else None
-        self._make_what_came_later(checkpoint.get("state_dict"))
-        check_state(checkpoint, self._architecture(), self.stream.num_classes, self.state_dict())
+        self.complete(checkpoint)
+        check_state(checkpoint, self.architecture(), self.stream.num_classes, self.state_dict())
         if self._inputs_are_features:
             check_kept_features(checkpoint["state_dict"], self.backbone)
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Make what a checkpoint has state for and this method does not yet, and give the checkpoint the weights of the
+        backbone if it only names them.
+
+        Raises:
+            UserError: if the backbone has other ones.
+        """
+        self._make_what_came_later(checkpoint.get("state_dict"))
+        if "backbone_weights" in checkpoint:
+            check_fingerprint(checkpoint["backbone_weights"], self.backbone)
+            state = self.backbone.state_dict()
+            checkpoint["state_dict"].update({f"backbone.{name}": value for name, value in state.items()})
 
     def _make_what_came_later(self, weights: Any) -> None:
         """Make the modules and buffers that a method had made while it was trained, for a checkpoint to fill."""
@@ -345,7 +398,8 @@ class MethodFrame(Trained):
             elif not dot and name not in self._parameters and _differs(self._buffers.get(name), value):
                 self.register_buffer(name, torch.empty_like(value, device=self.device))
 
-    def _architecture(self) -> str:
+    def architecture(self) -> str:
+        """Names of the method, the backbone and the head."""
         parts = [type(self).__name__, type(self.backbone).__name__]
         if hasattr(self.backbone, "name"):
             parts.append(str(self.backbone.name))

@@ -64,22 +64,25 @@ class SLCA(ContinualMethod):
         self.class_gaussians: ClassGaussians | None = None
 
     def configure_model(self) -> None:
-        """Make the heads of all tasks, and what aligns them."""
-        stream, features = self.stream, self.backbone.num_features
+        """Make the heads of all tasks, of which a step uses one."""
+        stream = self.stream
         super().configure_model()
         if self.task_heads.class_groups != [list(group) for group in stream.class_groups]:
             raise UserError(
                 f"{type(self).__name__}: the heads were made for tasks of classes {self.task_heads.class_groups}, and "
                 f"this stream has {stream.class_groups}; make a new method for it."
             )
-        if self.alignment is not None and self.aligned_heads is None:
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            expect_unused_parameters(self.trainer.strategy)
+
+    def make_parts(self) -> None:
+        """Make the heads of all tasks, and what aligns them."""
+        super().make_parts()
+        if self.alignment is not None:
             self.aligned_heads = copy.deepcopy(self.task_heads).requires_grad_(False)
             self.aligned_heads.tasks_begun.zero_()
             vars(self.aligned_heads)["same_on_all_ranks"] = True
-            self.class_gaussians = self.alignment.class_gaussians(features, stream.num_classes)
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # a step uses one head
-            expect_unused_parameters(self.trainer.strategy)
+            self.class_gaussians = self.alignment.class_gaussians(self.backbone.num_features, self.stream.num_classes)
 
     def make_head(self) -> nn.Module:
         """One head a task.

@@ -1,0 +1,73 @@
+"""What a model keeps of the stream that it learnt: its classes, and how images become inputs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.data.images import WHITE, ImageReading
+from mh_lightning.data.transforms import ImageTransforms, Normalization, image_transform
+from mh_lightning.errors import UserError
+
+
+class LearntStream(NamedTuple):
+    """Classes of a stream, and what its evaluation does to an image.
+
+    Args:
+        class_names: of each class.
+        class_groups: classes of each task.
+        scenario: of the stream.
+        image_transforms: see `mh_lightning.data.transforms.image_transform`.
+        normalization: of published transforms.
+        reading: how image files become RGB.
+    """
+
+    class_names: list[str]
+    class_groups: list[list[int]]
+    scenario: str = "CI"
+    image_transforms: ImageTransforms = "backbone"
+    normalization: Normalization | None = None
+    reading: ImageReading = ImageReading(WHITE, upright=True)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    def learnt(self) -> "LearntStream":
+        """Itself, as a `StreamDataModule` gives it."""
+        return self
+
+    def transform(self, backbone: Backbone) -> Callable[[Any], Tensor] | None:
+        """What turns a PIL image into the backbone's input, or None if it takes images as they are."""
+        return image_transform(self.image_transforms, backbone, augment=False, published=self.normalization)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Lists and texts, for a checkpoint."""
+        return {
+            **self._asdict(),
+            "normalization": None if self.normalization is None else [list(part) for part in self.normalization],
+            "reading": list(self.reading),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "LearntStream":
+        """The inverse of `as_plain`.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        try:
+            ground, upright = plain["reading"]
+            normalization = plain["normalization"]
+            learnt = cls(**plain)._replace(
+                reading=ImageReading(tuple(ground), bool(upright)),
+                normalization=None if normalization is None else Normalization(*map(tuple, normalization)),
+            )
+            whole = all(isinstance(name, str) for name in learnt.class_names)
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(f"from: what the checkpoint says of its stream is damaged ({error}).") from error
+        if not whole or len(set(learnt.class_names)) < len(learnt.class_names):
+            raise UserError("from: the checkpoint's class names must be texts, each once; it is damaged.")
+        return learnt

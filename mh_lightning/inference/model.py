@@ -1,0 +1,127 @@
+"""A trained model that answers: names of classes and probabilities for images or features."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mh_lightning.backbones import Backbone
+from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO
+from mh_lightning.data.learnt_stream import LearntStream
+from mh_lightning.errors import UserError, require
+from mh_lightning.inference.images import as_inputs, as_sequence
+from mh_lightning.methods import ContinualMethod
+
+
+class Prediction(NamedTuple):
+    """What a model says of samples.
+
+    Attributes:
+        labels: name of each sample's most probable class.
+        probabilities: of all classes, (b, C), in the order of `Model.class_names`.
+    """
+
+    labels: list[str]
+    probabilities: NDArray[np.float32]
+
+
+class Model(nn.Module):
+    """A method without its trainer, with the names of its classes and what images pass through.
+
+    Args:
+        method: with its head and a `learnt_stream`.
+
+    Example:
+        >>> from mh_lightning.backbones import Identity
+        >>> from mh_lightning.data.learnt_stream import LearntStream
+        >>> from mh_lightning.heads import ClassMeans
+        >>> from mh_lightning.methods import ClosedForm
+        >>> method = ClosedForm(Identity(2), ClassMeans)
+        >>> method.learnt_stream = LearntStream(["cat", "dog"], [[0, 1]])
+        >>> method.make_parts()
+        >>> method.head.update(torch.eye(2), torch.arange(2))
+        >>> labels, probabilities = Model(method).predict(torch.tensor([[0.9, 0.1]]))
+        >>> labels, probabilities.shape
+        (['cat'], (1, 2))
+    """
+
+    def __init__(self, method: ContinualMethod) -> None:
+        super().__init__()
+        self.method = method.eval()
+
+    @property
+    def learnt(self) -> LearntStream:
+        """What the model keeps of its stream."""
+        return self.method.stream.learnt()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.method.parameters()).device
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of all classes, in the order of the probabilities."""
+        return self.learnt.class_names
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities (b, C), float32, of inputs (b, ...) that the transform has made of images."""
+        logits: Tensor = self.method(x)
+        return torch.softmax(logits.float(), dim=1)
+
+    def of_features(self, features: Tensor) -> Tensor:
+        """Probabilities (b, C), float32, of the backbone's features (b, n)."""
+        with self.method.taking_features():
+            return self.forward(features)
+
+    def features(self, inputs: Any, batch_size: int = 64) -> NDArray[np.float32]:
+        """The backbone's features (b, n) of images; see `predict`."""
+        return np.concatenate([features for features, _ in self.batches(inputs, batch_size)])
+
+    def predict(self, inputs: Any, batch_size: int = 64) -> Prediction:
+        """Classes and probabilities.
+
+        Args:
+            inputs: paths, PIL images, or arrays of uint8 (height, width), (height, width, 3), one or many of them;
+                floating-point tensors (b, ...) that are what the transform makes of images, or, where the backbone
+                takes images, its features (b, n).
+            batch_size: of what passes through the model at once, at least 1.
+
+        Raises:
+            UserError: if one of them cannot be read, named by its path, or is nothing that the model takes.
+        """
+        parts = [probabilities for _, probabilities in self.batches(inputs, batch_size)]
+        found = np.concatenate(parts) if parts else np.zeros((0, len(self.class_names)), np.float32)
+        return Prediction([self.class_names[best] for best in found.argmax(axis=1)], found)
+
+    @torch.no_grad()
+    def batches(self, inputs: Any, batch_size: int = 64) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Features (b, n) and probabilities (b, C) of batch after batch; see `predict`."""
+        require("batch_size", batch_size, at_least=1, whole=True)
+        entries = as_sequence(inputs)
+        are_features = False
+        if isinstance(entries, Tensor) and entries.dim() == 2 and takes_images(self.method.backbone):
+            width, are_features = self.method.backbone.num_features, True
+            if entries.shape[1] != width:
+                raise UserError(f"predict: features must be (b, {width}), got {tuple(entries.shape)}.")
+        for start in range(0, len(entries), batch_size):
+            part = entries[start : start + batch_size]
+            x = part if isinstance(part, Tensor) else as_inputs(part, self.method, self.learnt)
+            x = x.to(self.device)
+            features = x if are_features else self.method.features(x)
+            yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it, the backbone's weights included, into one file for `mh_lightning.load`."""
+        AtomicCheckpointIO().save_checkpoint(
+            {**self.method.description(), "state_dict": self.method.state_dict()}, path
+        )
+
+
+def takes_images(backbone: Backbone) -> bool:
+    """Whether vectors cannot be a backbone's inputs."""
+    return backbone.image_format() is not None
