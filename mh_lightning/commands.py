@@ -10,6 +10,8 @@ HELP = """\
   test      evaluate a checkpoint          {name} test --config quickstart.yaml --ckpt_path last
   validate  the same, with validation samples
   predict   classify the test samples      {name} predict --config quickstart.yaml --ckpt_path last
+            or any images, with any run    {name} predict --from runs/quickstart/version_0 --images FOLDER
+  test      … or a folder for each class   {name} test --from runs/quickstart/version_0 --images FOLDER
   list      what there is                  {name} list methods, or streams, heads, data, backbones, configs …
   init      copy a starting point          {name} init my_experiment
 
@@ -58,6 +60,7 @@ See what there is
 
 CKPT_PATH = {"fit": "go on with the newest run of the same name, where it stopped"}
 RUNS = ("fit", "validate", "test", "predict")
+WITH_TRAINED = ("predict", "test")  # of a model --from somewhere, without its data
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -79,6 +82,8 @@ def main(args: Sequence[str] | None = None) -> None:
         from mh_lightning import __version__
 
         print(__version__)
+    elif first in WITH_TRAINED and any(word.partition("=")[0] == "--from" for word in others):
+        _with_trained(first, others)
     elif first in RUNS and any(word in ("-h", "--help") for word in others):
         told = CKPT_PATH.get(first, "the newest checkpoint of the experiment, or a path")
         print(RUN_HELP.format(name=name, command=first, ckpt_path=told), end="")
@@ -102,3 +107,17 @@ def main(args: Sequence[str] | None = None) -> None:
         # without arguments it finds the classes of the working directory, too
         cli.main(None if args is None and "--help_all" not in words else
                  ["--help" if word == "--help_all" else word for word in words])  # fmt: skip
+
+
+def _with_trained(command: str, words: list[str]) -> None:
+    from mh_lightning.inference import commands
+    from mh_lightning.library_errors import sentence_of
+
+    try:
+        raise SystemExit(commands.main(command, words))
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:  # a bug
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None

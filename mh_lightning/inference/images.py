@@ -69,18 +69,18 @@ def as_image(entry: Any, learnt: LearntStream) -> Image.Image:
         raise UserError(f"predict: an array of shape {pixels.shape} is no image ({error}).") from error
 
 
-def as_inputs(entries: Sequence[Any] | Tensor, method: ContinualMethod, learnt: LearntStream) -> Tensor:
-    """Images as a batch for the backbone.
+def as_input(entry: Any, method: ContinualMethod) -> Tensor:
+    """An image as the backbone takes it, (channels, height, width).
 
     Raises:
-        UserError: names the first that cannot be read.
+        UserError: if it cannot be read.
     """
+    learnt = method.stream.learnt()
     transform = learnt.transform(method.backbone)
-    images = [as_image(entry, learnt) for entry in entries]
+    image = as_image(entry, learnt)
     if transform is None:
-        pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 for image in images]
-        return stacked(pixels)
-    return stacked([transform(image) for image in images])
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return transform(image)
 
 
 def image_files(folder: Path) -> list[Path]:

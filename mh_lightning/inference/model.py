@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO
+from mh_lightning.data.labelled import stacked
 from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.errors import UserError, require
-from mh_lightning.inference.images import as_inputs, as_sequence
+from mh_lightning.inference.images import as_input, as_sequence
 from mh_lightning.methods import ContinualMethod
 
 
@@ -110,7 +111,7 @@ class Model(nn.Module):
                 raise UserError(f"predict: features must be (b, {width}), got {tuple(entries.shape)}.")
         for start in range(0, len(entries), batch_size):
             part = entries[start : start + batch_size]
-            x = part if isinstance(part, Tensor) else as_inputs(part, self.method, self.learnt)
+            x = part if isinstance(part, Tensor) else stacked([as_input(entry, self.method) for entry in part])
             x = x.to(self.device)
             features = x if are_features else self.method.features(x)
             yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()

@@ -110,7 +110,6 @@ def test_a_run_is_resumed_from_a_checkpoint_without_the_backbone(tmp_path: Path)
     fit(resumed, tmp_path / "resumed", data, tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
     assert torch.equal(resumed.head.sums, method.head.sums)  # type: ignore[union-attr]
     other, _ = of_images(tmp_path)
-    other.backbone.requires_grad_(False).apply(
         lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None
     )
     with pytest.raises(UserError, match="its weights are not those"):
@@ -175,7 +174,7 @@ def test_objects_of_python_are_given_again(tmp_path: Path) -> None:
     model = mh_lightning.load(tmp_path, backbone=net, head=nn.Linear)
     with torch.no_grad():
         np.testing.assert_array_equal(model.predict(queries).probabilities, mh_lightning.Model(method)(queries))
-    with pytest.raises(UserError, match="holds FineTuning/.*, but the configuration describes FineTuning/.*MHLinear"):
+    with pytest.raises(UserError, match=r"holds FineTuning/.*, but the configuration describes FineTuning/.*MHLinear"):
         mh_lightning.load(tmp_path, backbone=net, head=MEMORY_HEAD)
 
 
@@ -220,14 +219,14 @@ def test_damage_is_told(entry: str, value: Any, tmp_path: Path) -> None:
     content = torch.load(path, weights_only=True)
     changed = {**content[entry], **value} if isinstance(value, dict) and value else value
     torch.save({**content, entry: changed}, path)
-    with pytest.raises(UserError, match="^from"):
+    with pytest.raises(UserError, match=r"^from"):
         mh_lightning.load(path)
 
 
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoints; give a run folder"):
         mh_lightning.load(tmp_path)
-    with pytest.raises(UserError, match="from=.* is no file"):
+    with pytest.raises(UserError, match=r"from=.* is no file"):
         mh_lightning.load(tmp_path / "nothing")
     fit(FineTuning(Identity(FEATURES), nn.Linear), tmp_path / "exp" / "version_3")
     assert mh_lightning.load(tmp_path / "exp").class_names[0] == "0"
