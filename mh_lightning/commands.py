@@ -12,6 +12,7 @@ HELP = """\
   predict   classify the test samples      {name} predict --config quickstart.yaml --ckpt_path last
             or any images, with any run    {name} predict --from runs/quickstart/version_0 --images FOLDER
   test      … or a folder for each class   {name} test --from runs/quickstart/version_0 --images FOLDER
+  export    for other programs             {name} export --from runs/quickstart/version_0 --output model.onnx
   list      what there is                  {name} list methods, or streams, heads, data, backbones, configs …
   init      copy a starting point          {name} init my_experiment
 
@@ -60,7 +61,7 @@ See what there is
 
 CKPT_PATH = {"fit": "go on with the newest run of the same name, where it stopped"}
 RUNS = ("fit", "validate", "test", "predict")
-WITH_TRAINED = ("predict", "test")  # of a model --from somewhere, without its data
+WITH_TRAINED = ("predict", "test", "export")  # of a model --from somewhere, without its data
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -82,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
         from mh_lightning import __version__
 
         print(__version__)
-    elif first in WITH_TRAINED and any(word.partition("=")[0] == "--from" for word in others):
+    elif first == "export" or (first in WITH_TRAINED and any(word.partition("=")[0] == "--from" for word in others)):
         _with_trained(first, others)
     elif first in RUNS and any(word in ("-h", "--help") for word in others):
         told = CKPT_PATH.get(first, "the newest checkpoint of the experiment, or a path")
@@ -94,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
     elif not first.startswith("-") and first not in RUNS:
         from mh_lightning.suggestions import closest
 
-        nearest = closest(first, (*RUNS, "list", "init"))
+        nearest = closest(first, (*RUNS, "export", "list", "init"))
         hint = f"did you mean {nearest}?" if nearest else f"`{name} --help` has the commands."
         print(f"error: there is no command {first!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)

@@ -53,7 +53,7 @@ def neighbourhood(samples: Tensor) -> float:
     return float(found.median()) if len(found) else 1.0
 
 
-def responses(z: Tensor, landmarks: Tensor, width: float) -> Tensor:
+def responses(z: Tensor, landmarks: Tensor, width: float | Tensor) -> Tensor:
     r"""Gaussian kernel :math:`\exp(-\|z - K_j\|^2 / w)` of samples z (N, n) and landmarks K (m, n): (N, m).
 
     Example:

@@ -1,5 +1,6 @@
 """What closed-form classifiers share: sums over a stream's samples, solved when predictions are asked for."""
 
+import copy
 import json
 import math
 from abc import ABC, abstractmethod
@@ -43,6 +44,8 @@ class ClosedFormHead(nn.Module, ABC):
 
     Attributes:
         counts: samples of each class, (C,), without those that wait.
+        answers_with: buffers and modules that `logits` uses beside the solution; None for all. A recorded graph leaves
+            out the others.
         probes: the samples that tell the temperature, or None of heads that say `keeps_samples`.
         discriminants: whether only the differences between a sample's logits mean something, and they are up to a
             constant: where the largest of the classes that were seen is beyond ±65,536, it is subtracted from all of
@@ -59,6 +62,7 @@ class ClosedFormHead(nn.Module, ABC):
     predictions_are_cheap: ClassVar[bool] = False  # next to learning, as where there is nothing to solve
     discriminants: ClassVar[bool] = False
     keeps_samples: ClassVar[bool] = False
+    answers_with: ClassVar[tuple[str, ...] | None] = None
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
     unit: Tensor
@@ -197,8 +201,7 @@ class ClosedFormHead(nn.Module, ABC):
             logits = self.logits(in_units(features, unit) if unit else features, *self._solution)
         unseen = self.counts == 0
         if self.discriminants:
-            best = logits.masked_fill(unseen, -torch.inf).amax(dim=1, keepdim=True)
-            logits = logits - best.where(best.isfinite() & (best.abs() > STEADY), 0.0)
+            logits = steady(logits, unseen)
         return logits.to(dtype).masked_fill(unseen, lowest)
 
     @property
@@ -221,6 +224,11 @@ class ClosedFormHead(nn.Module, ABC):
             UserError: if there are no features of this shape.
         """
         return torch.softmax(self.calibrated(features), dim=1)
+
+    def solved(self) -> "SolvedHead":
+        """Its answers as they are now, for a recorded graph."""
+        self.ensure_solved()
+        return SolvedHead(self)
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -276,6 +284,53 @@ class ClosedFormHead(nn.Module, ABC):
         """Move to a device; the sums keep their precision, whatever that of the model becomes."""
         self._solution = self._temperature = None
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class SolvedHead(nn.Module):
+    """What a closed-form head answers, without what it learns with: calibrated logits (b, C) of features (b, n).
+
+    Args:
+        head: that has seen a sample at least.
+
+    Raises:
+        UserError: if it has not.
+    """
+
+    unseen: Tensor
+
+    def __init__(self, head: ClosedFormHead) -> None:
+        super().__init__()
+        solution = head._solution
+        if solution is None:
+            raise UserError(f"{type(head).__name__} has learnt no sample yet, so there is nothing to answer by.")
+        self.temperature, self.head = head.temperature, copy.copy(head)
+        if head.answers_with is not None:
+            for kind in ("_buffers", "_modules"):
+                parts = {name: part for name, part in getattr(head, kind).items() if name in head.answers_with}
+                setattr(self.head, kind, parts)
+        self.unit = float(head.unit) if head.in_units else 0.0
+        self.register_buffer("unseen", head.counts == 0)
+        for place, part in enumerate(solution):
+            self.register_buffer(f"solution_{place}", part)
+        self._parts = len(solution)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits, half the lowest finite value for classes not seen yet."""
+        solution = [getattr(self, f"solution_{place}") for place in range(self._parts)]
+        logits = self.head.logits(in_units(features, self.unit) if self.unit else features, *solution)
+        if self.head.discriminants:
+            logits = steady(logits, self.unseen)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        lowest = torch.finfo(dtype).min / 2
+        return (logits / self.temperature).to(dtype).clamp_min(lowest).masked_fill(self.unseen, lowest)
+
+
+def steady(logits: Tensor, unseen: Tensor) -> Tensor:
+    """Logits (b, C) minus that of the best class that was seen, where this is so far from 0 that float32 would lose
+    what tells the classes apart.
+    """
+    best = logits.masked_fill(unseen, -torch.inf).amax(dim=1, keepdim=True)
+    return logits - best.where(best.isfinite() & (best.abs() > STEADY), 0.0)
 
 
 def check_features(name: str, features: Any, num_features: int) -> None:

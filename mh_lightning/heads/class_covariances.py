@@ -57,6 +57,7 @@ class ShrunkClassCovariances(ClosedFormHead):
     """
 
     in_units: ClassVar[bool] = True
+    answers_with: ClassVar[tuple[str, ...] | None] = ()
     means: Tensor
     scatters: Tensor
 

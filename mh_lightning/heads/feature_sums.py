@@ -1,6 +1,7 @@
 """Heads that are affine maps of features h, solved from the sums of their products and of each class."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class FeatureSums(ClosedFormHead):
         class_sums: sum of h yᵀ, (d, C), float32.
     """
 
+    answers_with: ClassVar[tuple[str, ...] | None] = ()
     class_sums: Tensor
 
     def __init__(self, num_features: int, num_classes: int, size: int, normalization: str) -> None:

@@ -34,6 +34,7 @@ class JointHead(ClosedFormHead):
     """
 
     keeps_samples: ClassVar[bool] = True
+    answers_with: ClassVar[tuple[str, ...] | None] = ()
     samples: Tensor
     classes: Tensor
 
@@ -174,7 +175,7 @@ class JointKernelRidge(JointHead):
     def logits(self, features: Tensor, *solution: Tensor) -> Tensor:
         """Regressions (b, C)."""
         weights, samples, width = solution[:3]
-        return responses(normalised(features.double(), self.normalization), samples, float(width)) @ weights
+        return responses(normalised(features.double(), self.normalization), samples, width) @ weights
 
 
 def _kernel_weights(kernel: Tensor, targets: Tensor, penalty: float) -> Tensor:

@@ -86,6 +86,7 @@ class KernelMemoryUnits(ClosedFormHead):
     """
 
     keeps_samples: ClassVar[bool] = True
+    answers_with: ClassVar[tuple[str, ...] | None] = ()
     class_sums: Tensor
     signs: Tensor
     seed: Tensor

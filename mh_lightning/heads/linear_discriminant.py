@@ -52,6 +52,7 @@ class StreamingLinearDiscriminant(ClosedFormHead):
     """
 
     discriminants: ClassVar[bool] = True
+    answers_with: ClassVar[tuple[str, ...] | None] = ()
     means: Tensor
     scatter: Tensor
 

@@ -1,6 +1,7 @@
 """Regression and discriminants on random features, from packed sums in float32."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class RandomFeatureHead(FeatureSums):
         phases: b, (D,).
     """
 
+    answers_with: ClassVar[tuple[str, ...] | None] = ("projection", "phases")
     phases: Tensor
 
     def __init__(
@@ -118,7 +120,7 @@ class RandomFeatureDiscriminant(RandomFeatureHead):
         tensor([0, 1])
     """
 
-    discriminants = True
+    discriminants: ClassVar[bool] = True
 
     def __init__(
         self,

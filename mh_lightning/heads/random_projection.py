@@ -70,6 +70,7 @@ class RandomProjectionRidge(ClosedFormHead):
     """
 
     in_units: ClassVar[bool] = True
+    answers_with: ClassVar[tuple[str, ...] | None] = ("projection",)
     held_out: Tensor
     gram: Tensor
     class_sums: Tensor

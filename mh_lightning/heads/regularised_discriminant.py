@@ -1,5 +1,7 @@
 """Gaussian classes whose covariances lean on a shared one."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,8 @@ class RegularisedDiscriminant(ClosedFormHead):
         tensor([0, 1])
     """
 
-    discriminants = True
+    discriminants: ClassVar[bool] = True
+    answers_with: ClassVar[tuple[str, ...] | None] = ()
     means: Tensor
     directions: Tensor
 

@@ -111,11 +111,44 @@ class TaskHeads(nn.Module):
         """Logits (b, C) of all tasks that have begun."""
         return self._placed(torch.cat(self.logits_by_task(features), dim=1), self.classes_begun)
 
+    def begun(self) -> "BegunHeads":
+        """The heads of the tasks that have begun, as they are, for a recorded graph."""
+        return BegunHeads(self)
+
     def _placed(self, logits: Tensor, classes: list[int]) -> Tensor:
-        masked = torch.finfo(logits.dtype).min / 2
-        everything = logits.new_full((len(logits), self.num_classes), masked)
-        return everything.index_copy(1, torch.tensor(classes, device=logits.device), logits)
+        return placed(logits, torch.tensor(classes, device=logits.device), self.num_classes)
 
     def extra_repr(self) -> str:
         """Classes of each task."""
         return f"class_groups={self.class_groups}"
+
+
+class BegunHeads(nn.Module):
+    """Those of `TaskHeads` whose tasks have begun, fixed.
+
+    Args:
+        heads: of all tasks.
+    """
+
+    classes: Tensor
+
+    def __init__(self, heads: TaskHeads) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads.heads[: int(heads.tasks_begun)])
+        self.num_classes = heads.num_classes
+        self.register_buffer("classes", torch.tensor(heads.classes_begun, device=heads.tasks_begun.device))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (b, C)."""
+        return placed(torch.cat([head(features) for head in self.heads], dim=1), self.classes, self.num_classes)
+
+
+def placed(logits: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Logits (b, k) of classes (k,) among those (b, C) of all, of which the others get half the lowest finite value.
+
+    Example:
+        >>> placed(torch.ones(1, 1), torch.tensor([1]), 2) > -1e30
+        tensor([[False,  True]])
+    """
+    everything = logits.new_full((logits.shape[0], num_classes), torch.finfo(logits.dtype).min / 2)
+    return everything.index_copy(1, classes, logits)

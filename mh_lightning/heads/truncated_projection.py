@@ -1,5 +1,7 @@
 """Least squares on many random projections, of which only the strongest directions are kept."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,7 @@ class TruncatedProjection(ClosedFormHead):
         True
     """
 
+    answers_with: ClassVar[tuple[str, ...] | None] = ("projection",)
     directions: Tensor
     class_sums: Tensor
 

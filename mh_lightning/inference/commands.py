@@ -1,37 +1,45 @@
 """``mh-lightning predict|test|export --from RUN …``: a trained model by the command line, without its data."""
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from mh_lightning.errors import UserError, require
 from mh_lightning.inference.contact_sheet import write_page
+from mh_lightning.inference.export import Format, export
 from mh_lightning.inference.folders import answers_of_folder, report, true_classes, write_table
 from mh_lightning.inference.loading import load
+from mh_lightning.inference.model import Model
 
 UNREAD = 1  # exit code, if some images could not be read
 WHAT = {
     "predict": "Classify all images of a folder.",
     "test": "Tell how many images of a folder are classified right; its folders are named like the classes.",
+    "export": "Write a model as a file for other programs: images in, probabilities out.",
 }
 
 
 def parser_of(command: str) -> ArgumentParser:
     """Of the words after a command."""
     parser = ArgumentParser(prog=f"mh-lightning {command}", description=WHAT[command], allow_abbrev=False)
-    parser.add_argument("--from", dest="source", required=True, metavar="RUN",
-                        help="run folder, experiment's folder, checkpoint, or file of Model.save")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="such as cuda")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE",
-                        help="a package, beside mh_lightning and torch.nn, whose classes the checkpoint may name")  # fmt: skip
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="of image files, at any depth")
-    parser.add_argument("--output", default="predictions.csv", metavar="FILE", help="the table; beside it a page to "
-                        "look at, of the same name with .html")  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=64, help="images at once")
-    parser.add_argument("--features", action="store_true", help="the backbone's features in the table, too")
-    parser.add_argument("--no_page", action="store_true", help="no page of pictures")
+    add = parser.add_argument
+    add("--from", dest="source", required=True, metavar="RUN", help="run or its folder, checkpoint, or saved model")
+    add("--trust", action="append", default=[], metavar="PACKAGE", help="whose classes the file may name, too")
+    if command == "export":
+        add("--output", required=True, metavar="FILE", help="such as model.onnx")
+        add("--format", choices=get_args(Format), default="onnx", help="of the file")
+        add("--opset", type=int, help="version of ONNX's operators, by default torch's choice")
+        add("--input_shape", type=int, nargs="+", help="of one input, where the backbone does not tell it")
+        return parser
+    add("--images", required=True, metavar="FOLDER", help="of image files, at any depth")
+    add("--output", default="predictions.csv", metavar="FILE", help="table; a page beside it, with .html, to look at")
+    add("--features", action="store_true", help="the backbone's features in the table, too")
+    add("--no_page", action="store_true", help="no page of pictures")
+    add("--batch_size", type=int, default=64, help="images at once")
+    add("--device", default="cpu", help="such as cuda")
     return parser
 
 
@@ -42,8 +50,16 @@ def main(command: str, words: list[str]) -> int:
         UserError: if something cannot be used.
     """
     options = parser_of(command).parse_args(words)
+    if command == "export":
+        model = load(options.source, trust=options.trust)
+        difference = export(model, options.output, options.format, options.input_shape, options.opset)
+        print(f"{options.output}: answers as the model does, but for {difference:.1g}, on 100 inputs")
+        return 0
     require("batch_size", options.batch_size, at_least=1)
-    model = load(options.source, trust=options.trust, device=_device(options.device))
+    return _ask(command, load(options.source, trust=options.trust, device=_device(options.device)), options)
+
+
+def _ask(command: str, model: Model, options: Namespace) -> int:
     folder, table = Path(options.images), Path(options.output)
     answers = answers_of_folder(model, folder, options.batch_size)
     true = true_classes(answers.files, model.class_names) if command == "test" else []

@@ -72,7 +72,7 @@ def _in_batches(
 ) -> Iterator[tuple[Sequence[Path], list[Tensor | UserError]]]:
     def read(file: Path) -> Tensor | UserError:
         try:
-            return as_input(folder / file, model.method)
+            return as_input(folder / file, model.method.backbone, model.learnt)
         except UserError as error:
             return error
 
@@ -95,9 +95,8 @@ def write_table(
         true: class of each file, where it is known.
     """
     shown = min(SHOWN, len(class_names))
-    heads = [
-        name + ("" if rank == 1 else f"_{rank}") for rank in range(1, shown + 1) for name in ("class", "probability")
-    ]
+    ranks = ["", *(f"_{rank}" for rank in range(2, shown + 1))]
+    heads = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
     numbers = [f"feature_{place}" for place in range(answers.features.shape[1])] if with_features else []
     text = io.StringIO(newline="")
     writer = csv.writer(text)

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mh_lightning.backbones import Backbone
 from mh_lightning.data.images import as_rgb, read_image
 from mh_lightning.data.labelled import stacked
 from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.errors import UserError
-from mh_lightning.methods import ContinualMethod
 
 SUFFIXES = tuple(sorted(Image.registered_extensions()))
 CHANNELS = (1, 3, 4)
@@ -69,14 +69,13 @@ def as_image(entry: Any, learnt: LearntStream) -> Image.Image:
         raise UserError(f"predict: an array of shape {pixels.shape} is no image ({error}).") from error
 
 
-def as_input(entry: Any, method: ContinualMethod) -> Tensor:
+def as_input(entry: Any, backbone: Backbone, learnt: LearntStream) -> Tensor:
     """An image as the backbone takes it, (channels, height, width).
 
     Raises:
         UserError: if it cannot be read.
     """
-    learnt = method.stream.learnt()
-    transform = learnt.transform(method.backbone)
+    transform = learnt.transform(backbone)
     image = as_image(entry, learnt)
     if transform is None:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -1,6 +1,6 @@
 """A trained model that answers: names of classes and probabilities for images or features."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,10 @@ class Model(nn.Module):
     """A method without its trainer, with the names of its classes and what images pass through.
 
     Args:
-        method: with its head and a `learnt_stream`.
+        method: with its head and a stream, or a `learnt_stream`.
+
+    Attributes:
+        learnt: what it keeps of its stream.
 
     Example:
         >>> from mh_lightning.backbones import Identity
@@ -53,11 +56,8 @@ class Model(nn.Module):
     def __init__(self, method: ContinualMethod) -> None:
         super().__init__()
         self.method = method.eval()
-
-    @property
-    def learnt(self) -> LearntStream:
-        """What the model keeps of its stream."""
-        return self.method.stream.learnt()
+        self.learnt: LearntStream = method.stream.learnt()
+        method.learnt_stream = self.learnt
 
     @property
     def device(self) -> torch.device:
@@ -111,10 +111,12 @@ class Model(nn.Module):
                 raise UserError(f"predict: features must be (b, {width}), got {tuple(entries.shape)}.")
         for start in range(0, len(entries), batch_size):
             part = entries[start : start + batch_size]
-            x = part if isinstance(part, Tensor) else stacked([as_input(entry, self.method) for entry in part])
-            x = x.to(self.device)
+            x = (part if isinstance(part, Tensor) else self._inputs(part)).to(self.device)
             features = x if are_features else self.method.features(x)
             yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()
+
+    def _inputs(self, entries: Sequence[Any]) -> Tensor:
+        return stacked([as_input(entry, self.method.backbone, self.learnt) for entry in entries])
 
     def save(self, path: str | Path) -> None:
         """Write all of it, the backbone's weights included, into one file for `mh_lightning.load`."""

@@ -64,6 +64,10 @@ such as mh_lightning.heads.KernelMemoryUnits.
         """Logits (b, C) of a batch of inputs, whose softmax are the head's probabilities."""
         return self.closed_form_head.calibrated(self.features(x))
 
+    def answering_head(self) -> nn.Module:
+        """The head as it is solved now."""
+        return self.closed_form_head.solved()
+
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> Learnt | None:
         """Learn a batch, or a chunk, in the first epoch of its task."""

@@ -221,6 +221,19 @@ class MethodFrame(Trained):
         logits: Tensor = self.head(self.features(x))
         return logits
 
+    def answering_head(self) -> nn.Module:
+        """What maps features to logits now, as a module whose graph can be recorded.
+
+        Raises:
+            UserError: if the method answers in a way of its own.
+        """
+        assert self.head is not None, "the head is made when a trainer runs the method"
+        if type(self).forward is not MethodFrame.forward:
+            name = type(self).__name__
+            raise UserError(f"{name} has a forward of its own; define {name}.answering_head, which maps features to "
+                            "logits, to export it.")  # fmt: skip
+        return self.head
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and the scheduler if there is one."""
         with blame("model.init_args.optimizer"):

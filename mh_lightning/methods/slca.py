@@ -166,6 +166,10 @@ class SLCA(ContinualMethod):
         logits: Tensor = self._predicting_heads()(self.features(x))
         return logits
 
+    def answering_head(self) -> nn.Module:
+        """The heads of the tasks that have begun."""
+        return self._predicting_heads().begun()
+
     def _predicting_heads(self) -> TaskHeads:
         aligned = self.aligned_heads
         return aligned if aligned is not None and bool(aligned.tasks_begun) else self.task_heads
