@@ -43,7 +43,7 @@ def command_line(samples: int, *options: str) -> float:
 def bare_loop(samples: int) -> float:
     """Samples a second of a loop that only trains."""
     x, y = torch.rand(samples, 2).split(1), torch.randint(4, (samples,)).split(1)
-    head = MHLinear(2, 4, **HEAD)
+    head = MHLinear.published(2, 4, **HEAD)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     start = time.perf_counter()
     for point, label in zip(x, y, strict=True):

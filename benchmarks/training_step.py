@@ -96,7 +96,8 @@ def contenders(size: Size, device: str) -> dict[str, Contender]:
     _, n, o, m, delta, distance = size
 
     def head() -> MHLinear:
-        return MHLinear(n, o, key_mem_units=m, delta=delta, distance=distance, upd_m="WTA", upd_k="ad_hoc_WTA",
+        return MHLinear.published(n, o, key_mem_units=m, delta=delta, distance=distance, upd_m="WTA",
+                upd_k="ad_hoc_WTA",
                         scramble=True, device=device)  # fmt: skip
 
     linear, plain, touched, evaluated = nn.Linear(n, o * m, device=device), head(), head(), head().eval()

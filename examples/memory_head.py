@@ -84,7 +84,7 @@ def learn(net, seed):
 
 # %%
 def memory_head():
-    return MHLinear(
+    return MHLinear.published(
         2, 4, key_mem_units=10, delta=2, distance="euclidean", gamma_alpha=25.0, upd_m="WTA", upd_k="ad_hoc_WTA",
         beta_k=0.01, scramble=True, tau_alpha=0.95, tau_mu=50, tau_eta=50,
     )  # fmt: skip

@@ -54,7 +54,7 @@ def memory_head_optimizer(
 
     Example:
         >>> from mh_lightning import MHLinear
-        >>> layer = MHLinear(4, 2, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+        >>> layer = MHLinear(4, 2, key_mem_units=8, delta=2, scramble=False)
         >>> optimizer = memory_head_optimizer(layer, torch.optim.Adam, lr=0.01)
         >>> before = layer.M.detach().clone()
         >>> layer(torch.randn(1, 4)).sum().backward()

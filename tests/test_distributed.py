@@ -51,7 +51,7 @@ class Case(NamedTuple):
             "beta_k": 0.05,
         }
         torch.manual_seed(0)
-        layer = MHLinear(INPUTS, OUTPUTS, **common | self.options)
+        layer = MHLinear.published(INPUTS, OUTPUTS, **common | self.options)
         if self.autocast:  # what is matched must not depend on weights that were rounded to bfloat16
             return nn.Sequential(layer), layer
         return nn.Sequential(nn.Linear(INPUTS, INPUTS), nn.Tanh(), layer).double(), layer
@@ -165,7 +165,7 @@ def bytes_of_updates(rank: int, ranks: int) -> dict[str, list[int]]:
         ("plain", AD_HOC),
         ("private, random", AD_HOC | {"shared_keys": False, "random_memories": True}),
     ):
-        layer, sizes = MHLinear(INPUTS, OUTPUTS, key_mem_units=6, **options), []
+        layer, sizes = MHLinear.published(INPUTS, OUTPUTS, key_mem_units=6, **options), []
         with counted(sizes):
             for rows in (4, 2, 1, 5, 3):
                 layer(torch.randn(rows * (rank == 0) + rows // 2 * (rank > 0), INPUTS)).sum().backward()
@@ -179,7 +179,9 @@ def bytes_of_updates(rank: int, ranks: int) -> dict[str, list[int]]:
 def bad_rows(rank: int, ranks: int) -> State:
     """The state after steps in which a rank has rows that are not finite, or no others."""
     torch.manual_seed(0)
-    layer = MHLinear(INPUTS, OUTPUTS, key_mem_units=6, tau_eta=0, distance="euclidean", sigma_eu="auto", **AD_HOC)
+    layer = MHLinear.published(
+        INPUTS, OUTPUTS, key_mem_units=6, tau_eta=0, distance="euclidean", sigma_eu="auto", **AD_HOC
+    )
     layer.double()
     for step in range(4):
         x = torch.randn(12, INPUTS, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
@@ -190,7 +192,7 @@ def bad_rows(rank: int, ranks: int) -> State:
 
 def joining_is_refused(rank: int) -> list[str]:
     """With more batches on one rank than on the others."""
-    layer = MHLinear(INPUTS, OUTPUTS, key_mem_units=6, **AD_HOC)
+    layer = MHLinear.published(INPUTS, OUTPUTS, key_mem_units=6, **AD_HOC)
     model = DistributedDataParallel(layer)
 
     def uneven() -> None:
@@ -204,7 +206,7 @@ def joining_is_refused(rank: int) -> list[str]:
 
 
 def shards_are_refused() -> list[str]:
-    layer = MHLinear(INPUTS, OUTPUTS, **AD_HOC)
+    layer = MHLinear.published(INPUTS, OUTPUTS, **AD_HOC)
     net = FullyShardedDataParallel(nn.Sequential(layer), device_id=torch.device("cpu"), use_orig_params=True)
     with pytest.raises(UserError) as refused:
         net(torch.randn(2, INPUTS)).sum().backward()
@@ -314,7 +316,7 @@ def test_gather_rows(results: list[dict[str, Any]]) -> None:
 def test_a_process_group_of_one_takes_sparse_gradients_too(tmp_path: Path) -> None:
     dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
-        layer = MHLinear(6, 3, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+        layer = MHLinear.published(6, 3, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
         model, before = DistributedDataParallel(layer), layer.M.detach().clone()
         optimizer = memory_head_optimizer(model, lr=0.1)
         with products(by_unit=True):

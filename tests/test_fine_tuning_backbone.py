@@ -29,7 +29,7 @@ from tests.data.refusal import refused
 CNN, VIT = "test_resnet", "test_vit"
 Run = Callable[..., Path]
 SGD = partial(torch.optim.SGD, lr=0.5)
-memory_head = partial(MHLinear, key_mem_units=6, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+memory_head = partial(MHLinear.published, key_mem_units=6, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
 
 
 class Linear(Backbone):

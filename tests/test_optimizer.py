@@ -30,7 +30,7 @@ every_optimizer = pytest.mark.parametrize(("kind", "options"), OPTIMIZERS.values
 def build(**options: Any) -> nn.Sequential:
     torch.manual_seed(0)
     given: dict[str, Any] = {"upd_m": "WTA", "upd_k": "ad_hoc_WTA"} | options
-    layer = MHLinear(5, 3, key_mem_units=9, delta=2, gamma_alpha=5.0, beta_k=0.01, **given)
+    layer = MHLinear.published(5, 3, key_mem_units=9, delta=2, gamma_alpha=5.0, beta_k=0.01, **given)
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), layer)
 
 
@@ -355,7 +355,7 @@ def test_without_memory_head_it_is_refused(frozen: bool) -> None:
 
 
 def test_the_plain_optimizer_keeps_its_name_in_configurations() -> None:
-    layer = MHLinear(3, 2, key_mem_units=4)
+    layer = MHLinear.published(3, 2, key_mem_units=4)
     memory_head_optimizer(layer, torch.optim.SGD, lr=0.1)
     found = resolved_configuration(["--config", "streams/modes_ci.yaml", "--config", "methods/agem_moons.yaml"])
     assert found["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"

@@ -287,7 +287,9 @@ def fit_with_dropout(folder: Path, ranks: int, resume: Path | None = None, fails
     """The state in the end, or after the failure."""
 
     def head(features: int, classes: int) -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Dropout(0.3), MHLinear(features, classes, key_mem_units=5, delta=2))
+        return torch.nn.Sequential(
+            torch.nn.Dropout(0.3), MHLinear.published(features, classes, key_mem_units=5, delta=2)
+        )
 
     torch.manual_seed(0)
     method = FineTuning(Identity(FEATURES), head)

@@ -33,9 +33,6 @@ KEY_UPDATES = ("ad_hoc_WTA", "grad_WTA", "grad_not_WTA")
 COUNTERS = ("mu", "eta", "key_counter", "scrambling_count")
 
 
-DEFAULT_DELTA = 3
-
-
 class KeyMemory(WideState):
     """Key-addressed memory: matches samples with keys, and moves keys and counters after each backward pass.
 
@@ -96,11 +93,10 @@ class KeyMemory(WideState):
         require(f"{own}: distance", distance, one_of=DISTANCES)
         require(f"{own}: upd_k", self.upd_k, one_of=KEY_UPDATES)
         if delta > key_mem_units:
-            if delta != DEFAULT_DELTA:  # which nobody has asked for
-                warnings.warn(
-                    f"{type(self).__name__}: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.",
-                    stacklevel=3,
-                )
+            warnings.warn(
+                f"{type(self).__name__}: delta={delta} is more than key_mem_units={key_mem_units}; it is clamped.",
+                stacklevel=3,
+            )
             self.delta = key_mem_units
         wide = at_least_float32(dtype or torch.get_default_dtype())
         keys = torch.empty(key_sets, key_mem_units, key_size, device=device, dtype=wide)

@@ -1,7 +1,7 @@
 """The Memory Head layer."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,24 @@ from mh_lightning import functional
 from mh_lightning.distributed import in_process_group
 from mh_lightning.errors import UserError, require
 from mh_lightning.functional.autocast import autocast_dtype, without_autocast
-from mh_lightning.layers.key_memory import COUNTERS, DEFAULT_DELTA, KeyMemory
+from mh_lightning.layers.key_memory import COUNTERS, KeyMemory
 from mh_lightning.layers.psi import resized_shape
 
 MEMORY_UPDATES = ("WTA", "vanilla")
+DELTA, PUBLISHED_DELTA = 5, 3  # or all units, if there are fewer
+PUBLISHED: dict[str, Any] = {  # defaults of the published code
+    "key_mem_units": 2,
+    "distance": "cosine",
+    "sigma_eu": 1.0,
+    "gamma_alpha": 0.1,
+    "upd_m": None,
+    "upd_k": None,
+    "beta_k": 0.001,
+    "scramble": False,
+    "tau_alpha": 0.5,
+    "tau_mu": 100,
+    "tau_eta": 100,
+}
 
 
 class MHLinear(KeyMemory):
@@ -58,11 +72,13 @@ class MHLinear(KeyMemory):
         out_features: o.
         bias: whether each unit holds a bias.
         shared_keys: one key set for all outputs; otherwise each output has its own keys and units.
-        key_mem_units: memory units m a key set, at least 1.
+        key_mem_units: memory units m a key set, at least 1. Defaults are those that serve features of any scale,
+            chosen on validation samples; those of the published code are in `published`.
         psi_fn: "identity", "sign", "resize1d", "resize2d" or "resize2d_sign"; see `mh_lightning.layers.psi.psi`.
         key_size: d, by default n.
         layer_norm: normalise the input, with a gain and an offset of its own for each unit.
-        delta: units blended for a sample, at least 1; more than `key_mem_units` is clamped, with a warning.
+        delta: units blended for a sample, at least 1, by default 5; more than `key_mem_units` is clamped, with a
+            warning if it was asked for.
         gamma_alpha: inverse temperature of the attention, or "auto", see below.
         tau_alpha: winner's response below which a sample may scramble a unit.
         tau_mu: usage, in samples, below which a unit may be scrambled.
@@ -120,23 +136,23 @@ class MHLinear(KeyMemory):
         bias: bool = True,
         *,
         shared_keys: bool = True,
-        key_mem_units: int = 2,
+        key_mem_units: int = 100,
         psi_fn: str = "identity",
         key_size: int | None = None,
         layer_norm: bool = False,
-        delta: int = DEFAULT_DELTA,
-        gamma_alpha: float | str = 0.1,
-        tau_alpha: float = 0.5,
-        tau_mu: int = 100,
+        delta: int | None = None,
+        gamma_alpha: float | str = "auto",
+        tau_alpha: float = 0.65,
+        tau_mu: int = 10,
         tau_eta: int = 100,
-        upd_m: str | None = None,
-        upd_k: str | None = None,
-        beta_k: float = 0.001,
-        scramble: bool = False,
+        upd_m: str | None = "WTA",
+        upd_k: str | None = "ad_hoc_WTA",
+        beta_k: float = 0.003,
+        scramble: bool = True,
         random_memories: bool = False,
         detach_gradients: bool = True,
-        distance: str = "cosine",
-        sigma_eu: float | str = 1.0,
+        distance: str = "euclidean",
+        sigma_eu: float | str = "auto",
         key_features: int | None = None,
         normalize_input: bool = False,
         device: torch.device | str | None = None,
@@ -151,7 +167,7 @@ class MHLinear(KeyMemory):
             key_mem_units,
             matched if key_size is None else key_size,
             psi_fn=psi_fn,
-            delta=delta,
+            delta=min(DELTA, key_mem_units) if delta is None else delta,
             gamma_alpha=gamma_alpha,
             tau_alpha=tau_alpha,
             tau_mu=tau_mu,
@@ -177,12 +193,32 @@ class MHLinear(KeyMemory):
         self.M = nn.Parameter(torch.empty(*self.K.shape[:2], unit_size, device=device, dtype=dtype))
         self.reset_parameters()
 
+    @classmethod
+    def published(cls, in_features: int, out_features: int, bias: bool = True, **options: Any) -> Self:
+        """The layer with the defaults of the published code, for options that are not given: two units, cosine, keys
+        and memories by gradient, no recycling.
+
+        Args:
+            in_features: n.
+            out_features: o.
+            bias: whether each unit holds a bias.
+            options: of `MHLinear`.
+
+        Source: Tiezzi et al., CoLLAs 2024, and its code.
+
+        Example:
+            >>> layer = MHLinear.published(8, 3)
+            >>> layer.key_mem_units, layer.delta, layer.distance, layer.upd_k
+            (2, 2, 'cosine', 'grad_not_WTA')
+        """
+        options = {**PUBLISHED, **options}
+        delta = min(PUBLISHED_DELTA, options["key_mem_units"])
+        return cls(in_features, out_features, bias, **{"delta": delta, **options})
+
     def _check_options(self) -> None:
         require("MHLinear: upd_m", self.upd_m, one_of=MEMORY_UPDATES)
         if self.upd_m == "WTA" and self.upd_k == "grad_not_WTA":
-            raise UserError(
-                "MHLinear: upd_m='WTA' needs upd_k='ad_hoc_WTA' or 'grad_WTA', got 'grad_not_WTA' (the default)."
-            )
+            raise UserError("MHLinear: upd_m='WTA' needs upd_k='ad_hoc_WTA' or 'grad_WTA', got 'grad_not_WTA'.")
         option, matched = ("in_features", self.in_features)
         if self.key_features is not None:
             option, matched = ("key_features", self.key_features)

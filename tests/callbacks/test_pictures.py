@@ -40,9 +40,11 @@ def plane(**changes: Any) -> Plane:
 
 
 def test_keys_in_the_plane() -> None:
-    head = MHLinear(2, 3, key_mem_units=4, distance="euclidean")
+    head = MHLinear.published(2, 3, key_mem_units=4, distance="euclidean")
     assert keys_in_the_plane(head).shape == (4, 2)
-    others = [MHLinear(size, 3, key_mem_units=4, distance=name) for size, name in ((2, "cosine"), (3, "euclidean"))]
+    others = [
+        MHLinear.published(size, 3, key_mem_units=4, distance=name) for size, name in ((2, "cosine"), (3, "euclidean"))
+    ]
     for without in (*others, torch.nn.Linear(2, 2)):
         assert keys_in_the_plane(without).shape == (0, 2)
 

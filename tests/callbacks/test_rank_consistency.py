@@ -38,7 +38,8 @@ class MoveMemory(Callback):
 
 def fit(folder: Path, *callbacks: Callback) -> None:
     def head(features: int, classes: int) -> MHLinear:
-        return MHLinear(features, classes, key_mem_units=5, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True,
+        return MHLinear.published(features, classes, key_mem_units=5, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA",
+                scramble=True,
                         tau_alpha=0.99, tau_mu=5, tau_eta=5)  # fmt: skip
 
     torch.manual_seed(0)

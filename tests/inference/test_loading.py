@@ -110,6 +110,7 @@ def test_a_run_is_resumed_from_a_checkpoint_without_the_backbone(tmp_path: Path)
     fit(resumed, tmp_path / "resumed", data, tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
     assert torch.equal(resumed.head.sums, method.head.sums)  # type: ignore[union-attr]
     other, _ = of_images(tmp_path)
+    other.backbone.load_state_dict(TimmBackbone("test_resnet", image_size=32).state_dict())  # drawn anew
     with pytest.raises(UserError, match="its weights are not those"):
         fit(other, tmp_path / "other", data, tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
 
@@ -150,7 +151,7 @@ def test_questions_that_cannot_be_answered(tmp_path: Path) -> None:
         (torch.zeros(2, 7, dtype=torch.int64), "uint8"),
         (3, "paths, images, arrays or tensors are needed, got int"),
         ([None], "an image is a path, a PIL image or an array of uint8, got a NoneType"),
-        (np.zeros((2, 4, 4, 2), dtype=np.uint8), "is no image"),
+        (np.zeros((2, 5, 5, 7), dtype=np.uint8), "is no image"),
     ]
     for question, message in questions:
         with pytest.raises(UserError, match=message):

@@ -36,7 +36,7 @@ every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 
 def build(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> MHLinear:
     torch.manual_seed(0)
-    return MHLinear(N, O, **options, dtype=dtype)
+    return MHLinear.published(N, O, **options, dtype=dtype)
 
 
 def stream(batch: int, steps: int = STEPS) -> list[Tensor]:
@@ -157,17 +157,19 @@ def test_normalized_images_and_key_inputs() -> None:
     images = torch.randn(3, 2, 4, 4)
     by_length = images / images.flatten(1).norm(dim=1).view(3, 1, 1, 1)
     common: dict[str, Any] = {"delta": 2, "psi_fn": "resize2d", "key_size": 18}
-    found, expected = (MHLinear(32, 3, normalize_input=flag, **common) for flag in (True, False))
+    found, expected = (MHLinear.published(32, 3, normalize_input=flag, **common) for flag in (True, False))
     expected.load_state_dict(found.state_dict())
     torch.testing.assert_close(found(images), expected(by_length))
-    found, expected = (MHLinear(5, 3, delta=2, key_features=4, normalize_input=flag) for flag in (True, False))
+    found, expected = (
+        MHLinear.published(5, 3, delta=2, key_features=4, normalize_input=flag) for flag in (True, False)
+    )
     expected.load_state_dict(found.state_dict())
     x, key = torch.randn(6, 5), torch.randn(6, 4)
     torch.testing.assert_close(found(x, key), expected(F.normalize(x), F.normalize(key)))
 
 
 def test_gradients_pass_through_the_normalisation() -> None:
-    layer = MHLinear(4, 2, delta=2, normalize_input=True, gamma_alpha=3.0, dtype=torch.float64).eval()
+    layer = MHLinear.published(4, 2, delta=2, normalize_input=True, gamma_alpha=3.0, dtype=torch.float64).eval()
     assert torch.autograd.gradcheck(layer, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))
 
 
@@ -197,7 +199,7 @@ def test_goes_on_from_a_copy_in_the_middle(options: dict[str, Any], copied: str)
             torch.save(saved, file)
             file.seek(0)
             saved = torch.load(file, weights_only=True)
-        half = MHLinear(N, O, **options, dtype=torch.float64)
+        half = MHLinear.published(N, O, **options, dtype=torch.float64)
         half.load_state_dict(saved)
     learn(half, batches[5:])
     learn(whole, batches[5:])
@@ -301,9 +303,9 @@ def test_equal_samples_give_numbers(options: dict[str, Any], value: float, batch
 
 def test_there_is_no_state_without_auto() -> None:
     plain = {"K", "M", "mu", "eta", "key_counter", "scrambling_count"}
-    assert MHLinear(N, O, delta=2).state_dict().keys() == plain
-    assert MHLinear(N, O, delta=2, sigma_eu="auto").scale is None  # cosine has no width
-    with_auto = MHLinear(N, O, delta=2, gamma_alpha="auto")
+    assert MHLinear.published(N, O, delta=2).state_dict().keys() == plain
+    assert MHLinear.published(N, O, delta=2, sigma_eu="auto").scale is None  # cosine has no width
+    with_auto = MHLinear.published(N, O, delta=2, gamma_alpha="auto")
     assert with_auto.state_dict().keys() - plain == {
         "scale.seen", "scale.mean", "scale.variance", "scale.squared_distance"
     }  # fmt: skip
@@ -312,7 +314,7 @@ def test_there_is_no_state_without_auto() -> None:
 
 def test_euclidean_responses_have_a_range_of_their_own() -> None:
     options: dict[str, Any] = {"delta": 2, "distance": "euclidean", "sigma_eu": 0.5}
-    found, expected = (MHLinear(N, O, gamma_alpha=gamma, **options) for gamma in ("auto", 25.0))
+    found, expected = (MHLinear.published(N, O, gamma_alpha=gamma, **options) for gamma in ("auto", 25.0))
     expected.load_state_dict(found.state_dict())
     x = torch.randn(5, N)
     assert torch.equal(found(x), expected(x))
@@ -321,7 +323,7 @@ def test_euclidean_responses_have_a_range_of_their_own() -> None:
 @pytest.mark.parametrize("name", ["sigma_eu", "gamma_alpha"])
 def test_other_texts_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"MHLinear: {name} must be .*finite, or be 'auto', got 'automatic'."):
-        MHLinear(N, O, delta=2, **{name: "automatic"})
+        MHLinear.published(N, O, delta=2, **{name: "automatic"})
 
 
 def test_stacks_take_the_options() -> None:

@@ -33,7 +33,9 @@ def _forget_graphs() -> Iterator[None]:
 def build(options: dict[str, Any]) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(6, 8), nn.Tanh(), MHLinear(8, 3, key_mem_units=7, delta=2, gamma_alpha=5.0, tau_eta=3, **options)
+        nn.Linear(6, 8),
+        nn.Tanh(),
+        MHLinear.published(8, 3, key_mem_units=7, delta=2, gamma_alpha=5.0, tau_eta=3, **options),
     )
 
 
@@ -105,7 +107,7 @@ def test_onnx(options: dict[str, Any]) -> None:
 
 def large_layer() -> MHLinear:
     """One whose products are computed unit by unit when nothing is recorded."""
-    layer = MHLinear(256, 100, key_mem_units=50, delta=2, gamma_alpha=5.0).eval()
+    layer = MHLinear.published(256, 100, key_mem_units=50, delta=2, gamma_alpha=5.0).eval()
     assert grouped.grouping_pays(8, 16, 50, 100 * 256, "cpu")
     return layer
 
@@ -130,6 +132,6 @@ def test_shapes_without_data() -> None:
 
 
 def test_images_can_be_exported() -> None:
-    layer = MHLinear(48, 3, key_mem_units=4, delta=2, psi_fn="resize2d", key_size=20).eval()
+    layer = MHLinear.published(48, 3, key_mem_units=4, delta=2, psi_fn="resize2d", key_size=20).eval()
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))

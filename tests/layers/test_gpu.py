@@ -43,7 +43,8 @@ HEADS: dict[str, Callable[[], ClosedFormHead]] = {
 @pytest.mark.parametrize("shared_keys", [True, False])
 def test_a_memory_head(distance: str, shared_keys: bool) -> None:
     torch.manual_seed(0)
-    on_cpu = MHLinear(6, 4, key_mem_units=8, delta=2, distance=distance, shared_keys=shared_keys, gamma_alpha=5.0,
+    on_cpu = MHLinear.published(6, 4, key_mem_units=8, delta=2, distance=distance, shared_keys=shared_keys,
+            gamma_alpha=5.0,
                       upd_m="WTA", upd_k="ad_hoc_WTA", beta_k=0.05, scramble=True, tau_alpha=0.95, tau_mu=8, tau_eta=6,
                       dtype=torch.float64)  # fmt: skip
     on_gpu = copy.deepcopy(on_cpu).cuda()
@@ -62,7 +63,7 @@ def test_a_memory_head(distance: str, shared_keys: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_keys_and_counters_under_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    plain = MHLinear(6, 4, key_mem_units=8, delta=2, distance="euclidean", gamma_alpha=5.0, upd_m="WTA",
+    plain = MHLinear.published(6, 4, key_mem_units=8, delta=2, distance="euclidean", gamma_alpha=5.0, upd_m="WTA",
                      upd_k="ad_hoc_WTA", beta_k=0.05, scramble=True, tau_alpha=0.95, tau_mu=8, tau_eta=6,
                      device="cuda")  # fmt: skip
     mixed = copy.deepcopy(plain)

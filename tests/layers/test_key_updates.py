@@ -30,7 +30,7 @@ State = dict[str, Tensor]
 
 def build(options: dict[str, Any], seed: int = 0) -> MHLinear:
     torch.manual_seed(seed)
-    layer = MHLinear(**options, dtype=torch.float64)
+    layer = MHLinear.published(**options, dtype=torch.float64)
     if layer.distance == "cosine" and layer.upd_k != "ad_hoc_WTA":
         with torch.no_grad():
             layer.K.mul_(torch.rand(6, 1, dtype=torch.float64) + 0.5)  # as after an optimizer step
@@ -568,7 +568,7 @@ def test_apply_without_pending_changes_nothing() -> None:
 
 
 def test_frozen_memories_freeze_keys_and_counters() -> None:
-    layer = MHLinear(4, 2, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, tau_alpha=2.0)
+    layer = MHLinear.published(4, 2, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, tau_alpha=2.0)
     layer.requires_grad_(False)
     before = copy.deepcopy(layer.state_dict())
     layer(torch.randn(3, 4, requires_grad=True)).sum().backward()
@@ -579,9 +579,9 @@ def test_frozen_memories_freeze_keys_and_counters() -> None:
 
 
 def test_assigned_counters_of_the_published_code_become_integers() -> None:
-    layer = MHLinear(4, 2, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True)
+    layer = MHLinear.published(4, 2, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True)
     layer(torch.randn(3, 4)).sum().backward()
-    other = MHLinear(4, 2, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True)
+    other = MHLinear.published(4, 2, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True)
     other.load_state_dict(layer.reference_state_dict(), assign=True)
     for name in ("mu", "eta", "key_counter", "scrambling_count"):
         assert getattr(other, name).dtype == torch.long

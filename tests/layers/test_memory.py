@@ -63,7 +63,7 @@ def test_peak_of_a_step(
     optimizer: Any,
     by_unit: bool,
 ) -> None:
-    layer = MHLinear(n, o, key_mem_units=m, delta=delta, distance=distance, scramble=True, **options)
+    layer = MHLinear.published(n, o, key_mem_units=m, delta=delta, distance=distance, scramble=True, **options)
     made = optimizer(layer.parameters() if optimizer is torch.optim.SGD else layer)
     x, targets = torch.randn(b, n, requires_grad=input_gradient), torch.randint(o, (b,))
 

@@ -64,7 +64,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 def compare_with_oracle(options: dict[str, Any], batch: int, steps: int, seed: int) -> Oracle:
     """Train both on the same stream, and compare everything at each step, until two units tie."""
     torch.manual_seed(seed)
-    layer = MHLinear(**options, dtype=torch.float64)
+    layer = MHLinear.published(**options, dtype=torch.float64)
     oracle = Oracle(layer.K, layer.M, **options)
     optimizers = [torch.optim.SGD(both.parameters(), lr=0.1) for both in (layer, oracle)]
     for step in range(steps):
@@ -129,7 +129,8 @@ def test_like_the_oracle_while_scrambling(
 @every_distance
 def test_vanilla_gradients_are_derivatives(distance: str, shared_keys: bool, layer_norm: bool, by_unit: bool) -> None:
     torch.manual_seed(2)
-    layer = MHLinear(4, 2, key_mem_units=3, delta=2, gamma_alpha=3.0, distance=distance, shared_keys=shared_keys,
+    layer = MHLinear.published(4, 2, key_mem_units=3, delta=2, gamma_alpha=3.0, distance=distance,
+            shared_keys=shared_keys,
                      layer_norm=layer_norm, detach_gradients=False, dtype=torch.float64).eval()  # fmt: skip
 
     def outputs(x: Tensor, memories: Tensor, keys: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ def test_second_derivatives_are_right_or_refused(distance: str, layer_norm: bool
     options: dict[str, Any] = {"in_features": 4, "out_features": 2, "key_mem_units": 3, "delta": 2, "gamma_alpha": 3.0,
                "distance": distance, "layer_norm": layer_norm, "detach_gradients": False}  # fmt: skip
     torch.manual_seed(2)
-    layer = MHLinear(**options, dtype=torch.float64).eval()
+    layer = MHLinear.published(**options, dtype=torch.float64).eval()
     oracle = Oracle(layer.K, layer.M, **options)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
 
@@ -167,7 +168,7 @@ def test_second_derivatives_are_right_or_refused(distance: str, layer_norm: bool
 @every_product
 @pytest.mark.parametrize("upd_k", ["ad_hoc_WTA", "grad_WTA"])
 def test_only_the_winner_learns(upd_k: str, by_unit: bool) -> None:
-    layer = MHLinear(4, 2, key_mem_units=5, delta=3, upd_m="WTA", upd_k=upd_k)
+    layer = MHLinear.published(4, 2, key_mem_units=5, delta=3, upd_m="WTA", upd_k=upd_k)
     with products(by_unit):
         (gradient,) = torch.autograd.grad(layer(torch.randn(1, 4)).sum(), layer.M)
     assert torch.equal(gradient.any(2), layer.key_counter == 1)
@@ -179,7 +180,7 @@ def test_match_is_detached_from_the_input_by_default() -> None:
     gradients = {}
     for detach_gradients in (True, False):
         torch.manual_seed(1)
-        layer = MHLinear(4, 2, key_mem_units=3, delta=2, gamma_alpha=5.0, distance="dot_scaled",
+        layer = MHLinear.published(4, 2, key_mem_units=3, delta=2, gamma_alpha=5.0, distance="dot_scaled",
                          detach_gradients=detach_gradients)  # fmt: skip
         ours = x.clone().requires_grad_()
         (gradients[detach_gradients],) = torch.autograd.grad(layer(ours).sum(), ours)
@@ -190,7 +191,7 @@ def scrambling_layer(random_memories: bool) -> tuple[MHLinear, MHLinear]:
     """A layer after one step that recycled a unit, and before."""
     torch.manual_seed(3)
     layers = [
-        MHLinear(200, 20, key_mem_units=4, delta=2, tau_alpha=1e9, upd_m="WTA", upd_k="ad_hoc_WTA",
+        MHLinear.published(200, 20, key_mem_units=4, delta=2, tau_alpha=1e9, upd_m="WTA", upd_k="ad_hoc_WTA",
                  scramble=True, random_memories=random_memories) for _ in range(2)
     ]  # fmt: skip
     layers[1].load_state_dict(layers[0].state_dict())
@@ -224,7 +225,9 @@ def test_random_memories_change_nothing_else() -> None:
 
 @every_distance
 def test_start(distance: str) -> None:
-    layer = MHLinear(9, 4, key_mem_units=50, delta=2, tau_eta=7, distance=distance, upd_m="WTA", upd_k="ad_hoc_WTA")
+    layer = MHLinear.published(
+        9, 4, key_mem_units=50, delta=2, tau_eta=7, distance=distance, upd_m="WTA", upd_k="ad_hoc_WTA"
+    )
     assert layer.M.shape == (1, 50, 40) and layer.M.abs().max() <= 1 / math.sqrt(40) < 1.1 * layer.M.abs().max()
     if distance == "cosine":
         torch.testing.assert_close(layer.K.norm(dim=2), torch.ones(1, 50))
@@ -232,7 +235,7 @@ def test_start(distance: str) -> None:
         assert layer.K.abs().max() <= 1 / 3 < 1.1 * layer.K.abs().max()
     assert not layer.mu.any() and not layer.key_counter.any() and not layer.scrambling_count.any()
     assert (layer.eta == 7).all()
-    assert not isinstance(layer.K, nn.Parameter) and isinstance(MHLinear(9, 4, delta=2).K, nn.Parameter)
+    assert not isinstance(layer.K, nn.Parameter) and isinstance(MHLinear.published(9, 4, delta=2).K, nn.Parameter)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ def test_start(distance: str) -> None:
     ],
 )
 def test_unit_size(options: dict[str, Any], shape: tuple[int, ...]) -> None:
-    assert MHLinear(4, 4, key_mem_units=3, **options).M.shape == shape
+    assert MHLinear.published(4, 4, key_mem_units=3, **options).M.shape == shape
 
 
 @every_product
@@ -268,7 +271,7 @@ def compare_with_autocast(distance: str, lower: torch.dtype, backward_inside: bo
         "key_mem_units": 8, "delta": 2, "gamma_alpha": 5.0, "tau_alpha": 0.4, "tau_mu": 9, "tau_eta": 5,
         "beta_k": 0.05, "upd_m": "WTA", "upd_k": "ad_hoc_WTA", "scramble": True, "distance": distance,
     }  # fmt: skip
-    full, mixed = MHLinear(6, 3, **options), MHLinear(6, 3, **options)
+    full, mixed = MHLinear.published(6, 3, **options), MHLinear.published(6, 3, **options)
     mixed.load_state_dict(full.state_dict())
     for _ in range(20):
         x = torch.randn(7, 6)
@@ -288,7 +291,7 @@ def compare_with_autocast(distance: str, lower: torch.dtype, backward_inside: bo
 
 
 def test_half_precision_layer_counts_every_sample() -> None:
-    layer = MHLinear(6, 3, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, dtype=torch.bfloat16)
+    layer = MHLinear.published(6, 3, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, dtype=torch.bfloat16)
     for _ in range(40):
         layer(torch.randn(16, 6, dtype=torch.bfloat16)).sum().backward()
     assert layer.key_counter.sum() == 640 and layer.K.dtype == torch.float32 and layer.M.dtype == torch.bfloat16
@@ -302,8 +305,8 @@ def test_keys_of_a_half_precision_layer_move_as_in_float32(distance: str, lower:
         "key_mem_units": 4, "delta": 2, "upd_m": "WTA", "upd_k": "ad_hoc_WTA", "beta_k": 1e-4, "distance": distance,
     }  # fmt: skip
     torch.manual_seed(0)
-    full = MHLinear(6, 3, **options)
-    half = copy.deepcopy(full).to(lower) if made == "cast" else MHLinear(6, 3, dtype=lower, **options)
+    full = MHLinear.published(6, 3, **options)
+    half = copy.deepcopy(full).to(lower) if made == "cast" else MHLinear.published(6, 3, dtype=lower, **options)
     assert half.M.dtype == lower
     half.load_state_dict(full.state_dict(), assign=made == "loaded")
     half.M.data = half.M.data.to(lower)
@@ -320,7 +323,9 @@ def test_keys_of_a_half_precision_layer_move_as_in_float32(distance: str, lower:
 def test_state_of_half_precision_layers() -> None:
     """What older versions and the published code have saved is read; what is given back loads anywhere."""
     for upd_k in ("ad_hoc_WTA", "grad_WTA"):
-        layer = MHLinear(6, 3, delta=2, upd_m="WTA", upd_k=upd_k, scramble=True, distance="euclidean", sigma_eu="auto")
+        layer = MHLinear.published(
+            6, 3, delta=2, upd_m="WTA", upd_k=upd_k, scramble=True, distance="euclidean", sigma_eu="auto"
+        )
         layer(torch.randn(4, 6)).sum().backward()
         kept = layer.K.detach().clone()
         half = copy.deepcopy(layer).half()
@@ -336,7 +341,9 @@ def test_state_of_half_precision_layers() -> None:
             other = copy.deepcopy(layer)
             other.load_state_dict(old, assign=assign)
             assert other.K.dtype == torch.float32 and torch.equal(other.K, kept.half().float())
-        again = MHLinear(6, 3, delta=2, upd_m="WTA", upd_k=upd_k, scramble=True, distance="euclidean", sigma_eu="auto")
+        again = MHLinear.published(
+            6, 3, delta=2, upd_m="WTA", upd_k=upd_k, scramble=True, distance="euclidean", sigma_eu="auto"
+        )
         again.half().load_state_dict(half.half().state_dict())
         assert torch.equal(again.K, kept)
         again.to("meta")
@@ -345,7 +352,7 @@ def test_state_of_half_precision_layers() -> None:
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (5, 4), (2, 3, 4), (2, 1, 3, 4), (0, 4)])
 @pytest.mark.parametrize("shared_keys", [True, False])
 def test_leading_dimensions(shape: tuple[int, ...], shared_keys: bool) -> None:
-    layer, x = MHLinear(4, 3, delta=2, shared_keys=shared_keys), torch.randn(shape)
+    layer, x = MHLinear.published(4, 3, delta=2, shared_keys=shared_keys), torch.randn(shape)
     y = layer(x)
     assert y.shape == (*shape[:-1], 3)
     torch.testing.assert_close(y.reshape(-1, 3), layer(x.reshape(-1, 4)))
@@ -354,13 +361,13 @@ def test_leading_dimensions(shape: tuple[int, ...], shared_keys: bool) -> None:
 
 
 def test_images_are_flattened() -> None:
-    layer, x = MHLinear(24, 3, delta=2), torch.randn(5, 2, 4, 3)
+    layer, x = MHLinear.published(24, 3, delta=2), torch.randn(5, 2, 4, 3)
     torch.testing.assert_close(layer(x), layer(x.flatten(1)))
 
 
 @every_product
 def test_empty_batch_changes_nothing(by_unit: bool) -> None:
-    layer = MHLinear(4, 3, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, tau_eta=0)
+    layer = MHLinear.published(4, 3, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", scramble=True, tau_eta=0)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with products(by_unit):
         layer(torch.randn(0, 4)).sum().backward()
@@ -369,13 +376,13 @@ def test_empty_batch_changes_nothing(by_unit: bool) -> None:
 
 def test_wrong_type_is_refused() -> None:
     with pytest.raises(UserError, match=r"float64.*float32"):
-        MHLinear(4, 3, delta=2)(torch.randn(2, 4, dtype=torch.float64))
+        MHLinear.published(4, 3, delta=2)(torch.randn(2, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (5,), (), (3, 4, 2)])
 def test_wrong_width_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="in_features=4"):
-        MHLinear(4, 3, delta=2)(torch.randn(shape))
+        MHLinear.published(4, 3, delta=2)(torch.randn(shape))
 
 
 @pytest.mark.parametrize(
@@ -399,12 +406,12 @@ def test_wrong_width_is_refused(shape: tuple[int, ...]) -> None:
 )
 def test_contradictory_options_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        MHLinear(**{"in_features": 4, "out_features": 3, "delta": 2} | options)
+        MHLinear.published(**{"in_features": 4, "out_features": 3, "delta": 2} | options)
 
 
 def test_too_large_delta_is_clamped() -> None:
     with pytest.warns(UserWarning, match="delta=5"):
-        layer = MHLinear(4, 3, key_mem_units=2, delta=5)
+        layer = MHLinear.published(4, 3, key_mem_units=2, delta=5)
     assert layer.delta == 2
     assert layer(torch.randn(3, 4)).shape == (3, 3)
 
@@ -431,7 +438,7 @@ class LargestTensor(TorchDispatchMode):
 @every_product
 def test_no_weights_for_each_sample(upd_k: str, layer_norm: bool, shared_keys: bool, by_unit: bool) -> None:
     b, n, o, m, delta = 64, 32, 16, 16, 2
-    layer = MHLinear(n, o, key_mem_units=m, delta=delta, upd_m="WTA", upd_k=upd_k, scramble=True, tau_eta=0,
+    layer = MHLinear.published(n, o, key_mem_units=m, delta=delta, upd_m="WTA", upd_k=upd_k, scramble=True, tau_eta=0,
                      layer_norm=layer_norm, shared_keys=shared_keys)  # fmt: skip
     q, _, u = layer.M.shape
     x = torch.randn(b, n, requires_grad=True)
@@ -448,7 +455,8 @@ def test_published_example_learns(batch: int) -> None:
     centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     targets = torch.randint(c, (320,))
     x = centres[targets] + 0.1 * torch.randn(320, d)
-    head = MHLinear(in_features=10, out_features=c, bias=True, key_mem_units=10, upd_m="WTA", upd_k="ad_hoc_WTA",
+    head = MHLinear.published(in_features=10, out_features=c, bias=True, key_mem_units=10, upd_m="WTA",
+                    upd_k="ad_hoc_WTA",
                     beta_k=0.01, gamma_alpha=25.0, tau_alpha=0.95, tau_mu=50, tau_eta=50, scramble=True, delta=2,
                     distance="euclidean")  # fmt: skip
     net = nn.Sequential(nn.Linear(d, 10), nn.Tanh(), head)

@@ -43,7 +43,7 @@ OPTIONS += [
 
 def trained(options: dict[str, Any], dtype: torch.dtype) -> tuple[list[Tensor], MHLinear]:
     torch.manual_seed(0)
-    layer = MHLinear(
+    layer = MHLinear.published(
         4, 3, key_mem_units=7, gamma_alpha=5.0, tau_alpha=0.8, tau_mu=6, tau_eta=4, beta_k=0.1, dtype=dtype, **options
     )
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -83,7 +83,7 @@ def test_float32() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    layer = MHLinear(4, 3, key_mem_units=5, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+    layer = MHLinear.published(4, 3, key_mem_units=5, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
     x = torch.randn(1, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="no second derivatives"):
         torch.autograd.grad(layer(x).sum(), x, create_graph=True)
@@ -94,7 +94,9 @@ def test_the_vectors_are_of_one_sample_too() -> None:
 
 
 def test_an_output_can_be_changed_in_place() -> None:
-    net = torch.nn.Sequential(MHLinear(4, 3, **OPTIONS[0]), torch.nn.ReLU(inplace=True), torch.nn.Linear(3, 2))
+    net = torch.nn.Sequential(
+        MHLinear.published(4, 3, **OPTIONS[0]), torch.nn.ReLU(inplace=True), torch.nn.Linear(3, 2)
+    )
     net(torch.randn(1, 4)).sum().backward()
     assert net[0].M.grad is not None
 
@@ -103,7 +105,7 @@ def test_an_output_can_be_changed_in_place() -> None:
 def test_deferred_updates_do_not_follow_a_buffer_that_is_filled_again(batch: int) -> None:
     def keys(reuse: bool) -> Tensor:
         torch.manual_seed(0)
-        layer = MHLinear(4, 3, key_mem_units=5, beta_k=0.1, **OPTIONS[0])
+        layer = MHLinear.published(4, 3, key_mem_units=5, beta_k=0.1, **OPTIONS[0])
         layer.defer_key_updates = True
         buffer, generator = torch.empty(batch, 4), torch.Generator().manual_seed(1)
         for _ in range(2):

@@ -48,7 +48,8 @@ def test_resize2d() -> None:
 
 @pytest.mark.parametrize(("psi_fn", "key"), [("resize2d", [3.5, -4.0, 0.0]), ("resize2d_sign", [1.0, -1.0, 0.0])])
 def test_layer_on_images(psi_fn: str, key: list[float]) -> None:
-    layer = MHLinear(8, 2, key_mem_units=4, delta=2, psi_fn=psi_fn, key_size=3, distance="dot_scaled", scramble=True,
+    layer = MHLinear.published(8, 2, key_mem_units=4, delta=2, psi_fn=psi_fn, key_size=3,
+            distance="dot_scaled", scramble=True,
                      tau_alpha=1e9, upd_m="WTA", upd_k="ad_hoc_WTA", beta_k=0.0)  # fmt: skip
     y = layer(IMAGE)
     y.sum().backward()
@@ -63,9 +64,9 @@ def test_layer_on_images(psi_fn: str, key: list[float]) -> None:
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4), (1, 1, 3, 3), (1, 2, 4)])
 def test_resize2d_needs_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="psi_fn='resize2d'"):
-        MHLinear(8, 2, delta=2, psi_fn="resize2d", key_size=3)(torch.randn(shape))
+        MHLinear.published(8, 2, delta=2, psi_fn="resize2d", key_size=3)(torch.randn(shape))
 
 
 def test_resize2d_needs_room() -> None:
     with pytest.raises(UserError, match="key_size=2"):
-        MHLinear(12, 2, delta=2, psi_fn="resize2d", key_size=2)(torch.randn(1, 3, 2, 2))
+        MHLinear.published(12, 2, delta=2, psi_fn="resize2d", key_size=2)(torch.randn(1, 3, 2, 2))

@@ -22,7 +22,7 @@ def average_accuracy(file: Path, seed: int) -> float:
         y, y_test = (torch.from_numpy(arrays[name]).long() for name in ("y_train", "y_test"))
         tasks = arrays["distributions_test"]
     torch.manual_seed(seed)
-    head = MHLinear(
+    head = MHLinear.published(
         2, 4, key_mem_units=10, delta=2, distance="euclidean", gamma_alpha=25.0, upd_m="WTA", upd_k="ad_hoc_WTA",
         beta_k=0.01, scramble=True, tau_alpha=0.95, tau_mu=50, tau_eta=50,
     )  # fmt: skip

@@ -61,7 +61,7 @@ def test_training_and_evaluation(case: Case, by_unit: bool) -> None:
 
 
 def compare_with_recording(case: Case) -> None:
-    arrays, layer = case.arrays, MHLinear(**case.options)
+    arrays, layer = case.arrays, MHLinear.published(**case.options)
     with torch.no_grad():
         layer.K.copy_(arrays["init_K"])
         layer.M.copy_(arrays["init_M"])
@@ -104,7 +104,7 @@ def winners_in_evaluation(case: Case) -> Tensor:
 
 
 def test_published_state_dict(case: Case) -> None:
-    published, layer = case.published_state(), MHLinear(**case.options)
+    published, layer = case.published_state(), MHLinear.published(**case.options)
     layer.load_state_dict(published)
     assert all(getattr(layer, name).dtype == torch.long for name in ("mu", "eta", "key_counter", "scrambling_count"))
     torch.testing.assert_close(layer.eval()(case.arrays["eval_x"]), case.arrays["eval_out"], **TOLERANCE)
@@ -140,6 +140,6 @@ def test_oracle_agrees(case: Case) -> None:
 
 
 def test_incomplete_state_dict_is_refused() -> None:
-    layer = MHLinear(3, 2, delta=2, scramble=True)
+    layer = MHLinear.published(3, 2, delta=2, scramble=True)
     with pytest.raises(RuntimeError, match="mu"):
         layer.load_state_dict({"K": layer.K, "M": layer.M})

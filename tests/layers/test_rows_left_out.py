@@ -35,7 +35,7 @@ every_value = pytest.mark.parametrize("value", [math.nan, -math.inf])
 
 def build(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> MHLinear:
     torch.manual_seed(0)
-    layer = MHLinear(N, O, **options, dtype=dtype)
+    layer = MHLinear.published(N, O, **options, dtype=dtype)
     torch.manual_seed(1)
     return layer
 

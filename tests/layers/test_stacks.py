@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mh_lightning import MHLinear, memory_head_optimizer
 from mh_lightning.errors import UserError
 from mh_lightning.layers import MLP, StackedMemoryHeads
+from mh_lightning.layers.memory_head import PUBLISHED
 
 OPTIONS = {
     "key_mem_units": 6,
@@ -27,7 +28,7 @@ OPTIONS = {
 
 def stack(**options: object) -> StackedMemoryHeads:
     torch.manual_seed(0)
-    return StackedMemoryHeads(3, 4, hidden_features=[5, 7], **OPTIONS | options)
+    return StackedMemoryHeads(3, 4, hidden_features=[5, 7], **{**PUBLISHED, **OPTIONS, **options})
 
 
 def heads(net: nn.Module) -> list[MHLinear]:
@@ -84,7 +85,7 @@ def test_key_input_is_matched_in_every_layer() -> None:
 
 def test_a_key_input_moves_the_keys() -> None:
     torch.manual_seed(0)
-    layer = MHLinear(2, 1, key_features=3, **OPTIONS | {"scramble": False})
+    layer = MHLinear.published(2, 1, key_features=3, **OPTIONS | {"scramble": False})
     before = layer.K.clone()
     x, key_input = torch.randn(4, 2), torch.randn(4, 3)
     layer(x, key_input).sum().backward()
@@ -95,13 +96,13 @@ def test_a_key_input_moves_the_keys() -> None:
 
 @pytest.mark.parametrize("key_input", [None, torch.ones(4, 2), torch.ones(3, 3)])
 def test_key_inputs_of_the_wrong_shape(key_input: Tensor | None) -> None:
-    layer = MHLinear(2, 1, key_features=3)
+    layer = MHLinear.published(2, 1, key_features=3)
     with pytest.raises(UserError, match="key_features=3"):
         layer(torch.ones(4, 2), key_input)
     with pytest.raises(UserError, match="set key_features"):
-        MHLinear(2, 1)(torch.ones(4, 2), torch.ones(4, 2))
+        MHLinear.published(2, 1)(torch.ones(4, 2), torch.ones(4, 2))
     with pytest.raises(UserError, match="key_size=3 \\(key_features\\)"):
-        MHLinear(2, 1, key_features=3, key_size=2)
+        MHLinear.published(2, 1, key_features=3, key_size=2)
 
 
 @pytest.mark.parametrize("batch", [1, 8])

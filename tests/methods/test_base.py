@@ -133,7 +133,7 @@ def test_keys_move_once_a_step_inside_lightning_and_at_once_outside(
     stream: Callable[..., Tensors], tmp_path: Path
 ) -> None:
     def head(features: int, classes: int) -> MHLinear:
-        return MHLinear(features, classes, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+        return MHLinear.published(features, classes, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
 
     method = FineTuning(Identity(4), head)
     fit(method, stream(), tmp_path, accumulate_grad_batches=2)

@@ -187,7 +187,7 @@ def test_the_most_interfered_by_hand(tmp_path: Path) -> None:
 def test_an_imagined_step_leaves_no_trace(tmp_path: Path) -> None:
     def head(features: int, classes: int) -> nn.Module:
         torch.manual_seed(1)
-        return MHLinear(features, classes, key_mem_units=6, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
+        return MHLinear.published(features, classes, key_mem_units=6, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA")
 
     class Watched(MaximallyInterferedRetrieval):
         def _harmed(self, batch: Any, drawn: Any) -> Any:

@@ -20,7 +20,7 @@ STEPS_PER_TASK = 4
 
 def head(features: int, classes: int) -> MHLinear:
     torch.manual_seed(0)
-    return MHLinear(features, classes, key_mem_units=6, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", beta_k=0.1,
+    return MHLinear.published(features, classes, key_mem_units=6, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", beta_k=0.1,
                     scramble=True, tau_alpha=0.9, tau_eta=0, distance="euclidean", sigma_eu="auto")  # fmt: skip
 
 
