@@ -177,6 +177,27 @@ class ClosedFormHead(nn.Module, ABC):
                 self._waiting, self._rows_waiting = [(features, targets)], len(targets)  # an error loses none of them
         self._waiting = []
 
+    def grow(self, num_classes: int) -> None:
+        """Make room for more classes; what was learnt stays.
+
+        Args:
+            num_classes: of all, as many as before at least.
+
+        Raises:
+            UserError: if there would be fewer.
+        """
+        require("num_classes", num_classes, at_least=self.num_classes, whole=True)
+        self.settle()
+        with torch.device("meta"):
+            larger = dict(type(self)(**{**self.options, "num_classes": num_classes}).named_buffers(recurse=False))
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            missing = [end - now for end, now in zip(larger[name].shape, buffer.shape, strict=True)]
+            if any(extra > 0 for extra in missing):
+                padding = [side for extra in reversed(missing) for side in (0, extra)]
+                setattr(self, name, F.pad(buffer, padding))
+        self.num_classes = num_classes
+        self._solution = self._temperature = None
+
     def ensure_solved(self) -> None:
         """Solve, if there are samples that the solution does not know; `forward` does it otherwise."""
         self.settle()

@@ -120,7 +120,7 @@ class KernelMemoryUnits(ClosedFormHead):
         linear_bytes = bytes_of_linear_sums(num_features + 1, num_classes, number)
         self.linear_part = linear_bytes <= max_bytes / 2 if linear_part is None else linear_part
         size = num_features + 1 if self.linear_part else 1
-        left = max_bytes - bytes_of_linear_sums(size, num_classes, number)
+        left = self._bytes_of_store(size, number)
         sample, origin = bytes_of_sample(num_features, bits[-1]), bytes_of_origin(num_features, bits[-1])
         if left < sample + origin:
             without = "" if not self.linear_part else ", or linear_part=false would do without the first"
@@ -139,7 +139,18 @@ class KernelMemoryUnits(ClosedFormHead):
         self.register_buffer("ridge", torch.tensor(0.0, dtype=torch.float64))
         self.state_bytes = max_bytes
 
+    def _bytes_of_store(self, size: int, number: torch.dtype) -> int:
+        return self.max_bytes - bytes_of_linear_sums(size, self.num_classes, number)
+
     # --- learning
+
+    def grow(self, num_classes: int) -> None:
+        """Make room for more classes, whose sums take some of the bytes of the samples; see `ClosedFormHead.grow`. The
+        samples that are kept then are drawn from those before.
+        """
+        super().grow(num_classes)
+        left = self._bytes_of_store(self.class_sums.shape[0], self.class_sums.dtype)
+        self.store = self.store.resized(left, int(self.seed))
 
     def accumulate(self, features: Tensor, targets: Tensor) -> None:
         """Add features (b, n) of classes (b,)."""

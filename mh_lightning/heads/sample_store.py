@@ -102,6 +102,31 @@ class SampleStore(nn.Module):
             z = self.origin + z * self.lengths[:count].double().unsqueeze(1)
         return z, self.labels[:count].long()
 
+    def resized(self, num_bytes: int, seed: int) -> "SampleStore":
+        """The same samples within fewer bytes: in fewer bits, and if that is not enough, some, each as likely as any.
+
+        Args:
+            num_bytes: at most as many as now.
+            seed: of the draw.
+        """
+        other = SampleStore(self.num_features, num_bytes, self.choices).to(self.pool.device)
+        while len(self) > other.capacity(int(self.bits)) and int(self.bits) != self.choices[-1]:
+            self._use(self.choices[self.choices.index(int(self.bits)) + 1])
+        bits = int(self.bits)
+        kept = torch.arange(len(self))
+        if len(self) > other.capacity(bits):
+            shuffled = torch.randperm(len(self), generator=torch.Generator("cpu").manual_seed(seed))
+            kept = shuffled[: other.capacity(bits)].sort().values
+        kept = kept.to(self.pool.device)
+        other.bits.fill_(bits)
+        other.seen.copy_(self.seen)
+        other.origin.copy_(self.origin)
+        other._codes(bits)[: len(kept)] = self._codes(bits)[kept]
+        other.labels[: len(kept)] = self.labels[kept]
+        if self.rounds:
+            other.lengths[: len(kept)] = self.lengths[kept]
+        return other
+
     def _write(self, places: Tensor, z: Tensor) -> None:
         """Code vectors (b, n) into places (b,)."""
         bits = int(self.bits)

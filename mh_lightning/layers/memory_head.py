@@ -235,6 +235,45 @@ class MHLinear(KeyMemory):
             fill_with_random_memories(memories)
         self._reset_keys()
 
+    @torch.no_grad()
+    def add_outputs(self, count: int) -> None:
+        """Make room for more outputs, which start like those of a new layer; the others stay as they are.
+
+        With shared keys, all units get new rows; otherwise the new outputs have keys and units of their own.
+
+        Args:
+            count: of new outputs, at least 1.
+
+        Raises:
+            UserError: if units are recycled with those of other layers.
+        """
+        require("MHLinear: count", count, at_least=1, whole=True)
+        if self.followers:
+            raise UserError("MHLinear: a layer whose units are recycled with those of others cannot get more outputs.")
+        self.out_features += count
+        if self.shared_keys:
+            rows = self.unit_outputs * (self.in_features + self.bias)
+            before, after = self.M[..., :rows], self.M[..., rows:]
+            size = self.M.shape[2] + count * (self.in_features + self.bias)
+            new = self.M.new_empty(*self.M.shape[:2], size - self.M.shape[2])
+            nn.init.uniform_(new, -1 / math.sqrt(size), 1 / math.sqrt(size))
+            self.M = nn.Parameter(torch.cat([before, new, after], dim=2), self.M.requires_grad)
+            self.unit_outputs = self.out_features
+            return
+        keys = torch.empty_like(self.K[:1]).expand(count, -1, -1).clone()
+        bound = 1 / math.sqrt(self.key_size)
+        keys = nn.init.uniform_(keys, -bound, bound)
+        keys = nn.functional.normalize(keys, dim=2) if self.distance == "cosine" else keys
+        units = fill_with_random_memories(self.M.new_empty(count, *self.M.shape[1:]))
+        for name, new in (("K", keys), ("M", units)):
+            old = getattr(self, name)
+            grown = torch.cat([old.detach(), new])
+            setattr(self, name, nn.Parameter(grown, old.requires_grad) if isinstance(old, nn.Parameter) else grown)
+        for name in COUNTERS:
+            old = getattr(self, name)
+            start = self.tau_eta if name == "eta" else 0
+            setattr(self, name, torch.cat([old, torch.full_like(old[:1], start).expand(count, *old.shape[1:])]))
+
     def forward(self, x: Tensor, key_input: Tensor | None = None) -> Tensor:
         """Map (*, n) to (*, o); see the class. A layer with `key_features` matches `key_input` (*, key_features)."""
         if key_input is not None or not self._serves_one(x):
