@@ -110,9 +110,9 @@ class SampleStore(nn.Module):
             seed: of the draw.
         """
         other = SampleStore(self.num_features, num_bytes, self.choices).to(self.pool.device)
-        while len(self) > other.capacity(int(self.bits)) and int(self.bits) != self.choices[-1]:
-            self._use(self.choices[self.choices.index(int(self.bits)) + 1])
         bits = int(self.bits)
+        while len(self) > other.capacity(bits) and bits != self.choices[-1]:
+            bits = self.choices[self.choices.index(bits) + 1]
         kept = torch.arange(len(self))
         if len(self) > other.capacity(bits):
             shuffled = torch.randperm(len(self), generator=torch.Generator("cpu").manual_seed(seed))
@@ -120,9 +120,12 @@ class SampleStore(nn.Module):
         kept = kept.to(self.pool.device)
         other.bits.fill_(bits)
         other.seen.copy_(self.seen)
+        other.labels[: len(kept)] = self.labels[kept]
+        if bits != int(self.bits):
+            other._recode(self.kept()[0][kept])
+            return other
         other.origin.copy_(self.origin)
         other._codes(bits)[: len(kept)] = self._codes(bits)[kept]
-        other.labels[: len(kept)] = self.labels[kept]
         if self.rounds:
             other.lengths[: len(kept)] = self.lengths[kept]
         return other
@@ -146,6 +149,11 @@ class SampleStore(nn.Module):
         """Code what is kept again, in fewer bits."""
         z, _ = self.kept()
         self.bits.fill_(bits)
+        self._recode(z)
+
+    def _recode(self, z: Tensor) -> None:
+        """Code all that is kept, (N, n), from its mean on."""
+        bits = int(self.bits)
         self.origin.copy_(z.mean(dim=0))
         self._write(torch.arange(len(z), device=z.device), z)
         rounding = float((z - self.kept()[0]).square().sum(dim=1).mean())
