@@ -1,6 +1,7 @@
 """The command line: ``mh-lightning fit|validate|test|predict --config experiment.yaml``."""
 
 import atexit
+import json
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from mh_lightning.config_sets import check_together, name_of
 from mh_lightning.data import StreamDataModule
 from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, require, writing
+from mh_lightning.inference.loading import checkpoint_of, go_on
 from mh_lightning.library_errors import sentence_of
 from mh_lightning.methods import ContinualMethod
 from mh_lightning.packaged import config_files, with_packaged
@@ -140,6 +142,12 @@ class StreamCLI(LightningCLI):
             help="Draw figures into the run folder and TensorBoard; many short runs are faster without.",
         )
         parser.add_argument(
+            "--continue_from",
+            type=str | None,
+            default=None,
+            help="Run folder or checkpoint whose model learns more: further tasks, with classes that it knows or not.",
+        )
+        parser.add_argument(
             "--num_threads",
             type=int | None,
             default=None,
@@ -199,6 +207,12 @@ class StreamCLI(LightningCLI):
         if "configuration" in content:
             own = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[subcommand]
             check_configuration(content["configuration"], own)
+
+    def before_fit(self) -> None:
+        """Take over what another run has learnt."""
+        source = self._get(self.config_init, "continue_from")
+        if source is not None:
+            go_on(self.model, source)
 
     def before_instantiate_classes(self) -> None:
         """Choose the number of threads."""
@@ -261,6 +275,29 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
     return configuration
 
 
+def with_model_of_parent(words: list[str]) -> list[str]:
+    """The words of a command, and where it continues a run, that run's model, which later words may change.
+
+    Raises:
+        UserError: if the run has no checkpoint, or its model was made in Python of objects without a description.
+    """
+    words = [word.replace("--continue-from", "--continue_from", 1) for word in words]
+    places = [place for place, word in enumerate(words) if word.partition("=")[0] == "--continue_from"]
+    if not places:
+        return words
+    value = words[places[-1]].partition("=")[2] or next(iter(words[places[-1] + 1 :]), "")
+    if words[0] != "fit":
+        raise UserError(f"continue_from is for fit; {words[0]} takes --from.")
+    model = check_checkpoint(checkpoint_of(Path(value)), option="continue_from")["model"]
+    parts = model.get("init_args", {})
+    if parts.get("backbone") is None or parts.get("head", 0) is None:
+        raise UserError(
+            "continue_from: the run was made in Python of objects that no configuration describes; go on in Python, "
+            "with mh_lightning.load and mh_lightning.fit."
+        )
+    return [words[0], f"--model={json.dumps(model)}", *words[1:]]
+
+
 def with_folder(sentence: str, args: Any) -> str:
     """Name the folder in which a file was looked for that a configuration names.
 
@@ -311,8 +348,8 @@ def main(args: ArgsType = None) -> None:
     threading.excepthook = lambda ended: broken.append(ended.exc_value or SystemExit())
     try:
         if args is None:
-            sys.argv[1:] = with_packaged(sys.argv[1:])  # from there other ranks are started, too
-        StreamCLI(with_packaged(args) if isinstance(args, list) else args)
+            sys.argv[1:] = with_model_of_parent(with_packaged(sys.argv[1:]))  # from there other ranks are started, too
+        StreamCLI(with_model_of_parent(with_packaged(args)) if isinstance(args, list) else args)
         for error in broken:
             raise error
         if in_process_group():  # a script may call `main` again, in the same group

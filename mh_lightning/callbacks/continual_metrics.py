@@ -17,7 +17,14 @@ from torchmetrics import MetricCollection
 
 from mh_lightning.callbacks.cost import CostMonitor
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
-from mh_lightning.callbacks.reports import accuracy_by_task, defined, evenly_spaced, results_table, shortened
+from mh_lightning.callbacks.reports import (
+    accuracy_by_task,
+    defined,
+    evenly_spaced,
+    results_table,
+    shortened,
+    with_parent,
+)
 from mh_lightning.callbacks.run import (
     current_task,
     is_fitting,
@@ -73,6 +80,7 @@ class ContinualMetrics(Callback):
         self._counts: dict[str, dict[str, Tensor]] = {}  # (evaluations, T) for each split; see _sum_counts
         self._untrained: dict[str, dict[str, Tensor]] = {}  # (T,) for each split
         self._begins_untrained = False
+        self._before: list[list[float | None]] | None = None  # accuracies of the run that this one goes on with
         self._seconds_before = 0.0
         self._started = 0.0
         self._drawn: dict[str, float] = {}
@@ -90,6 +98,7 @@ class ContinualMetrics(Callback):
         if self._begins_untrained:
             trainer.num_sanity_val_steps = math.inf
         self._started = time.monotonic()
+        self._before = getattr(pl_module, "parent", {}).get("accuracy_matrix")
         self._prepare(trainer, pl_module)
         if not trainer.is_global_zero:
             return  # ranks are summed, so one of them takes up the counts of the checkpoint
@@ -292,6 +301,9 @@ class ContinualMetrics(Callback):
             "seconds": round(self._seconds(), 3),
             "parameters": method.parameter_counts(),
         }
+        if method.parent:
+            both = with_parent(method.parent.get("accuracy_matrix"), results["accuracy_matrix"])
+            results["parent"] = {"from": method.parent["from"], "accuracy_matrix_of_both": both}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostMonitor):
                 results["cost"] = callback.cost(pl_module)
@@ -358,6 +370,7 @@ class ContinualMetrics(Callback):
             "counts": self._counts,
             "calibrations": self._calibrations,
             "untrained": self._untrained,
+            "before": self._before,
             "seconds": self._seconds(),
         }
 

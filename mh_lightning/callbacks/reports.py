@@ -153,3 +153,19 @@ def results_table(results: dict[str, Any]) -> str:
         cells = "".join(f" {100 * row[name]:6.1f}" if name in row else 7 * " " for name in columns)
         rows.append(f"{title:<{width}}{cells} {row['classes_seen']:8}")
     return "\n".join(lines + shortened(rows))
+
+
+def with_parent(
+    before: Sequence[Sequence[float | None]] | None, matrix: Sequence[Sequence[float]]
+) -> list[list[float | None]]:
+    """The accuracy matrix of a run, (E, T), below and beside that of the run that it goes on with; None where nothing
+    was measured.
+
+    Example:
+        >>> with_parent([[1.0]], [[0.5, 0.0], [0.5, 0.5]])
+        [[1.0, None, None], [None, 0.5, 0.0], [None, 0.5, 0.5]]
+    """
+    if not before:
+        return [list(row) for row in matrix]
+    old, new = len(before[0]), len(matrix[0])
+    return [[*row, *[None] * new] for row in before] + [[*[None] * old, *row] for row in matrix]

@@ -1,8 +1,10 @@
 """What a model keeps of the stream that it learnt: its classes, and how images become inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mh_lightning.backbones import Backbone
@@ -21,6 +23,7 @@ class LearntStream(NamedTuple):
         image_transforms: see `mh_lightning.data.transforms.image_transform`.
         normalization: of published transforms.
         reading: how image files become RGB.
+        epochs: that were learnt, so that a run which goes on draws other random numbers, those of one long run.
     """
 
     class_names: list[str]
@@ -29,6 +32,7 @@ class LearntStream(NamedTuple):
     image_transforms: ImageTransforms = "backbone"
     normalization: Normalization | None = None
     reading: ImageReading = ImageReading(WHITE, upright=True)
+    epochs: int = 0
 
     @property
     def num_classes(self) -> int:
@@ -65,9 +69,27 @@ class LearntStream(NamedTuple):
                 reading=ImageReading(tuple(ground), bool(upright)),
                 normalization=None if normalization is None else Normalization(*map(tuple, normalization)),
             )
-            whole = all(isinstance(name, str) for name in learnt.class_names)
+            whole = isinstance(learnt.epochs, int) and all(isinstance(name, str) for name in learnt.class_names)
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"from: what the checkpoint says of its stream is damaged ({error}).") from error
         if not whole or len(set(learnt.class_names)) < len(learnt.class_names):
             raise UserError("from: the checkpoint's class names must be texts, each once; it is damaged.")
         return learnt
+
+
+def joined_classes(known: Sequence[str], names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """All classes, those that are known first, and which of them each of the others is, (len(names),).
+
+    Raises:
+        UserError: if a name is there twice.
+
+    Example:
+        >>> joined_classes(["cat", "dog"], ["ant", "dog"])
+        (['cat', 'dog', 'ant'], array([2, 1]))
+    """
+    if len({*names}) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise UserError(f"data: the class name {twice!r} is there twice; a model that goes on knows classes by name.")
+    every = [*known, *(name for name in names if name not in {*known})]
+    place = {name: number for number, name in enumerate(every)}
+    return every, np.array([place[name] for name in names])

@@ -21,7 +21,7 @@ class Task(NamedTuple):
 
 def class_groups(
     num_classes: int,
-    increment: int,
+    increment: int | Sequence[int],
     first_task_size: int | None = None,
     class_order: Sequence[int] | None = None,
     class_order_seed: int | None = None,
@@ -31,7 +31,7 @@ def class_groups(
 
     Args:
         num_classes: C.
-        increment: classes a task.
+        increment: classes a task, or of each task.
         first_task_size: classes of the first task, by default `increment`.
         class_order: order in which the classes appear, by default 0 to C-1.
         class_order_seed: instead, the order ``numpy.random.RandomState(seed).permutation(C)``, as in published work.
@@ -45,7 +45,12 @@ def class_groups(
         [[5, 4], [3, 2], [1, 0]]
         >>> class_groups(6, increment=2, first_task_size=1, last_task_size=1)
         [[0], [1, 2], [3, 4], [5]]
+        >>> class_groups(6, increment=[3, 1, 2])
+        [[0, 1, 2], [3], [4, 5]]
     """
+    order = _order(num_classes, class_order, class_order_seed)
+    if not isinstance(increment, int):
+        return _groups_of_sizes(order, increment, first_task_size, last_task_size)
     first = increment if first_task_size is None else first_task_size
     last = 0 if last_task_size is None else last_task_size
     for name, size in (("increment", increment), ("first_task_size", first), ("last_task_size", last_task_size)):
@@ -60,17 +65,35 @@ def class_groups(
             f"Tasks of {' and '.join(given)} classes do not add up to the data's {num_classes} classes; the classes"
             f"{place} must be a multiple of the increment{rest}."
         )
+    starts = range(first, first + between, increment)
+    groups = [order[:first], *(order[start : start + increment] for start in starts)]
+    return [*groups, order[-last:]] if last else groups
+
+
+def _order(num_classes: int, class_order: Sequence[int] | None, class_order_seed: int | None) -> list[int]:
     if class_order is not None and class_order_seed is not None:
         raise UserError("data.class_order and data.class_order_seed exclude each other; give one.")
     require("data.class_order_seed", class_order_seed, at_least=0, below=2**32)
-    order = list(range(num_classes)) if class_order is None else list(class_order)
+    order: list[int] = list(range(num_classes)) if class_order is None else list(class_order)
     if class_order_seed is not None:
         order = np.random.RandomState(class_order_seed).permutation(num_classes).tolist()
     if sorted(order) != list(range(num_classes)):
         raise UserError(f"data.class_order must hold each class from 0 to {num_classes - 1} once, got {order}.")
-    starts = range(first, first + between, increment)
-    groups = [order[:first], *(order[start : start + increment] for start in starts)]
-    return [*groups, order[-last:]] if last else groups
+    return order
+
+
+def _groups_of_sizes(order: list[int], sizes: Sequence[int], first: int | None, last: int | None) -> list[list[int]]:
+    if first is not None or last is not None:
+        raise UserError("data.first_task_size and data.last_task_size are for an increment that is one number.")
+    for size in sizes:
+        require("data.increment", size, at_least=1)
+    if sum(sizes) != len(order):
+        raise UserError(
+            f"data.increment={list(sizes)} adds up to {sum(sizes)} classes, and the data have {len(order)}; give sizes "
+            "that add up to them."
+        )
+    ends = np.cumsum(sizes).tolist()
+    return [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def tasks_of_scenario(scenario: str, groups: Sequence[Sequence[int]], num_domains: int) -> list[Task]:

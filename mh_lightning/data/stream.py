@@ -20,7 +20,7 @@ from mh_lightning.data.labelled import (
     StreamDataset,
     already_collated,
 )
-from mh_lightning.data.learnt_stream import LearntStream
+from mh_lightning.data.learnt_stream import LearntStream, joined_classes
 from mh_lightning.data.perturbations import Perturbation
 from mh_lightning.data.preview import extent_of_points, small_pictures
 from mh_lightning.data.sample_checks import check_finite, check_labels
@@ -56,7 +56,7 @@ class StreamDataModule(LightningDataModule):
     Args:
         scenario: "CI" (class-incremental), "IID", "DI", "CDI" or "CDID"; see
             `mh_lightning.data.scenarios.tasks_of_scenario`.
-        increment: classes a task, at least 1.
+        increment: classes a task, at least 1, or a list of them, one for each task.
         first_task_size: classes of the first task, by default `increment`.
         last_task_size: classes of the last task, by default `increment`.
         class_order: order in which classes appear, by default 0 to C-1.
@@ -104,7 +104,7 @@ class StreamDataModule(LightningDataModule):
     def __init__(
         self,
         scenario: Literal["IID", "CI", "DI", "CDI", "CDID"] = "CI",
-        increment: int = 1,
+        increment: int | list[int] = 1,
         first_task_size: int | None = None,
         last_task_size: int | None = None,
         class_order: list[int] | None = None,
@@ -142,6 +142,7 @@ class StreamDataModule(LightningDataModule):
         self.batches_done = 0
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
+        self._known: LearntStream | None = None  # of the model that goes on
         self._splits: dict[str, Labelled] = {}
         self._kept = None if feature_cache is None else SplitFeatures(feature_cache, num_workers)
         self._samples_of_tasks: dict[str, list[NDArray[np.int64]]] = {}
@@ -196,6 +197,25 @@ class StreamDataModule(LightningDataModule):
         """Samples of a task in a split: "train", "test" or "validation"."""
         return len(self._samples_of_tasks[split][task])
 
+    def go_on_from(self, known: LearntStream) -> None:
+        """Give classes that a model knows the numbers by which it knows them, and new ones the next numbers.
+
+        Args:
+            known: what the model keeps of the stream that it learnt.
+
+        Raises:
+            UserError: if images would become other inputs than those it has learnt.
+        """
+        own = (self.image_transforms, self.published_normalization if self.image_transforms != "backbone" else None)
+        before = (known.image_transforms, known.normalization if known.image_transforms != "backbone" else None)
+        if own != before:
+            raise UserError(
+                f"data.image_transforms={own[0]}, normalised by {own[1] or 'the backbone'}: the model has learnt "
+                f"images of {before[0]}, normalised by {before[1] or 'the backbone'}; give the same."
+            )
+        self._known = known
+        self._splits = {}
+
     def setup(self, stage: str) -> None:
         """Read the data, check it, cut it into tasks, and find or extract features if they are kept. All stages need
         the same.
@@ -246,8 +266,12 @@ class StreamDataModule(LightningDataModule):
             self.last_task_size,
         )
         self.class_names = data.class_names
+        if self._known is not None:
+            self.class_names, numbers = joined_classes(self._known.class_names, data.class_names)
+            splits = {split: samples._replace(labels=numbers[samples.labels]) for split, samples in splits.items()}
+            groups = [numbers[group].tolist() for group in groups]
         self.tasks, self._splits, self._samples_of_tasks = cut_into_tasks(
-            self.scenario, groups, splits, data.class_names, self.validation_tasks
+            self.scenario, groups, splits, self.class_names, self.validation_tasks
         )
         self._task_of_sample = {
             split: task_of_samples(parts, len(self._splits[split].labels))
@@ -276,7 +300,7 @@ class StreamDataModule(LightningDataModule):
         if self.chunk_size is not None and ranks > 1:
             raise UserError(f"data.chunk_size is for one device, the trainer has {ranks}; leave it out.")
         epoch = self.trainer.current_epoch if self.trainer else 0
-        seed = seed_from(epoch)
+        seed = seed_from(self._epochs_before() + epoch)
         indices = self._samples_of_tasks["train"][task]
         if self.scenario != "CDID":
             return self._loader(
@@ -416,7 +440,11 @@ class StreamDataModule(LightningDataModule):
             self.image_transforms,
             self.published_normalization,
             self._splits["train"].reading,
+            self._epochs_before() + (self.trainer.current_epoch + 1 if self.trainer else 0),
         )
+
+    def _epochs_before(self) -> int:
+        return 0 if self._known is None else self._known.epochs
 
     def state_dict(self) -> dict[str, Any]:
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""

@@ -1,6 +1,6 @@
 """Upper bounds: classifiers that keep every sample, and are fit to all of them together."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -34,16 +34,19 @@ class JointHead(ClosedFormHead):
     """
 
     keeps_samples: ClassVar[bool] = True
+    sized_by_state: ClassVar[tuple[str, ...]] = ("samples", "classes")
     answers_with: ClassVar[tuple[str, ...] | None] = ()
     samples: Tensor
     classes: Tensor
+    seed: Tensor
 
     def __init__(
         self, num_features: int, num_classes: int, normalization: str = "sqrt", seed: int | None = None
     ) -> None:
         super().__init__(num_features, num_classes)
         require("normalization", normalization, one_of=NORMALIZATIONS)
-        self.normalization, self.seed = normalization, seed_of_run(seed)
+        self.normalization = normalization
+        self.register_buffer("seed", torch.tensor(seed_of_run(seed)))
         self.register_buffer("samples", torch.zeros(0, num_features, dtype=torch.float32))
         self.register_buffer("classes", torch.zeros(0, dtype=torch.long))
         self.largest = 2.0**126 / num_features
@@ -60,7 +63,7 @@ class JointHead(ClosedFormHead):
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Rows to fit and rows that are held out, both of them all samples if either would be none."""
-        held_out = torch.from_numpy(draw_held_out(self.seed, 0, len(self.classes))).to(self.classes.device)
+        held_out = torch.from_numpy(draw_held_out(int(self.seed), 0, len(self.classes))).to(self.classes.device)
         if held_out.all() or not held_out.any():
             held_out = torch.ones_like(held_out)
             return held_out, held_out
@@ -71,13 +74,6 @@ class JointHead(ClosedFormHead):
         (p,).
         """
         return solution[-1], self.classes[self.parts()[1]]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("samples", "classes"):
-            if f"{prefix}{name}" in state_dict:
-                own = getattr(self, name)
-                setattr(self, name, own.new_zeros(state_dict[f"{prefix}{name}"].shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class JointLogisticRegression(JointHead):
@@ -162,7 +158,7 @@ class JointKernelRidge(JointHead):
     def solve(self) -> tuple[Tensor, ...]:
         """Weights (N, C), samples (N, n), the width, and answers to the samples held out (p, C), in float64."""
         samples, targets = self.samples.double(), F.one_hot(self.classes, self.num_classes).double()
-        order = torch.randperm(len(samples), generator=torch.Generator("cpu").manual_seed(self.seed), device="cpu")
+        order = torch.randperm(len(samples), generator=torch.Generator("cpu").manual_seed(int(self.seed)), device="cpu")
         width = self.width * neighbourhood(samples[order.to(samples.device)])
         kernel = responses(samples, samples, width)
         fit, held_out = self.parts()

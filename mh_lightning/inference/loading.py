@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mh_lightning.backbones import as_backbone
+from mh_lightning.callbacks.reports import with_parent
 from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.errors import UserError
 from mh_lightning.inference.model import Model
@@ -46,10 +47,38 @@ def load(
     Raises:
         UserError: if there is no such file, it is damaged, or it needs what is not given.
     """
-    checkpoint = check_checkpoint(checkpoint_of(Path(path)), option="from")
+    file = checkpoint_of(Path(path))
+    checkpoint = check_checkpoint(file, option="from")
     given = {name: value for name, value in (("backbone", backbone), ("head", head)) if value is not None}
     method = method_of(checkpoint, given, trust)
+    method.parent = parent_of(file, checkpoint)
     return Model(method.to(device).eval())
+
+
+def go_on(method: ContinualMethod, path: str | Path) -> None:
+    """Fill a method, whose next fit goes on with what a run has learnt.
+
+    Args:
+        method: that was made as that of the run.
+        path: as in `load`.
+
+    Raises:
+        UserError: if it is another one.
+    """
+    file = checkpoint_of(Path(path))
+    checkpoint = check_checkpoint(file, option="continue_from")
+    fill(method, checkpoint, option="continue_from")
+    method.parent = parent_of(file, checkpoint)
+
+
+def parent_of(file: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Where a checkpoint lies, and the accuracies on test data until it was saved."""
+    state = checkpoint.get("callbacks", {}).get("ContinualMetrics", {})
+    counts = state.get("counts", {}).get("test")
+    if counts is None:
+        return {"from": str(file)}
+    matrix = (counts["correct"].double() / counts["total"]).tolist()
+    return {"from": str(file), "accuracy_matrix": with_parent(state.get("before"), matrix)}
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -77,27 +106,46 @@ def method_of(checkpoint: dict[str, Any], given: dict[str, Any], trust: Collecti
     Raises:
         UserError: if it cannot be made.
     """
-    learnt = LearntStream.from_plain(checkpoint["stream"])
     state = checkpoint["state_dict"]
     tree = checkpoint["model"]
     if any(name.startswith(PREFIX) for name in state):
         tree = _without_sources(tree)
     if "backbone" in given:
         given["backbone"] = as_backbone(given["backbone"])
-    method = built(tree, given, trust)
+    missing: list[str] = []
+    method = built(tree, given, trust, missing=missing)
     if not isinstance(method, ContinualMethod):
         raise UserError(f"from: the checkpoint describes a {type(method).__name__}, which is no method.")
+    fill(method, checkpoint)
+    method.left_behind += missing
+    return method
+
+
+def fill(method: ContinualMethod, checkpoint: dict[str, Any], option: str = "from") -> None:
+    """Give a method the state of a checkpoint, outside of a trainer.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or of another method.
+    """
+    learnt, state = LearntStream.from_plain(checkpoint["stream"]), checkpoint["state_dict"]
     if not isinstance(checkpoint["num_features"], int):
-        raise UserError(f"from: the checkpoint's num_features is {checkpoint['num_features']!r}; it is damaged.")
+        raise UserError(f"{option}: the checkpoint's num_features is {checkpoint['num_features']!r}; it is damaged.")
+    own, saved = method.backbone.settings(), checkpoint.get("backbone_settings", {})
+    for name in sorted(own.keys() & saved.keys()):
+        if own[name] != saved[name]:
+            raise UserError(
+                f"{option}: the model was trained with a backbone of {name}={saved[name]!r}, and this one has "
+                f"{own[name]!r}; give the same."
+            )
     method.backbone.num_features = checkpoint["num_features"]
     method.learnt_stream = learnt
     method.make_parts()
     learnt_alone = {name for name in state if not _answers(method, name)}
+    method.left_behind = sorted({name.partition(".")[0] for name in learnt_alone})
     checkpoint = {**checkpoint, "state_dict": {name: state[name] for name in state if name not in learnt_alone}}
     method.complete(checkpoint)
-    check_state(checkpoint, method.architecture(), learnt.num_classes, method.state_dict(), option="from")
+    check_state(checkpoint, method.architecture(), learnt.num_classes, method.state_dict(), option=option)
     method.load_state_dict(checkpoint["state_dict"])
-    return method
 
 
 def _answers(method: ContinualMethod, name: str) -> bool:

@@ -57,7 +57,6 @@ class Model(nn.Module):
         super().__init__()
         self.method = method.eval()
         self.learnt: LearntStream = method.stream.learnt()
-        method.learnt_stream = self.learnt
 
     @property
     def device(self) -> torch.device:

@@ -9,11 +9,14 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mh_lightning.errors import UserError
 
-TRUSTED = ("mh_lightning", "torch.nn")  # whose classes a checkpoint may name
-NOT_NEEDED = ("optimizer", "lr_scheduler")  # by a model that only answers
+TRUSTED = ("mh_lightning", "torch.nn", "torch.optim")  # whose classes a checkpoint may name
+KINDS = (nn.Module, Optimizer, LRScheduler)
+OPTIMIZATION = ("optimizer", "lr_scheduler")  # which a model that only answers does not need
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -26,16 +29,36 @@ def described(method: nn.Module, make_head: Callable[..., nn.Module]) -> dict[st
     """
     backbone: Any = method.backbone
     arguments = backbone.arguments()
-    options = {name: value for name, value in vars(method).items() if name in signature(type(method)).parameters}
+    taken = arguments_of(type(method))
+    options = {name: value for name, value in vars(method).items() if name in taken}
     options = {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}  # type: ignore[arg-type]
+    makers = {name: getattr(method, f"_make_{name}", None) for name in OPTIMIZATION if name in taken}
+    optimization = {name: _factory(make) for name, make in makers.items() if make is not None}
     return {
         "class_path": path_of(type(method)),
         "init_args": {
             **{name: value for name, value in options.items() if isinstance(value, (*PLAIN, dict))},
             "backbone": None if arguments is None else {"class_path": path_of(type(backbone)), "init_args": arguments},
             "head": _factory(make_head),
+            **optimization,
         },
     }
+
+
+def arguments_of(kind: type) -> set[str]:
+    """The arguments of a class by name, those included that it hands on to its bases.
+
+    Example:
+        >>> sorted(arguments_of(nn.ReLU))
+        ['inplace']
+    """
+    names: set[str] = set()
+    for base in kind.__mro__:
+        parameters = signature(vars(base)["__init__"]).parameters.values() if "__init__" in vars(base) else ()
+        names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return names - {"self"}
 
 
 def _factory(make: Any) -> dict[str, Any] | None:
@@ -62,7 +85,13 @@ def path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def built(tree: Any, given: Mapping[str, Any], trust: Collection[str] = (), option: str = "from") -> Any:
+def built(
+    tree: Any,
+    given: Mapping[str, Any],
+    trust: Collection[str] = (),
+    option: str = "from",
+    missing: list[str] | None = None,
+) -> Any:
     """An instance of a described class.
 
     Args:
@@ -70,6 +99,7 @@ def built(tree: Any, given: Mapping[str, Any], trust: Collection[str] = (), opti
         given: objects in place of arguments of the same names.
         trust: packages, beside this one and torch.nn, whose classes may be named.
         option: that is named in errors.
+        missing: gets the names of optimizer and scheduler if they cannot be made, since only to learn they are needed.
 
     Raises:
         UserError: if something is named that is no class of these, or is not described and not given.
@@ -83,7 +113,7 @@ def built(tree: Any, given: Mapping[str, Any], trust: Collection[str] = (), opti
         mh_lightning.errors.UserError: from: the checkpoint names the class 'subprocess.Popen', and only those of \
 mh_lightning and torch.nn are made unasked; if you know it, trust='subprocess' allows it.
     """
-    kind, arguments = _kind_and_arguments(tree, given, trust, option)
+    kind, arguments = _kind_and_arguments(tree, given, trust, option, [] if missing is None else missing)
     try:
         return kind(**arguments)
     except TypeError as error:
@@ -91,7 +121,7 @@ mh_lightning and torch.nn are made unasked; if you know it, trust='subprocess' a
 
 
 def _kind_and_arguments(
-    tree: Any, given: Mapping[str, Any], trust: Collection[str], option: str
+    tree: Any, given: Mapping[str, Any], trust: Collection[str], option: str, missing: list[str]
 ) -> tuple[type, dict[str, Any]]:
     if not isinstance(tree, dict) or not isinstance(tree.get("init_args", {}), dict):
         raise UserError(f"{option}: the checkpoint's description of its model is damaged.")
@@ -100,10 +130,17 @@ def _kind_and_arguments(
     arguments: dict[str, Any] = {}
     for name, value in tree.get("init_args", {}).items():
         makes = _makes(hints.get(name))
-        if name in given or name in NOT_NEEDED:
+        if name in given:
+            continue
+        if name in OPTIMIZATION:
+            maker = _maker(value, trust, option)
+            if maker is not None:
+                arguments[name] = maker
+            elif name == "optimizer" or value is not None:
+                missing.append(name)
             continue
         if isinstance(value, dict) and "class_path" in value:
-            inner, inner_arguments = _kind_and_arguments(value, {}, trust, option)
+            inner, inner_arguments = _kind_and_arguments(value, {}, trust, option, missing)
             arguments[name] = partial(inner, **inner_arguments) if makes else inner(**inner_arguments)
         elif makes and value is not None:
             raise UserError(f"{option}: the checkpoint describes {name} by {value!r}, which is no class.")
@@ -114,8 +151,17 @@ def _kind_and_arguments(
                             f"{name}=… .")  # fmt: skip
         else:
             arguments[name] = value
-    arguments.update({name: value for name, value in given.items() if name in signature(kind).parameters})
+    arguments.update({name: value for name, value in given.items() if name in arguments_of(kind)})
     return kind, arguments
+
+
+def _maker(value: Any, trust: Collection[str], option: str) -> Any:
+    """What makes a described optimizer or scheduler; None if that is not described, or not trusted."""
+    try:
+        kind, arguments = _kind_and_arguments(value, {}, trust, option, [])
+    except UserError:
+        return None
+    return partial(kind, **arguments)
 
 
 def _makes(hint: Any) -> bool:
@@ -147,6 +193,6 @@ def trusted_class(path: Any, trust: Collection[str], option: str) -> type:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{option}: there is no class {path!r} here ({error}).") from error
-    if not isinstance(found, type) or not issubclass(found, nn.Module):
-        raise UserError(f"{option}: {path!r} is no torch.nn.Module.")
+    if not isinstance(found, type) or not issubclass(found, KINDS):
+        raise UserError(f"{option}: {path!r} is no torch.nn.Module, optimizer or scheduler.")
     return found

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mh_lightning.errors import require
+from mh_lightning.growth import grown
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
 
 
@@ -32,6 +33,11 @@ class EnsembleHead(nn.Module):
     def logits_of_members(self, features: Tensor) -> Tensor:
         """Logits (members, b, C)."""
         return torch.stack([member(features) for member in self.members])
+
+
+@grown.register
+def _(head: EnsembleHead, num_classes: int) -> EnsembleHead:
+    return EnsembleHead([grown(member, num_classes) for member in head.members])
 
 
 def mean_of_members(logits: Tensor) -> Tensor:

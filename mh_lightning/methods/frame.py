@@ -18,6 +18,8 @@ from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike, world_size
 from mh_lightning.errors import UserError, blame
+from mh_lightning.growth import grown
+from mh_lightning.heads import ClosedFormHead
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES
 from mh_lightning.methods.backbone_weights import (
@@ -95,7 +97,7 @@ class MethodFrame(Trained):
         self._make_head = head
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
-        self.losses = LOSSES[loss]
+        self.loss, self.losses = loss, LOSSES[loss]
         self.reset_optimizer = reset_optimizer
         self.only_touched_units = only_touched_units
         self.optimizer_settings: dict[str, str] = {}
@@ -104,6 +106,8 @@ class MethodFrame(Trained):
         self._memory_heads: list[MHLinear] = []
         self._inputs_are_features = False
         self.learnt_stream: LearntStream | None = None
+        self.left_behind: list[str] = []  # what it learnt with and was not loaded
+        self.parent: dict[str, Any] = {}  # of the run that this one goes on with: where, and its accuracy matrix
         self._modules_of_start: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -149,6 +153,13 @@ class MethodFrame(Trained):
         before a distributed strategy sets it back to the seed.
         """
         check_trainer(self.trainer)
+        if self.learnt_stream is not None:
+            if self.left_behind:
+                raise UserError(
+                    f"{type(self).__name__} learns with its {', '.join(self.left_behind)}, which a loaded model does "
+                    "not have, so it cannot go on; of one run, resume with ckpt_path."
+                )
+            self.stream.go_on_from(self.learnt_stream)
         self._random_state = torch.get_rng_state()
         return []
 
@@ -173,6 +184,8 @@ class MethodFrame(Trained):
             # Lightning makes the head on a GPU otherwise, from other random numbers
             with torch.device("cpu"):
                 self.make_parts()
+        elif self.learnt_stream is not None and self.stream.num_classes > self.learnt_stream.num_classes:
+            self.head = grown(self.head, self.stream.num_classes)
         self._modules_of_start = frozenset(self._modules)
 
     def make_parts(self) -> None:
@@ -368,6 +381,7 @@ class MethodFrame(Trained):
             "num_features": self.backbone.num_features,
             "model": configured or described(self, self._make_head),
             "stream": self.stream.learnt().as_plain(),
+            "backbone_settings": self.backbone.settings(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -402,7 +416,11 @@ class MethodFrame(Trained):
 
     def _make_what_came_later(self, weights: Any) -> None:
         """Make the modules and buffers that a method had made while it was trained, for a checkpoint to fill."""
-        for name, value in weights.items() if isinstance(weights, dict) else ():
+        if not isinstance(weights, dict):
+            return  # refused below
+        if isinstance(self.head, ClosedFormHead):
+            self.head.take_sizes(weights, "head.")
+        for name, value in weights.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
                 continue  # refused below
             child, dot, _ = name.partition(".")

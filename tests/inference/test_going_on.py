@@ -1,0 +1,202 @@
+"""A trained model that learns more tasks."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from PIL import Image
+from torch import nn
+
+import mh_lightning
+from mh_lightning.backbones import Identity, TimmBackbone
+from mh_lightning.cli import main
+from mh_lightning.data import Tensors
+from mh_lightning.data.transforms import IMAGENET
+from mh_lightning.errors import UserError
+from mh_lightning.methods import SLCA, ClosedForm, Ensemble, ExperienceReplay, FineTuning
+from mh_lightning.methods.base import ContinualMethod
+from tests.blobs import FEATURES, blobs
+from tests.fits import fit
+from tests.inference.test_export import HEADS, MEMORY_HEAD
+
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
+
+def part(labels: list[int], increment: int | list[int] = 2, seed: int = 1) -> Tensors:
+    """A stream of some of the classes, which are numbered anew."""
+    (x, y), (x_test, y_test) = blobs(150, seed), blobs(60, 2)
+    number = {label: place for place, label in enumerate(labels)}
+
+    def of(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.isin(targets, torch.tensor(labels))
+        return inputs[rows], torch.tensor([number[int(label)] for label in targets[rows]])
+
+    named = [NAMES[label] for label in labels]
+    return Tensors(*of(x, y), *of(x_test, y_test), increment=increment, batch_size=8, class_names=named)
+
+
+def learnt(method: ContinualMethod, folder: Path, data: Tensors) -> ContinualMethod:
+    seed_everything(0)
+    fit(method, folder, data)
+    return method
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_closed_forms_end_where_one_run_does(name: str, tmp_path: Path) -> None:
+    make: Callable[[], ContinualMethod] = lambda: ClosedForm(Identity(FEATURES), HEADS[name])  # noqa: E731
+    seed_everything(0)
+    learnt(make(), tmp_path / "first", part([0, 1, 2, 3]))
+    model = mh_lightning.load(tmp_path / "first")
+    learnt(model.method, tmp_path / "second", part([4, 5, 6], increment=[1, 2]))
+    seed_everything(0)
+    whole = learnt(make(), tmp_path / "whole", part([0, 1, 2, 3, 4, 5, 6], increment=[2, 2, 1, 2]))
+    queries, _ = blobs(50, 4)
+    both = [mh_lightning.load(tmp_path / run).predict(queries) for run in ("second", "whole")]
+    assert both[0].labels == both[1].labels
+    np.testing.assert_array_equal(both[0].probabilities, both[1].probabilities)
+    assert mh_lightning.load(tmp_path / "second").class_names == NAMES
+    state, other = model.method.state_dict(), whole.state_dict()
+    assert all(torch.equal(value, other[entry]) for entry, value in state.items())
+    results = json.loads((tmp_path / "second" / "results.json").read_text())
+    first = json.loads((tmp_path / "first" / "results.json").read_text())
+    rows = json.loads((tmp_path / "whole" / "results.json").read_text())["accuracy_matrix"]
+    matrix = results["parent"]["accuracy_matrix_of_both"]
+    assert [row[:2] for row in matrix[:2]] == first["accuracy_matrix"]
+    assert [row[2:] for row in matrix[:2]] == [[None, None]] * 2 and [row[:2] for row in matrix[2:]] == [
+        [None, None]
+    ] * 2
+    assert [row[2:] for row in matrix[2:]] == [row[2:] for row in rows[2:]]
+    assert results["parent"]["from"].endswith("first/checkpoints/last.ckpt")
+
+
+METHODS: dict[str, Callable[[], ContinualMethod]] = {
+    "memory head": lambda: FineTuning(Identity(FEATURES), MEMORY_HEAD),
+    "linear": lambda: FineTuning(Identity(FEATURES), nn.Linear, partial(torch.optim.SGD, lr=0.3)),
+    "ensemble": lambda: Ensemble(Identity(FEATURES), nn.Linear, members=2, optimizer=partial(torch.optim.SGD, lr=0.3)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_heads_of_layers_grow_and_learn(name: str, tmp_path: Path) -> None:
+    learnt(METHODS[name](), tmp_path / "first", part([0, 1, 2, 3]))
+    before = mh_lightning.load(tmp_path / "first")
+    model = mh_lightning.load(tmp_path / "first")
+    learnt(model.method, tmp_path / "second", part([2, 5, 4], increment=1))  # one that it knows, too
+    after = mh_lightning.load(tmp_path / "second")
+    assert after.class_names == ["ant", "bee", "cat", "dog", "fox", "eel"]
+    queries, _ = blobs(50, 4)
+    assert before.predict(queries).probabilities.shape == (50, 4)
+    assert after.predict(queries).probabilities.shape == (50, 6) and "eel" in after.predict(queries).labels
+    learnt(after.method, tmp_path / "third", part([6, 0], increment=2))  # and so on
+    third = json.loads((tmp_path / "third" / "results.json").read_text())
+    assert (
+        len(third["parent"]["accuracy_matrix_of_both"])
+        == 2 + 3 + 1
+        == len(third["parent"]["accuracy_matrix_of_both"][0])
+    )
+    assert mh_lightning.load(tmp_path / "third").class_names[-1] == "gnu"
+
+
+@pytest.mark.parametrize("make", [lambda: METHODS["linear"](), lambda: ClosedForm(Identity(FEATURES), HEADS["kernel"])])
+def test_a_new_domain_is_one_run(make: Callable[[], ContinualMethod], tmp_path: Path) -> None:
+    (x, y), (z, u), (q, v) = blobs(90, 1), blobs(80, 3, offset=0.5), blobs(40, 2)
+    zeros = torch.zeros(len(q), dtype=torch.long)
+    options = {"increment": 7, "batch_size": 8, "epochs_per_task": 2}
+    learnt(make(), tmp_path / "first", Tensors(x, y, q, v, **options))
+    model = mh_lightning.load(tmp_path / "first")
+    learnt(model.method, tmp_path / "second", Tensors(z, u, q, v, **options))
+    domains = torch.cat([torch.zeros(len(x)), torch.ones(len(z))]).long()
+    both = Tensors(torch.cat([x, z]), torch.cat([y, u]), torch.cat([q, q]), torch.cat([v, v]), scenario="DI",
+                   domain_train=domains, domain_test=torch.cat([zeros, zeros + 1]), **options)  # fmt: skip
+    whole = learnt(make(), tmp_path / "whole", both)
+    state, other = model.method.state_dict(), whole.state_dict()
+    assert all(torch.equal(value, other[entry]) for entry, value in state.items())
+
+
+def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
+    learnt(ExperienceReplay(Identity(FEATURES), nn.Linear, buffer_size=20), tmp_path / "replay", part([0, 1]))
+    model = mh_lightning.load(tmp_path / "replay")
+    with pytest.raises(UserError, match="ExperienceReplay learns with its replay_buffer, which a loaded model"):
+        fit(model.method, tmp_path / "x1", part([2, 3]))
+    learnt(SLCA(Identity(FEATURES), nn.Linear), tmp_path / "slca", part([0, 1], increment=1))
+    with pytest.raises(UserError, match="TaskHeads: they are made for the tasks of one stream"):
+        fit(mh_lightning.load(tmp_path / "slca").method, tmp_path / "x2", part([2, 3], increment=1))
+    learnt(FineTuning(Identity(FEATURES), nn.Linear), tmp_path / "first", part([0, 1]))
+    data = part([2, 3])
+    data.load = lambda: part([2, 3]).load()._replace(class_names=["pig", "pig"])  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="the class name 'pig' is there twice"):
+        fit(mh_lightning.load(tmp_path / "first").method, tmp_path / "x3", data)
+    other = part([2, 3])
+    other.image_transforms, type(other).published_normalization = "random_crop", IMAGENET  # type: ignore[misc]
+    try:
+        with pytest.raises(UserError, match=r"data.image_transforms=random_crop, .*: the model has learnt images"):
+            fit(mh_lightning.load(tmp_path / "first").method, tmp_path / "x4", other)
+    finally:
+        type(other).published_normalization = None  # type: ignore[misc]
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    generator = np.random.default_rng(0)
+    for name in names:
+        colour = np.array([NAMES.index(name) * 30 + 30, 200 - NAMES.index(name) * 25, 90])
+        for split, count in (("train", 6), ("test", 3)):
+            for place in range(count):
+                pixels = (colour + generator.integers(-15, 15, (24, 24, 3))).clip(0, 255).astype(np.uint8)
+                path = folder / split / name / f"{place}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
+def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(TimmBackbone("test_resnet", image_size=32).model.state_dict(), tmp_path / "w.pth")
+    write_images(tmp_path / "old", NAMES[:3])
+    write_images(tmp_path / "new", NAMES[2:5])
+    write_images(tmp_path / "all", NAMES[:5])
+    model = ["--model=ClosedForm", "--model.backbone=TimmBackbone", "--model.backbone.name=test_resnet",
+             "--model.backbone.image_size=32", "--model.head=mh_lightning.heads.KernelMemoryUnits"]  # fmt: skip
+    common = ["--run_dir", str(tmp_path / "runs"), "--pictures=false", "--trainer.logger=false", "--data=ImageFolder"]
+    main(["fit", *model, *common, f"--data.root={tmp_path / 'old'}", "--experiment=old"])
+    parent = tmp_path / "runs" / "old" / "version_0"
+    main(["fit", "--continue-from", str(parent), *common, f"--data.root={tmp_path / 'new'}", "--experiment=new"])
+    child = tmp_path / "runs" / "new" / "version_0"
+    assert mh_lightning.load(child).class_names == NAMES[:5]
+    assert str(parent) in json.loads((child / "results.json").read_text())["parent"]["from"]
+    assert f"continue_from: {parent}" in (child / "config.yaml").read_text()
+    labels = mh_lightning.load(child).predict(sorted((tmp_path / "all" / "test").rglob("*.png"))).labels
+    assert np.mean([label == name for label, name in zip(labels, np.repeat(NAMES[:5], 3), strict=True)]) > 0.8
+    for words, message in (
+        (["fit", f"--continue_from={tmp_path}", *common], "holds no checkpoints"),
+        (["test", f"--continue_from={parent}", *common], "continue_from is for fit; test takes --from"),
+        (["fit", f"--continue_from={parent}", "--model.backbone.image_size=48", *common,
+          f"--data.root={tmp_path / 'new'}"],
+         "trained with a backbone of image_size=32, and this one has 48"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(words)
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_of_objects_goes_on_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learnt(FineTuning(nn.Sequential(nn.Linear(FEATURES, 4)), nn.Linear), tmp_path, part([0, 1]))
+    with pytest.raises(SystemExit):
+        main(["fit", "--continue-from", str(tmp_path), "--data=Digits"])
+    assert "go on in Python, with mh_lightning.load and mh_lightning.fit" in capsys.readouterr().err
+
+
+def increments() -> list[Any]:
+    return [
+        ([2, 3], r"data.increment=\[2, 3\] adds up to 5 classes, and the data have 7"),
+        ([2, 0, 5], "data.increment must be at least 1, got 0"),
+    ]
+
+
+@pytest.mark.parametrize(("sizes", "message"), increments())
+def test_increments_that_do_not_add_up(sizes: list[int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        part([0, 1, 2, 3, 4, 5, 6], increment=sizes).setup("fit")
