@@ -26,6 +26,7 @@ WHOLE = {
     "tests/data/test_perturbations.py::test_command_line",
     "tests/data/test_archived_images.py::test_command_line",
     "tests/layers/test_published_streams.py::test_modes",
+    "tests/test_service.py::test_nothing_is_lost_or_learnt_twice_when_it_is_killed",
     "tests/inference/test_export.py::test_onnx_answers_alike",
     "tests/layers/test_compile.py::test_training_compiled_equals_training",
     "tests/layers/test_compile.py::test_training_has_one_break",

@@ -37,8 +37,7 @@ def tiny(path: Path) -> tuple[FineTuning, TensorFile]:
     """What `tests.conftest.TINY` says, in Python."""
 
     def head(features: int, classes: int) -> MHLinear:
-        return MHLinear.published(features, classes, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA",
-                gamma_alpha=5,
+        return MHLinear(features, classes, key_mem_units=8, delta=2, upd_m="WTA", upd_k="ad_hoc_WTA", gamma_alpha=5,
                         distance="euclidean", scramble=True, tau_alpha=0.95, tau_mu=5, tau_eta=5)  # fmt: skip
 
     method = FineTuning(

@@ -52,7 +52,9 @@ def load(
     given = {name: value for name, value in (("backbone", backbone), ("head", head)) if value is not None}
     method = method_of(checkpoint, given, trust)
     method.parent = parent_of(file, checkpoint)
-    return Model(method.to(device).eval())
+    model = Model(method.to(device).eval())
+    model.notes = dict(checkpoint.get("notes", {}))
+    return model
 
 
 def go_on(method: ContinualMethod, path: str | Path) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mh_lightning.backbones import Backbone
 from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO
 from mh_lightning.data.labelled import stacked
-from mh_lightning.data.learnt_stream import LearntStream
+from mh_lightning.data.learnt_stream import LearntStream, joined_classes
 from mh_lightning.errors import UserError, require
+from mh_lightning.growth import grown
+from mh_lightning.heads import ClosedFormHead
 from mh_lightning.inference.images import as_input, as_sequence
 from mh_lightning.methods import ContinualMethod
 
@@ -38,6 +40,7 @@ class Model(nn.Module):
 
     Attributes:
         learnt: what it keeps of its stream.
+        notes: plain values that `save` writes and `load` brings back.
 
     Example:
         >>> from mh_lightning.backbones import Identity
@@ -57,6 +60,7 @@ class Model(nn.Module):
         super().__init__()
         self.method = method.eval()
         self.learnt: LearntStream = method.stream.learnt()
+        self.notes: dict[str, Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -114,13 +118,39 @@ class Model(nn.Module):
             features = x if are_features else self.method.features(x)
             yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()
 
+    def learn(self, inputs: Any, labels: Sequence[str]) -> None:
+        """Learn more samples, of classes that it knows or not, if its head is in closed form.
+
+        Args:
+            inputs: as in `predict`.
+            labels: name of the class of each.
+
+        Raises:
+            UserError: if the head learns by gradient, or a sample cannot be read or learnt; then none is.
+        """
+        head = self.method.head
+        if not isinstance(head, ClosedFormHead):
+            raise UserError(f"learn: a {type(head).__name__} learns by gradient; go on with mh_lightning.fit.")
+        parts = [torch.from_numpy(features) for features, _ in self.batches(inputs)]
+        if sum(map(len, parts)) != len(labels):
+            raise UserError(f"learn: {sum(map(len, parts))} samples were given, and {len(labels)} labels.")
+        if not parts:
+            return
+        names, numbers = joined_classes(self.class_names, list(dict.fromkeys(labels)))
+        number = {name: int(place) for name, place in zip(dict.fromkeys(labels), numbers, strict=True)}
+        head = grown(head, len(names))
+        head.update(torch.cat(parts).to(self.device), torch.tensor([number[label] for label in labels]))
+        self.method.head = head
+        self.learnt = self.learnt._replace(class_names=names)
+        self.method.learnt_stream = self.learnt
+
     def _inputs(self, entries: Sequence[Any]) -> Tensor:
         return stacked([as_input(entry, self.method.backbone, self.learnt) for entry in entries])
 
     def save(self, path: str | Path) -> None:
         """Write all of it, the backbone's weights included, into one file for `mh_lightning.load`."""
         AtomicCheckpointIO().save_checkpoint(
-            {**self.method.description(), "state_dict": self.method.state_dict()}, path
+            {**self.method.description(), "state_dict": self.method.state_dict(), "notes": self.notes}, path
         )
 
 
