@@ -1,5 +1,6 @@
 """The front of the command line: help, lists and copies at once, and all that needs a trainer by `mh_lightning.cli`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +47,7 @@ Where results go
   --run_dir runs --experiment NAME             the run folder is runs/NAME/version_N
   --pictures false                             faster, for many short runs
   --ckpt_path last                             {ckpt_path}
+  --continue-from runs/NAME/version_N          with fit: teach that run's model more tasks, with new classes or not
 
 On what machine
   --trainer.accelerator cpu --trainer.devices 2 --trainer.precision bf16-mixed
@@ -111,6 +113,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _with_trained(command: str, words: list[str]) -> None:
+    if not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:  # where classes of --trust are found
+        sys.path.insert(0, os.getcwd())
     from mh_lightning.inference import commands
     from mh_lightning.library_errors import sentence_of
 

@@ -200,3 +200,53 @@ def increments() -> list[Any]:
 def test_increments_that_do_not_add_up(sizes: list[int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         part([0, 1, 2, 3, 4, 5, 6], increment=sizes).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["kernel", "means", "gaussians"])
+def test_a_model_learns_a_few_more(name: str, tmp_path: Path) -> None:
+    learnt(ClosedForm(Identity(FEATURES), HEADS[name]), tmp_path, part([0, 1, 2, 3]))
+    model = mh_lightning.load(tmp_path)
+    x, y = blobs(90, 5)
+    model.learn(x[:0], [])
+    assert model.class_names == NAMES[:4]
+    for rows in torch.split(torch.arange(90), 40):
+        model.learn(x[rows], [NAMES[label] for label in y[rows]])
+    order = [*NAMES[:4], *dict.fromkeys(NAMES[label] for label in y if NAMES[label] not in NAMES[:4])]
+    assert model.class_names == order and set(order) == set(NAMES)
+    head: Any = model.method.head
+    head.settle()
+    counts = {name: int(count) for name, count in zip(order, head.counts, strict=True)}
+    assert counts["gnu"] == int((y == 6).sum())
+    model.notes["last"] = ["x"]
+    model.save(tmp_path / "more.mh")
+    again = mh_lightning.load(tmp_path / "more.mh")
+    assert again.class_names == order and again.notes == {"last": ["x"]}
+    np.testing.assert_array_equal(again.predict(x).probabilities, model.predict(x).probabilities)
+    right = np.mean([label == NAMES[target] for label, target in zip(again.predict(x).labels, y, strict=True)])
+    assert right > 0.45
+    with pytest.raises(UserError, match="3 samples were given, and 1 labels"):
+        model.learn(x[:3], ["ant"])
+    with pytest.raises(UserError, match="NaN or infinite"):
+        model.learn(x[:2] * torch.nan, ["pig", "pig"])
+    assert model.class_names == order and model.predict(x[:1]).probabilities.shape == (1, 7)
+
+
+def test_a_head_that_learns_by_gradient_is_fit(tmp_path: Path) -> None:
+    learnt(METHODS["linear"](), tmp_path, part([0, 1]))
+    with pytest.raises(UserError, match="a Linear learns by gradient; go on with"):
+        mh_lightning.load(tmp_path).learn(torch.zeros(1, FEATURES), ["ant"])
+
+
+def test_earlier_tasks_are_measured_with_their_data(tmp_path: Path) -> None:
+    """The stream of before, given again: classes are known by their names."""
+    learnt(ClosedForm(Identity(FEATURES), HEADS["kernel"]), tmp_path / "first", part([0, 1, 2, 3]))
+    model = mh_lightning.load(tmp_path / "first")
+    learnt(model.method, tmp_path / "second", part([4, 5, 6], increment=3))
+    model = mh_lightning.load(tmp_path / "second")
+    trainer = mh_lightning.Trainer(run_dir=tmp_path / "tests", logger=False, accelerator="cpu", pictures=False,
+                                   enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    old = part([0, 1, 2, 3])
+    (found,) = trainer.test(model.method, datamodule=old)
+    x, y = (old._splits["test"].inputs, old._splits["test"].labels)
+    right = [model.class_names.index(label) == target for label, target in zip(model.predict(x).labels, y, strict=True)]
+    assert found["test/last_accuracy"] == pytest.approx(np.mean(right), abs=1e-6)
