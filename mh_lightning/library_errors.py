@@ -86,6 +86,22 @@ def _sentence_by_place(error: BaseException) -> str | None:
     return None
 
 
+def _one_of(types: list[str], message: str) -> str:
+    """What types the innermost option of a report takes, and what it got.
+
+    Example:
+        >>> lines = ["Expected a <class 'int'>", "Expected a <class 'list'>"]
+        >>> _one_of(lines, "\n".join([*lines, "Given value: two"]))
+        "Expected int or list, got 'two'"
+    """
+    inner = message.rpartition('Parser key "')[2]
+    lines = [line.removeprefix("Expected a ").partition(". Got value")[0] for line in types if line in inner]
+    names = [re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", line).replace("NoneType", "null") for line in lines]
+    names = [*dict.fromkeys(names)]
+    given = re.search(r"Given value: (.*)", inner)
+    return f"Expected {' or '.join(names)}" + (f", got {given[1]!r}" if given else "")
+
+
 def _functions_of(error: BaseException, module: str) -> Iterator[str]:
     """The names of a module's functions that an error passed through."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -104,7 +120,11 @@ def _parser_sentence(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in re.sub(r'Parser key "[^"]+":', "", message).splitlines()]
     told = [line for line in lines if line and not line.startswith(PARSER_NOISE)]
     types = [line for line in told if line.startswith("Expected a") and "import path" not in line]
-    told = types or told or [line for line in lines if line.startswith("Not a valid")] or [" ".join(lines)]
+    told = (
+        [_one_of(types, message)]
+        if len(types) > 1
+        else types or told or [line for line in lines if line.startswith("Not a valid")] or [" ".join(lines)]
+    )
     if message.startswith("Unexpected config"):
         return "--config: a file holds no options by name; give YAML such as configs/quickstart.yaml."
     if not option:  # no value is refused, but the whole line or file

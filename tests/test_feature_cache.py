@@ -106,7 +106,8 @@ def test_mistakes(run: Run, refuses: Callable[..., str], tmp_path: Path, tiny_co
     (tmp_path / "file").write_text("")
     assert "feature_cache.folder" in refuses("fit", config, "--data.init_args.feature_cache.folder", f"{tmp_path}/file")
     # a checkpoint of another backbone
-    folder = run("fit", config, *kept_in(tmp_path))
+    inside = ("--model.init_args.backbone.init_args.in_checkpoints", "true")
+    folder = run("fit", config, *kept_in(tmp_path), *inside)
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["state_dict"]["backbone.model.conv_stem.weight"] += 1
     torch.save(checkpoint, tmp_path / "other.ckpt")
