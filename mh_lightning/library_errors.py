@@ -87,7 +87,7 @@ def _sentence_by_place(error: BaseException) -> str | None:
 
 
 def _one_of(types: list[str], message: str) -> str:
-    """What types the innermost option of a report takes, and what it got.
+    r"""What types the innermost option of a report takes, and what it got.
 
     Example:
         >>> lines = ["Expected a <class 'int'>", "Expected a <class 'list'>"]
