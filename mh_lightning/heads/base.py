@@ -1,6 +1,5 @@
 """What closed-form classifiers share: sums over a stream's samples, solved when predictions are asked for."""
 
-import copy
 import json
 import math
 from abc import ABC, abstractmethod
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning.errors import UserError, require
+from mh_lightning.functional.units import in_units, unit_of
+from mh_lightning.heads.solved import SolvedHead, steady
 from mh_lightning.heads.temperature import Probes, best_temperature, left_out
 
 ROWS = 1024  # that are added at once
 NO_SPREAD = 1e-28  # mean squares about a mean, beside its own square, that rounding explains
-ORDINARY = 2.0**20  # features up to it, and down to its inverse, are not counted in units
 LARGEST = 2.0**50  # in units: the squares of many more would leave float32
 LARGEST_IN_FLOAT64 = 2.0**500  # the same of sums in float64
-STEADY = 2.0**16  # logits beyond it would keep less than two digits behind the point in float32
 
 
 class ClosedFormHead(nn.Module, ABC):
@@ -248,7 +247,7 @@ class ClosedFormHead(nn.Module, ABC):
         """
         return torch.softmax(self.calibrated(features), dim=1)
 
-    def solved(self) -> "SolvedHead":
+    def solved(self) -> SolvedHead:
         """Its answers as they are now, for a recorded graph."""
         self.ensure_solved()
         return SolvedHead(self)
@@ -317,53 +316,6 @@ class ClosedFormHead(nn.Module, ABC):
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class SolvedHead(nn.Module):
-    """What a closed-form head answers, without what it learns with: calibrated logits (b, C) of features (b, n).
-
-    Args:
-        head: that has seen a sample at least.
-
-    Raises:
-        UserError: if it has not.
-    """
-
-    unseen: Tensor
-
-    def __init__(self, head: ClosedFormHead) -> None:
-        super().__init__()
-        solution = head._solution
-        if solution is None:
-            raise UserError(f"{type(head).__name__} has learnt no sample yet, so there is nothing to answer by.")
-        self.temperature, self.head = head.temperature, copy.copy(head)
-        if head.answers_with is not None:
-            for kind in ("_buffers", "_modules"):
-                parts = {name: part for name, part in getattr(head, kind).items() if name in head.answers_with}
-                setattr(self.head, kind, parts)
-        self.unit = float(head.unit) if head.in_units else 0.0
-        self.register_buffer("unseen", head.counts == 0)
-        for place, part in enumerate(solution):
-            self.register_buffer(f"solution_{place}", part)
-        self._parts = len(solution)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits, half the lowest finite value for classes not seen yet."""
-        solution = [getattr(self, f"solution_{place}") for place in range(self._parts)]
-        logits = self.head.logits(in_units(features, self.unit) if self.unit else features, *solution)
-        if self.head.discriminants:
-            logits = steady(logits, self.unseen)
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        lowest = torch.finfo(dtype).min / 2
-        return (logits / self.temperature).to(dtype).clamp_min(lowest).masked_fill(self.unseen, lowest)
-
-
-def steady(logits: Tensor, unseen: Tensor) -> Tensor:
-    """Logits (b, C) minus that of the best class that was seen, where this is so far from 0 that float32 would lose
-    what tells the classes apart.
-    """
-    best = logits.masked_fill(unseen, -torch.inf).amax(dim=1, keepdim=True)
-    return logits - best.where(best.isfinite() & (best.abs() > STEADY), 0.0)
-
-
 def check_features(name: str, features: Any, num_features: int) -> None:
     """Refuse what is no floating-point tensor (b, n).
 
@@ -410,23 +362,3 @@ def _kind(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-
-
-def unit_of(features: Tensor) -> float:
-    """What features (b, n) are counted in: 1, or the power of 2 below the largest of the first that are not all zeros,
-    where that is far from 1; see `ClosedFormHead`.
-
-    Example:
-        >>> unit_of(torch.tensor([[3.0, 4.0]])), unit_of(torch.tensor([[0.0, 0.0], [3.0, 4e-20]]) * 1e-20) * 2**65
-        (1.0, 1.0)
-    """
-    largest = features.abs().amax(dim=1).double()
-    first = float(largest[largest > 0][:1].sum())
-    if not math.isfinite(first) or first == 0 or 1 / ORDINARY <= first <= ORDINARY:
-        return 1.0
-    return 2.0 ** math.floor(math.log2(first))
-
-
-def in_units(features: Tensor, unit: float) -> Tensor:
-    """Features (b, n) divided by a power of 2, in float32 at least where that is not 1."""
-    return features if unit == 1 else features.to(torch.promote_types(features.dtype, torch.float32)) / unit

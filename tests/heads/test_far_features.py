@@ -21,7 +21,7 @@ from mh_lightning.heads import (
     StreamingLinearDiscriminant,
     TruncatedProjection,
 )
-from mh_lightning.heads.base import STEADY
+from mh_lightning.heads.solved import STEADY
 
 FEATURES, CLASSES = 8, 5
 kernel = partial(KernelMemoryUnits, FEATURES, CLASSES, 40, 20_000, seed=0)
