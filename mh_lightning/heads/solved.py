@@ -48,7 +48,8 @@ class SolvedHead(nn.Module):
             logits = steady(logits, self.unseen)
         dtype = torch.promote_types(features.dtype, torch.float32)
         lowest = torch.finfo(dtype).min / 2
-        return (logits / self.temperature).to(dtype).clamp_min(lowest).masked_fill(self.unseen, lowest)
+        calibrated: Tensor = (logits / self.temperature).to(dtype)
+        return calibrated.clamp_min(lowest).masked_fill(self.unseen, lowest)
 
 
 def steady(logits: Tensor, unseen: Tensor) -> Tensor:
