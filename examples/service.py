@@ -24,6 +24,7 @@ from pathlib import Path
 
 import mh_lightning
 from mh_lightning.errors import UserError
+from mh_lightning.heads import ClosedFormHead
 from mh_lightning.inference.images import as_image
 
 BATCH = 64  # files that are learnt before the model is saved
@@ -49,6 +50,12 @@ class Learner:
                 raise UserError(f"--from: there is no model in {str(folder)!r} yet; name a run to start from.")
             mh_lightning.load(source).save(self.file)
         self.model = mh_lightning.load(self.file)
+        method = self.model.method
+        if not isinstance(method.head, ClosedFormHead) or method.backbone.image_format() is None:
+            raise UserError(
+                f"--from: {method.architecture()} does not learn images in one pass; give a head in closed form on a "
+                "backbone of images."
+            )
 
     def turn(self) -> int:
         """Learn and answer what is there; return how many files that were."""
@@ -63,7 +70,7 @@ class Learner:
     def _learn(self, paths: list[Path]) -> int:
         """Learn files, save, and only then move them."""
         known = set(self.model.notes.get("last", []))
-        digests = {path: hashlib.sha256(f"{path.name} ".encode() + path.read_bytes()).hexdigest() for path in paths}
+        digests = {path: self._digest(path) for path in paths}
         new = [path for path in paths if digests[path] not in known and self._is_readable(path, labelled=True)]
         if new:
             with self.lock:
@@ -79,7 +86,10 @@ class Learner:
         for path in paths:
             if self._is_readable(path, labelled=False):
                 answer = self.ask(path)
-                self._write(self.folder / "answers" / f"{path.name}.json", json.dumps(answer).encode())
+                self._write(
+                    self.folder / "answers" / f"{'_'.join(path.relative_to(self.folder / 'ask').parts)}.json",
+                    json.dumps(answer).encode(),
+                )
                 path.unlink()
         return len(paths)
 
@@ -100,11 +110,17 @@ class Learner:
             return False
         return True
 
+    def _digest(self, path: Path) -> str:
+        name = path.relative_to(self.folder).as_posix()
+        return hashlib.sha256(f"{name} ".encode() + path.read_bytes()).hexdigest()
+
     def _move(self, path: Path, name: str) -> None:
         target = (
             self.folder / name / path.parent.name / path.name if name == "learnt" else self.folder / name / path.name
         )
         target.parent.mkdir(parents=True, exist_ok=True)
+        while target.exists():  # an image of the same name came before
+            target = target.with_name(f"{target.stem}_{uuid.uuid4().hex[:8]}{target.suffix}")
         shutil.move(path, target)
 
     @staticmethod

@@ -29,6 +29,7 @@ from mh_lightning.errors import UserError, require, writing
 from mh_lightning.inference.loading import checkpoint_of, go_on
 from mh_lightning.library_errors import sentence_of
 from mh_lightning.methods import ContinualMethod
+from mh_lightning.methods.description import check_described
 from mh_lightning.packaged import config_files, with_packaged
 from mh_lightning.resuming import check_configuration
 from mh_lightning.run_folders import CHECKPOINTS, LAST, RUN_DIR, check_checkpoint, chosen_checkpoint
@@ -289,6 +290,7 @@ def with_model_of_parent(words: list[str]) -> list[str]:
     if words[0] != "fit":
         raise UserError(f"continue_from is for fit; {words[0]} takes --from.")
     model = check_checkpoint(checkpoint_of(Path(value)), option="continue_from")["model"]
+    check_described(model, (), "continue_from")
     parts = model.get("init_args", {})
     if parts.get("backbone") is None or parts.get("head", 0) is None:
         raise UserError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import heads
+from mh_lightning.errors import UserError, require
 from mh_lightning.growth import grown
 from mh_lightning.layers import MHLinear
 from mh_lightning.optimizer import memory_head_optimizer
@@ -82,6 +83,23 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(labels)
         labels = column_or_1d(labels)
         known = unique_labels(labels) if classes is None else unique_labels(labels, classes)
+        if hasattr(self, "classes_") and (known.dtype.kind in "US") != (self.classes_.dtype.kind in "US"):
+            raise UserError(
+                f"y: labels were of {self.classes_.dtype} before, and are of {known.dtype} now; give one kind."
+            )
+        before = {name: vars(self).get(name) for name in ("head_", "classes_")}
+        try:
+            self._learn_labels(x, labels, known, epochs)
+        except Exception:
+            for name, value in before.items():
+                if value is None:
+                    self.__dict__.pop(name, None)
+                else:
+                    setattr(self, name, value)
+            raise
+        return self
+
+    def _learn_labels(self, x: Any, labels: Any, known: Any, epochs: int) -> None:
         if not hasattr(self, "head_"):
             self.classes_ = known
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -102,7 +120,6 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             torch.manual_seed(self._seed + self._calls)
             self._learn(torch.from_numpy(x), torch.from_numpy(targets), epochs)
         self._calls += 1
-        return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """Probabilities (b, C) of features (b, n), in the order of `classes_`."""
@@ -287,6 +304,9 @@ class MemoryHeadClassifier(HeadClassifier):
         return self.epochs
 
     def _make_head(self, num_features: int, num_classes: int, seed: int) -> nn.Module:
+        for name in ("key_mem_units", "delta", "epochs", "batch_size"):
+            require(name, getattr(self, name), at_least=1, whole=True)
+        require("learning_rate", self.learning_rate, above=0, at_most=1)
         self._standard: tuple[Tensor, Tensor] | None = None
         return MHLinear(num_features, num_classes, key_mem_units=self.key_mem_units,
                         delta=min(self.delta, self.key_mem_units))  # fmt: skip

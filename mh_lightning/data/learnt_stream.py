@@ -1,7 +1,7 @@
 """What a model keeps of the stream that it learnt: its classes, and how images become inputs."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +69,18 @@ class LearntStream(NamedTuple):
                 reading=ImageReading(tuple(ground), bool(upright)),
                 normalization=None if normalization is None else Normalization(*map(tuple, normalization)),
             )
-            whole = isinstance(learnt.epochs, int) and all(isinstance(name, str) for name in learnt.class_names)
+            whole = (
+                isinstance(learnt.class_names, list)
+                and all(isinstance(name, str) for name in learnt.class_names)
+                and all(isinstance(label, int) for group in learnt.class_groups for label in group)
+                and learnt.image_transforms in get_args(ImageTransforms)
+                and isinstance(learnt.epochs, int)
+                and learnt.epochs >= 0
+            )
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"from: what the checkpoint says of its stream is damaged ({error}).") from error
         if not whole or len(set(learnt.class_names)) < len(learnt.class_names):
-            raise UserError("from: the checkpoint's class names must be texts, each once; it is damaged.")
+            raise UserError("from: the checkpoint's stream must have class names, each once; it is damaged.")
         return learnt
 
 

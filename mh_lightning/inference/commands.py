@@ -61,6 +61,8 @@ def main(command: str, words: list[str]) -> int:
 
 def _ask(command: str, model: Model, options: Namespace) -> int:
     folder, table = Path(options.images), Path(options.output)
+    if table.suffix == ".html":
+        raise UserError(f"output={str(table)!r} would be the page's name; give the table's, such as predictions.csv.")
     answers = answers_of_folder(model, folder, options.batch_size)
     true = true_classes(answers.files, model.class_names) if command == "test" else []
     write_table(answers, model.class_names, table, options.features, true)
@@ -79,6 +81,9 @@ def _ask(command: str, model: Model, options: Namespace) -> int:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name!r} is not there ({str(error).splitlines()[0]}); cpu always is.") from error

@@ -67,6 +67,9 @@ def export(
         UserError: if the model cannot be written so, or the file answers something else.
     """
     require("format", format, one_of=get_args(Format))
+    require("opset", opset, at_least=1, whole=True)
+    if opset is not None and format != "onnx":
+        raise UserError(f"opset={opset} is for format=onnx; leave it out.")
     path = Path(path)
     if format == "onnx" and any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
         raise UserError("format=onnx needs onnx, onnxscript and onnxruntime: pip install 'mh_lightning[export]'.")
@@ -100,11 +103,13 @@ def random_inputs(model: Model, input_shape: Sequence[int] | None) -> Tensor:
     """
     generator = np.random.default_rng(0)
     images = model.method.backbone.image_format()
+    arguments = model.method.backbone.arguments() or {}
+    if input_shape is not None and (images is not None or "num_features" in arguments):
+        raise UserError("input_shape: the backbone tells what it takes; leave it out.")
     if images is not None:
         pixels = generator.integers(0, 256, (COMPARED, 8, 8, 3), dtype=np.uint8)
         big = [Image.fromarray(one).resize((images.size, images.size)) for one in pixels]
         return stacked([as_input(one, model.method.backbone, model.learnt) for one in big])
-    arguments = model.method.backbone.arguments() or {}
     shape = [arguments["num_features"]] if "num_features" in arguments else input_shape
     if shape is None:
         raise UserError("input_shape: the backbone does not tell what it takes; give the shape of one input.")
@@ -132,6 +137,10 @@ def _write_onnx(model: nn.Module, inputs: Tensor, path: Path, about: dict[str, s
         model, (inputs,), dynamo=True, dynamic_shapes=_dynamic(), input_names=["images"],
         output_names=["probabilities"], opset_version=opset, verbose=False,
     )  # fmt: skip
+    if opset is not None and program.model.opset_imports[""] != opset:
+        raise UserError(
+            f"opset={opset}: torch writes {program.model.opset_imports['']} here; give that, or leave it out."
+        )
     program.model.metadata_props.update(about)
     program.save(str(path))
 

@@ -71,6 +71,8 @@ def _in_batches(
     model: Model, folder: Path, files: Sequence[Path], batch_size: int
 ) -> Iterator[tuple[Sequence[Path], list[Tensor | UserError]]]:
     def read(file: Path) -> Tensor | UserError:
+        if not str(file).isprintable():  # which no table could hold
+            return UserError(f"images: {str(file)!r} is no name in UTF-8; rename it.")
         try:
             return as_input(folder / file, model.method.backbone, model.learnt)
         except UserError as error:

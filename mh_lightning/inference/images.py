@@ -27,10 +27,15 @@ def as_sequence(inputs: Any) -> Sequence[Any] | Tensor:
     """
     if isinstance(inputs, str | Path | Image.Image):
         return [inputs]
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "USO":
+        inputs = inputs.tolist()
     if isinstance(inputs, np.ndarray):
+        inputs = inputs.astype(inputs.dtype.newbyteorder("="), copy=False)
         inputs = torch.from_numpy(np.ascontiguousarray(inputs))
     if isinstance(inputs, Tensor):
         if inputs.is_floating_point():
+            if inputs.dim() < 2:
+                raise UserError(f"predict: inputs are a batch, (b, ...), got the shape {tuple(inputs.shape)}.")
             return inputs
         if inputs.dtype != torch.uint8 or inputs.dim() not in (2, 3, 4):
             raise UserError(

@@ -1,6 +1,7 @@
 """A trained model from its run folder, a checkpoint or a file that holds all of it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from mh_lightning.backbones import as_backbone
 from mh_lightning.callbacks.reports import with_parent
 from mh_lightning.data.learnt_stream import LearntStream
-from mh_lightning.errors import UserError
+from mh_lightning.errors import UNREADABLE, UserError, reason_of
 from mh_lightning.inference.model import Model
 from mh_lightning.methods import ContinualMethod
 from mh_lightning.methods.backbone_weights import PREFIX
@@ -19,6 +20,7 @@ from mh_lightning.methods.checkpoint_checks import check_state
 from mh_lightning.methods.description import built
 from mh_lightning.run_folders import CHECKPOINTS, check_checkpoint, newest_whole_checkpoint, version_folders
 
+MOST_FEATURES = 10**7
 SOURCES = ("pretrained", "checkpoint_path", "map_by_order")
 
 
@@ -50,11 +52,28 @@ def load(
     file = checkpoint_of(Path(path))
     checkpoint = check_checkpoint(file, option="from")
     given = {name: value for name, value in (("backbone", backbone), ("head", head)) if value is not None}
-    method = method_of(checkpoint, given, trust)
-    method.parent = parent_of(file, checkpoint)
+    with damage_told("from"):
+        method = method_of(checkpoint, given, trust)
+        method.parent = parent_of(file, checkpoint)
+        notes = dict(checkpoint.get("notes", {}))
     model = Model(method.to(device).eval())
-    model.notes = dict(checkpoint.get("notes", {}))
+    model.notes = notes
     return model
+
+
+@contextmanager
+def damage_told(option: str) -> Iterator[None]:
+    """One sentence where the content of a file is not what it should be.
+
+    Raises:
+        UserError: in place of what else is raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*UNREADABLE, MemoryError, AssertionError) as error:
+        raise UserError(f"{option}: the checkpoint is damaged ({type(error).__name__}: {reason_of(error)}).") from error
 
 
 def go_on(method: ContinualMethod, path: str | Path) -> None:
@@ -69,8 +88,9 @@ def go_on(method: ContinualMethod, path: str | Path) -> None:
     """
     file = checkpoint_of(Path(path))
     checkpoint = check_checkpoint(file, option="continue_from")
-    fill(method, checkpoint, option="continue_from")
-    method.parent = parent_of(file, checkpoint)
+    with damage_told("continue_from"):
+        fill(method, checkpoint, option="continue_from")
+        method.parent = parent_of(file, checkpoint)
 
 
 def parent_of(file: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +150,7 @@ def fill(method: ContinualMethod, checkpoint: dict[str, Any], option: str = "fro
         UserError: if the checkpoint is damaged, or of another method.
     """
     learnt, state = LearntStream.from_plain(checkpoint["stream"]), checkpoint["state_dict"]
-    if not isinstance(checkpoint["num_features"], int):
+    if type(checkpoint["num_features"]) is not int or not 0 < checkpoint["num_features"] <= MOST_FEATURES:
         raise UserError(f"{option}: the checkpoint's num_features is {checkpoint['num_features']!r}; it is damaged.")
     own, saved = method.backbone.settings(), checkpoint.get("backbone_settings", {})
     for name in sorted(own.keys() & saved.keys()):

@@ -1,5 +1,6 @@
 """A trained model that answers: names of classes and probabilities for images or features."""
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,6 @@ class Model(nn.Module):
         method: with its head and a stream, or a `learnt_stream`.
 
     Attributes:
-        learnt: what it keeps of its stream.
         notes: plain values that `save` writes and `load` brings back.
 
     Example:
@@ -59,8 +59,12 @@ class Model(nn.Module):
     def __init__(self, method: ContinualMethod) -> None:
         super().__init__()
         self.method = method.eval()
-        self.learnt: LearntStream = method.stream.learnt()
         self.notes: dict[str, Any] = {}
+
+    @property
+    def learnt(self) -> LearntStream:
+        """What it keeps of its stream."""
+        return self.method.learnt_now()
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +88,8 @@ class Model(nn.Module):
 
     def features(self, inputs: Any, batch_size: int = 64) -> NDArray[np.float32]:
         """The backbone's features (b, n) of images; see `predict`."""
-        return np.concatenate([features for features, _ in self.batches(inputs, batch_size)])
+        none = np.zeros((0, self.method.backbone.num_features), np.float32)
+        return np.concatenate([none, *(features for features, _ in self.batches(inputs, batch_size))])
 
     def predict(self, inputs: Any, batch_size: int = 64) -> Prediction:
         """Classes and probabilities.
@@ -115,7 +120,10 @@ class Model(nn.Module):
         for start in range(0, len(entries), batch_size):
             part = entries[start : start + batch_size]
             x = (part if isinstance(part, Tensor) else self._inputs(part)).to(self.device)
+            x = x if (dtype := self._dtype()) is None else x.to(dtype)
             features = x if are_features else self.method.features(x)
+            if not bool(features.isfinite().all()):
+                raise UserError("predict: the inputs, or their features, hold NaN or infinite values.")
             yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()
 
     def learn(self, inputs: Any, labels: Sequence[str]) -> None:
@@ -131,6 +139,13 @@ class Model(nn.Module):
         head = self.method.head
         if not isinstance(head, ClosedFormHead):
             raise UserError(f"learn: a {type(head).__name__} learns by gradient; go on with mh_lightning.fit.")
+        if isinstance(labels, str) or not isinstance(labels, Sequence | np.ndarray):
+            raise UserError(f"learn: labels must be a list of class names, got {type(labels).__name__}.")
+        if not all(isinstance(label, str) for label in labels):
+            raise UserError(
+                f"learn: labels must be class names, got {next(x for x in labels if not isinstance(x, str))!r}."
+            )
+        labels = [str(label) for label in labels]
         parts = [torch.from_numpy(features) for features, _ in self.batches(inputs)]
         if sum(map(len, parts)) != len(labels):
             raise UserError(f"learn: {sum(map(len, parts))} samples were given, and {len(labels)} labels.")
@@ -141,14 +156,28 @@ class Model(nn.Module):
         head = grown(head, len(names))
         head.update(torch.cat(parts).to(self.device), torch.tensor([number[label] for label in labels]))
         self.method.head = head
-        self.learnt = self.learnt._replace(class_names=names)
-        self.method.learnt_stream = self.learnt
+        self.method.learnt_stream = self.learnt._replace(class_names=names)
 
     def _inputs(self, entries: Sequence[Any]) -> Tensor:
         return stacked([as_input(entry, self.method.backbone, self.learnt) for entry in entries])
 
+    def _dtype(self) -> torch.dtype | None:
+        """That of the weights, if there are any."""
+        floats = (one for one in self.method.parameters() if one.is_floating_point() and one.numel())
+        return next((one.dtype for one in floats), None)
+
     def save(self, path: str | Path) -> None:
-        """Write all of it, the backbone's weights included, into one file for `mh_lightning.load`."""
+        """Write all of it, the backbone's weights included, into one file for `mh_lightning.load`.
+
+        Raises:
+            UserError: if notes are no plain values.
+        """
+        kept = io.BytesIO()
+        try:
+            torch.save(self.notes, kept)
+            torch.load(io.BytesIO(kept.getvalue()), weights_only=True)
+        except Exception as error:
+            raise UserError("notes must be plain values: texts, numbers, lists and dicts of them.") from error
         AtomicCheckpointIO().save_checkpoint(
             {**self.method.description(), "state_dict": self.method.state_dict(), "notes": self.notes}, path
         )

@@ -126,7 +126,7 @@ def _kind_and_arguments(
     if not isinstance(tree, dict) or not isinstance(tree.get("init_args", {}), dict):
         raise UserError(f"{option}: the checkpoint's description of its model is damaged.")
     kind = trusted_class(tree.get("class_path"), trust, option)
-    hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+    hints = hints_of(kind)
     arguments: dict[str, Any] = {}
     for name, value in tree.get("init_args", {}).items():
         makes = _makes(hints.get(name))
@@ -153,6 +153,32 @@ def _kind_and_arguments(
             arguments[name] = value
     arguments.update({name: value for name, value in given.items() if name in arguments_of(kind)})
     return kind, arguments
+
+
+def check_described(tree: Any, trust: Collection[str], option: str) -> None:
+    """See that a description names, at every depth, only classes that may be made, before anybody else reads it.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if not isinstance(tree, dict) or not isinstance(tree.get("init_args", {}), dict):
+        raise UserError(f"{option}: the checkpoint's description of its model is damaged.")
+    hints = hints_of(trusted_class(tree.get("class_path"), trust, option))
+    for name, value in tree.get("init_args", {}).items():
+        hint = _without_none(hints.get(name))
+        if isinstance(value, dict) and "class_path" in value:
+            check_described(value, trust, option)
+        elif value is not None and (_makes(hint) or (isinstance(hint, type) and issubclass(hint, KINDS))):
+            raise UserError(f"{option}: the checkpoint describes {name} by {value!r}, which is no class.")
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """The types of a class's arguments, of those included that it hands on to its bases."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if "__init__" in vars(base) and base is not object:
+            found |= get_type_hints(vars(base)["__init__"])
+    return found
 
 
 def _maker(value: Any, trust: Collection[str], option: str) -> Any:

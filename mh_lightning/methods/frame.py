@@ -194,8 +194,12 @@ class MethodFrame(Trained):
             self.head = self.make_head()
 
     def teardown(self, stage: str) -> None:
-        """Without the stream, inputs are what the backbone takes."""
+        """Without the stream, inputs are what the backbone takes; and what was learnt is known by its names."""
         self.leave_stream()
+        if stage == "fit" and self.head is not None and self.stream.tasks:
+            learnt = self.stream.learnt()
+            self.learnt_stream = learnt._replace(epochs=learnt.epochs - 1)  # the trainer has counted the last one
+            self.parent = {}
 
     def leave_stream(self) -> None:
         """Take images again where the stream gave features; the trainer's hooks call it however a run ends."""
@@ -372,15 +376,21 @@ class MethodFrame(Trained):
             checkpoint["backbone_weights"] = fingerprint_of_weights(self.backbone)
             drop_backbone(checkpoint["state_dict"])
 
+    def learnt_now(self) -> LearntStream:
+        """Classes and images of the stream: of a fit that goes on, or of what was learnt before."""
+        fits = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.state.status == "running"
+        return self.stream.learnt() if fits or self.learnt_stream is None else self.learnt_stream
+
     def description(self) -> dict[str, Any]:
         """What `mh_lightning.load` makes the model from, beside its state, in plain values."""
         configured = None if self._trainer is None else getattr(self.trainer, "configuration", {}).get("model")
+        learnt = self.learnt_now()
         return {
             "architecture": self.architecture(),
-            "num_classes": self.stream.num_classes,
+            "num_classes": learnt.num_classes,
             "num_features": self.backbone.num_features,
             "model": configured or described(self, self._make_head),
-            "stream": self.stream.learnt().as_plain(),
+            "stream": learnt.as_plain(),
             "backbone_settings": self.backbone.settings(),
         }
 
