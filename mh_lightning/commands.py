@@ -47,7 +47,10 @@ Where results go
   --run_dir runs --experiment NAME             the run folder is runs/NAME/version_N
   --pictures false                             faster, for many short runs
   --ckpt_path last                             {ckpt_path}
-  --continue-from runs/NAME/version_N          with fit: teach that run's model more tasks, with new classes or not
+
+After that
+  {name} fit --continue-from runs/NAME …       teach its model more, new classes too
+  {name} predict --from runs/NAME --images FOLDER
 
 On what machine
   --trainer.accelerator cpu --trainer.devices 2 --trainer.precision bf16-mixed

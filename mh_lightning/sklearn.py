@@ -284,7 +284,7 @@ class MemoryHeadClassifier(HeadClassifier):
         delta: units blended for a sample, at least 1.
         epochs: passes of `fit`, at least 1; `partial_fit` makes one.
         batch_size: at least 1.
-        learning_rate: of Adam.
+        learning_rate: of Adam, above 0, at most 1.
         random_state: of the weights and the order of the samples.
     """
 
