@@ -214,7 +214,8 @@ class StreamDataModule(LightningDataModule):
                 f"images of {before[0]}, normalised by {before[1] or 'the backbone'}; give the same."
             )
         self._known = known
-        self._splits = {}
+        if self.class_names != known.class_names:  # else its numbers are those already, and it is not read again
+            self._splits = {}
 
     def setup(self, stage: str) -> None:
         """Read the data, check it, cut it into tasks, and find or extract features if they are kept. All stages need

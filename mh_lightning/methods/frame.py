@@ -154,7 +154,7 @@ class MethodFrame(Trained):
         """
         check_trainer(self.trainer)
         if self.learnt_stream is not None:
-            if self.left_behind:
+            if self.left_behind and self.trainer.state.fn == "fit":
                 raise UserError(
                     f"{type(self).__name__} learns with its {', '.join(self.left_behind)}, which a loaded model does "
                     "not have, so it cannot go on; of one run, resume with ckpt_path."

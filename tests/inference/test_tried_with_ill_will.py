@@ -1,5 +1,6 @@
 """What somebody found who tried to break loading, learning on and exporting."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mh_lightning.data import Tensors
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClassMeans
 from mh_lightning.inference import export
-from mh_lightning.methods import ClosedForm, FineTuning
+from mh_lightning.methods import ClosedForm, ExperienceReplay, FineTuning
 from mh_lightning.sklearn import MemoryHeadClassifier, NearestClassMean
 from tests.blobs import FEATURES, blobs
 from tests.fits import fit
@@ -193,3 +194,19 @@ def test_estimators_refuse_and_stay_as_they_were() -> None:
         model.partial_fit(np.full_like(x, 1e30), y + 10)
     assert model.classes_.tolist() == list(range(7))
     np.testing.assert_array_equal(model.predict_proba(x), before)
+
+
+def test_evaluation_after_a_fit_reads_no_data_again_and_refuses_nothing(tmp_path: Path) -> None:
+    data, read = part([0, 1, 2, 3]), []
+    load = data.load
+    data.load = lambda: read.append(1) or load()  # type: ignore[method-assign,func-returns-value]
+    method = ExperienceReplay(Identity(FEATURES), nn.Linear, buffer_size=20)
+    trainer = fit(method, tmp_path, data)
+    trainer.test(method, datamodule=data)
+    assert len(read) == 1
+    wanted = json.loads((tmp_path / "results.json").read_text())["last_accuracy"]
+    model = mh_lightning.load(tmp_path)  # without its buffer, which only a fit needs
+    tester = mh_lightning.Trainer(run_dir=tmp_path / "tests", logger=False, accelerator="cpu", pictures=False,
+                                  enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    (found,) = tester.test(model.method, datamodule=part([0, 1, 2, 3]))
+    assert found["test/last_accuracy"] == pytest.approx(wanted, abs=1e-6)
