@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mh_lightning.errors import UserError
-from mh_lightning.heads import ClosedFormHead, TaskHeads
+from mh_lightning.heads import ClosedFormHead
 from mh_lightning.layers import MLP, MHLinear
 
 
@@ -69,14 +69,6 @@ def _(head: MLP, num_classes: int) -> MLP:
     larger = copy.deepcopy(head)
     larger[-1] = grown(head[-1], num_classes)
     return larger
-
-
-@grown.register
-def _(head: TaskHeads, num_classes: int) -> TaskHeads:
-    raise UserError(
-        f"TaskHeads: they are made for the tasks of one stream, and cannot go on to {num_classes} classes; make a new "
-        "method for both streams together."
-    )
 
 
 def _check(now: int, num_classes: int) -> None:

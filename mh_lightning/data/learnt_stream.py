@@ -18,7 +18,7 @@ class LearntStream(NamedTuple):
 
     Args:
         class_names: of each class.
-        class_groups: classes of each task.
+        class_groups: classes of each task, those of earlier streams included.
         scenario: of the stream.
         image_transforms: see `mh_lightning.data.transforms.image_transform`.
         normalization: of published transforms.

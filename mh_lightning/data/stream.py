@@ -436,13 +436,18 @@ class StreamDataModule(LightningDataModule):
         """What a model keeps of it."""
         return LearntStream(
             self.class_names,
-            self.class_groups,
+            [*(self._known.class_groups if self._known else []), *self.class_groups],
             self.scenario,
             self.image_transforms,
             self.published_normalization,
             self._splits["train"].reading,
             self._epochs_before() + (self.trainer.current_epoch + 1 if self.trainer else 0),
         )
+
+    @property
+    def num_earlier_tasks(self) -> int:
+        """Tasks that the model had learnt from other streams, if it goes on."""
+        return 0 if self._known is None else len(self._known.class_groups)
 
     def _epochs_before(self) -> int:
         return 0 if self._known is None else self._known.epochs

@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ from mh_lightning.errors import UserError, require
 from mh_lightning.functional.units import in_units, unit_of
 from mh_lightning.heads.solved import SolvedHead, steady
 from mh_lightning.heads.temperature import Probes, best_temperature, left_out
+from mh_lightning.sized_by_state import SizedByState
 
 ROWS = 1024  # that are added at once
 NO_SPREAD = 1e-28  # mean squares about a mean, beside its own square, that rounding explains
@@ -22,7 +23,7 @@ LARGEST = 2.0**50  # in units: the squares of many more would leave float32
 LARGEST_IN_FLOAT64 = 2.0**500  # the same of sums in float64
 
 
-class ClosedFormHead(nn.Module, ABC):
+class ClosedFormHead(SizedByState, ABC):
     """A classifier that is solved from sums over the samples, in one pass and without a gradient.
 
     How the samples are cut into batches does not matter, up to rounding; whether their order does, each head says.
@@ -45,7 +46,6 @@ class ClosedFormHead(nn.Module, ABC):
         counts: samples of each class, (C,), without those that wait.
         answers_with: buffers and modules that `logits` uses beside the solution; None for all. A recorded graph leaves
             out the others.
-        sized_by_state: buffers that have the size of those that are loaded.
         probes: the samples that tell the temperature, or None of heads that say `keeps_samples`.
         discriminants: whether only the differences between a sample's logits mean something, and they are up to a
             constant: where the largest of the classes that were seen is beyond ±65,536, it is subtracted from all of
@@ -63,7 +63,6 @@ class ClosedFormHead(nn.Module, ABC):
     discriminants: ClassVar[bool] = False
     keeps_samples: ClassVar[bool] = False
     answers_with: ClassVar[tuple[str, ...] | None] = None
-    sized_by_state: ClassVar[tuple[str, ...]] = ()
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     counts: Tensor
     unit: Tensor
@@ -273,16 +272,8 @@ class ClosedFormHead(nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (saved := state_dict.get(f"{prefix}_extra_state")) is not None:
             self.set_extra_state(saved)
-        self.take_sizes(state_dict, prefix)
         self._waiting, self._rows_waiting, self._solution, self._temperature = [], 0, None, None
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def take_sizes(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Give buffers that are `sized_by_state` the sizes that they will be loaded in."""
-        for name in self.sized_by_state:
-            saved = state_dict.get(f"{prefix}{name}")
-            if isinstance(saved, Tensor):
-                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
 
     @property
     def options(self) -> dict[str, Any]:

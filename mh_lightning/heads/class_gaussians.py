@@ -88,7 +88,7 @@ class ClassGaussians(nn.Module):
 
     @torch.no_grad()
     def gather(self, classes: Sequence[int], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Learn classes from all their samples, those of the other ranks included; each once until `forget`.
+        """Learn classes from all their samples, those of the other ranks included; each once.
 
         If anything is refused, none of them is learnt.
 
@@ -104,7 +104,7 @@ class ClassGaussians(nn.Module):
         check_classes(name, torch.tensor([*classes], dtype=torch.long), len(classes), self.num_classes)
         known = [label for label in classes if self.counts[label]]
         if known:
-            raise UserError(f"{name}: class {known[0]} was gathered already; call forget() to start anew.")
+            raise UserError(f"{name}: class {known[0]} was gathered already; it is learnt once.")
         places = {label: place for place, label in enumerate(classes)}
         device, n = self.means.device, self.num_features
         counts = torch.zeros(len(classes), dtype=torch.float64, device=device)
@@ -151,11 +151,17 @@ class ClassGaussians(nn.Module):
                     getattr(self, part)[label] = value
         self._shared_factor = None
 
-    def forget(self) -> None:
-        """Start anew, without any class."""
-        for kept in self.buffers():
-            kept.zero_()
-        self._shared_factor = None
+    def grow(self, num_classes: int) -> None:
+        """Make room for more classes.
+
+        Args:
+            num_classes: of all, as many as before at least.
+        """
+        more = num_classes - self.num_classes
+        for name, kept in self.named_buffers():
+            if name != "scatter":
+                setattr(self, name, torch.cat([kept, kept.new_zeros(more, *kept.shape[1:])]))
+        self.num_classes = num_classes
 
     def _kept(self, scatter: Tensor, count: int) -> dict[str, Tensor]:
         """What is kept of a class, by the name of the buffer."""

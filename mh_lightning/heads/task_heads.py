@@ -74,16 +74,37 @@ class TaskHeads(nn.Module):
         head: Callable[[int, int], nn.Module] = TruncatedNormalLinear,
     ) -> None:
         super().__init__()
-        classes = [label for group in class_groups for label in group]
-        if not classes or sorted(classes) != list(range(len(classes))) or not all(class_groups):
-            raise UserError(
-                "TaskHeads: class_groups must hold each class from 0 on once, and none may be empty; got "
-                f"{class_groups}."
-            )
-        self.class_groups = [list(group) for group in class_groups]
-        self.num_classes = len(classes)
-        self.heads = nn.ModuleList(head(num_features, len(group)) for group in self.class_groups)
+        self.num_features, self._make_head = num_features, head
+        self.class_groups: list[list[int]] = []
+        self.heads = nn.ModuleList()
+        self.add_tasks(class_groups)
         self.register_buffer("tasks_begun", torch.ones((), dtype=torch.long))
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return sum(map(len, self.class_groups))
+
+    def add_tasks(self, class_groups: Sequence[Sequence[int]]) -> None:
+        """Make heads for more tasks.
+
+        Args:
+            class_groups: the classes of each, which together with those that are there make up 0 to C-1.
+
+        Raises:
+            UserError: if the groups do not hold each class once.
+        """
+        groups = [*self.class_groups, *(list(group) for group in class_groups)]
+        classes = [label for group in groups for label in group]
+        if not classes or sorted(classes) != list(range(len(classes))) or not all(groups):
+            raise UserError(
+                f"TaskHeads: class_groups must hold each class from 0 on once, and none may be empty; got {groups}."
+            )
+        like = next(self.heads.parameters(), None)
+        for group in groups[len(self.class_groups) :]:
+            head = self._make_head(self.num_features, len(group))
+            self.heads.append(head if like is None else head.to(like))
+        self.class_groups = groups
 
     def begin_task(self, task: int) -> None:
         """Unmask the head of a task, counted from 0, and freeze those before it. To be called again is no harm."""

@@ -19,7 +19,6 @@ from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike, world_size
 from mh_lightning.errors import UserError, blame
 from mh_lightning.growth import grown
-from mh_lightning.heads import ClosedFormHead
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES
 from mh_lightning.methods.backbone_weights import (
@@ -54,6 +53,7 @@ from mh_lightning.methods.trainer_checks import (
     check_trainer_options,
     trainer_options,
 )
+from mh_lightning.sized_by_state import SizedByState
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
 Head = Callable[[int, int], nn.Module]  # makes a head from the numbers of features and of classes
@@ -154,7 +154,7 @@ class MethodFrame(Trained):
         """
         check_trainer(self.trainer)
         if self.learnt_stream is not None:
-            if self.left_behind and self.trainer.state.fn == "fit":
+            if self.left_behind and self.goes_on:
                 raise UserError(
                     f"{type(self).__name__} learns with its {', '.join(self.left_behind)}, which a loaded model does "
                     "not have, so it cannot go on; of one run, resume with ckpt_path."
@@ -185,13 +185,24 @@ class MethodFrame(Trained):
             with torch.device("cpu"):
                 self.make_parts()
         elif self.learnt_stream is not None and self.stream.num_classes > self.learnt_stream.num_classes:
-            self.head = grown(self.head, self.stream.num_classes)
+            self.grow_parts()
+        if self.goes_on:
+            self.train()  # a loaded model is in evaluation mode
         self._modules_of_start = frozenset(self._modules)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a fit adds to what an earlier one has learnt."""
+        return self.learnt_stream is not None and self.trainer.state.fn == "fit"
 
     def make_parts(self) -> None:
         """Make the head, from the classes of the stream."""
         with blame("model.init_args.head"):
             self.head = self.make_head()
+
+    def grow_parts(self) -> None:
+        """Make room for classes of the stream that the model has not learnt, in what `make_parts` made."""
+        self.head = grown(self.head, self.stream.num_classes)
 
     def teardown(self, stage: str) -> None:
         """Without the stream, inputs are what the backbone takes; and what was learnt is known by its names."""
@@ -428,8 +439,9 @@ class MethodFrame(Trained):
         """Make the modules and buffers that a method had made while it was trained, for a checkpoint to fill."""
         if not isinstance(weights, dict):
             return  # refused below
-        if isinstance(self.head, ClosedFormHead):
-            self.head.take_sizes(weights, "head.")
+        for name, module in self.named_modules():
+            if isinstance(module, SizedByState):
+                module.take_sizes(weights, f"{name}.")
         for name, value in weights.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
                 continue  # refused below

@@ -53,7 +53,7 @@ class GDumb(RetrainingMethod, ReplayMethod):
         """The buffer in a random order."""
         assert self.replay_buffer is not None
         content = self.replay_buffer.content()
-        seed = [global_seed() or 0, task, epoch]
+        seed = [global_seed() or 0, self.stream.num_earlier_tasks + task, epoch]
         order = np.random.default_rng(seed).permutation(len(content[0]))
         for start in range(0, len(order), self.replay_batch_size):
             places = order[start : start + self.replay_batch_size]

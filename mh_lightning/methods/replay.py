@@ -39,16 +39,22 @@ class ReplayMethod(ContinualMethod):
         self.buffer_size, self.replay_batch_size = buffer_size, replay_batch_size
         self.replay_buffer: ReplayBuffer | None = None
 
+    def make_parts(self) -> None:
+        """Make the head and the buffer."""
+        super().make_parts()
+        self.replay_buffer = self.buffer_kind(self.buffer_size, self.stream.num_classes, seed=global_seed() or 0)
+
+    def grow_parts(self) -> None:
+        """A head and a buffer for more classes."""
+        super().grow_parts()
+        assert self.replay_buffer is not None
+        self.replay_buffer.grow(self.stream.num_classes)
+
     def configure_model(self) -> None:
-        """Make the head and the buffer, once."""
+        """Make the parts, once; what is kept when a fit goes on is of earlier tasks."""
         super().configure_model()
-        if self.replay_buffer is None:
-            self.replay_buffer = self.buffer_kind(
-                self.buffer_size,
-                self.stream.first_input().shape[1:],
-                self.stream.num_classes,
-                seed=global_seed() or 0,
-            )
+        if self.goes_on and self.replay_buffer is not None:
+            self.replay_buffer.begin_stream()
 
     def remember(self, batch: Batch) -> None:
         """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""

@@ -1,27 +1,26 @@
 """Buffers: samples that are kept from a stream, the same on all ranks and part of every checkpoint."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mh_lightning.errors import UserError
+from mh_lightning.sized_by_state import SizedByState
 
 Samples = tuple[Tensor, Tensor, Tensor]  # inputs (s, ...), classes (s,), tasks (s,)
 
 
-class ReplayBuffer(nn.Module):
-    """Room for `capacity` samples of any shape. Subclasses choose which ones stay.
+class ReplayBuffer(SizedByState):
+    """Room for `capacity` samples, all of the shape of the first one. Subclasses choose which ones stay.
 
     What is random follows from the seed and the number of samples that have come, so that it needs no state of its own:
     buffers that were saved and loaded, or that other ranks keep, go on alike.
 
     Args:
         capacity: samples.
-        sample_shape: of one input.
         num_classes: C.
         seed: of all that is random here.
 
@@ -29,24 +28,38 @@ class ReplayBuffer(nn.Module):
         UserError: if the buffer has fewer places than there are classes.
     """
 
+    sized_by_state = ("inputs",)
     same_on_all_ranks = True  # see `mh_lightning.distributed.state_kept_alike`
     inputs: Tensor
     targets: Tensor
     tasks: Tensor
     counts: Tensor
 
-    def __init__(self, capacity: int, sample_shape: Sequence[int], num_classes: int, seed: int = 0) -> None:
+    def __init__(self, capacity: int, num_classes: int, seed: int = 0) -> None:
         super().__init__()
-        if capacity < num_classes:
-            raise UserError(
-                f"model.init_args.buffer_size={capacity} is smaller than the {num_classes} classes; each should have "
-                "a place at least."
-            )
         self.capacity, self.num_classes, self.seed = capacity, num_classes, seed
-        self.register_buffer("inputs", torch.zeros(capacity, *sample_shape))
+        self.grow(num_classes)
+        self.register_buffer("inputs", torch.zeros(0))
         self.register_buffer("targets", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("tasks", torch.zeros(capacity, dtype=torch.long))
         self.register_buffer("counts", torch.zeros(3, dtype=torch.long))  # kept, seen, passed since
+
+    def grow(self, num_classes: int) -> None:
+        """Keep samples of more classes.
+
+        Raises:
+            UserError: if the buffer has fewer places than there are classes.
+        """
+        if self.capacity < num_classes:
+            raise UserError(
+                f"model.init_args.buffer_size={self.capacity} is smaller than the {num_classes} classes; each should "
+                "have a place at least."
+            )
+        self.num_classes = num_classes
+
+    def begin_stream(self) -> None:
+        """Number the tasks of what is kept -1 and below, since those of a new stream are numbered from 0 on."""
+        self.tasks -= int(self.tasks.max()) + 1
 
     def __len__(self) -> int:
         return int(self.counts[0])
@@ -58,7 +71,18 @@ class ReplayBuffer(nn.Module):
 
     @torch.no_grad()
     def add(self, inputs: Tensor, targets: Tensor, tasks: Tensor) -> None:
-        """Offer samples (b, ...) with their classes (b,) and tasks (b,), as if one after the other."""
+        """Offer samples (b, ...) with their classes (b,) and tasks (b,), as if one after the other.
+
+        Raises:
+            UserError: if samples of another shape are kept.
+        """
+        if not len(self.inputs):
+            self.inputs = inputs.new_zeros(self.capacity, *inputs.shape[1:], dtype=self.inputs.dtype)
+        elif self.inputs.shape[1:] != inputs.shape[1:]:
+            raise UserError(
+                f"The replay buffer holds samples of shape {tuple(self.inputs.shape[1:])}, and the stream gives "
+                f"{tuple(inputs.shape[1:])}; give images of that size, or features as before."
+            )
         kept, seen, _ = self.counts.tolist()
         classes = self.targets.cpu().numpy().copy()
         row_of_place: dict[int, int] = {}
@@ -116,7 +140,7 @@ class ReservoirBuffer(ReplayBuffer):
     Source: Vitter, "Random Sampling with a Reservoir", ACM Transactions on Mathematical Software 1985, algorithm R.
 
     Example:
-        >>> buffer = ReservoirBuffer(2, sample_shape=[3], num_classes=2)
+        >>> buffer = ReservoirBuffer(2, num_classes=2)
         >>> buffer.add(torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 0]), torch.zeros(5))
         >>> len(buffer), buffer.seen
         (2, 5)

@@ -47,15 +47,25 @@ class RetrainingMethod(ContinualMethod):
         """The batches of an epoch after a task: this rank's share, which may be empty, and the rows of the whole."""
 
     def configure_model(self) -> None:
-        """Make the head, and keep the weights to start from."""
+        """Make the head, and keep the weights to start from; those of the head are new ones if a fit goes on.
+
+        Raises:
+            UserError: if it goes on with a trained backbone, whose first weights are not kept.
+        """
         super().configure_model()
-        if not self._initial_weights:
-            changing = [module for module in (self.backbone, self.head) if module is not None and _learns(module)]
-            names = {id(value) for module in changing for value in module.state_dict(keep_vars=True).values()}
+        if self.goes_on and _learns(self.backbone):
+            raise UserError(
+                f"{type(self).__name__} learns anew after each task, from the weights that its run began with, which "
+                "are not kept of a backbone; so it cannot go on, unless the backbone is frozen."
+            )
+        if not self._initial_weights or self.goes_on:
+            starts = {"backbone": self.backbone, "head": self.make_head() if self.goes_on else self.head}
             self._initial_weights = {
-                name: value.detach().clone()
-                for name, value in self.state_dict(keep_vars=True).items()
-                if id(value) in names
+                f"{part}.{name}": value.detach().clone()
+                for part, module in starts.items()
+                if module is not None and _learns(module)
+                for name, value in module.state_dict().items()
+                if isinstance(value, Tensor)
             }
 
     def on_fit_start(self) -> None:

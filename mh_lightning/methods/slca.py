@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -65,12 +65,12 @@ class SLCA(ContinualMethod):
 
     def configure_model(self) -> None:
         """Make the heads of all tasks, of which a step uses one."""
-        stream = self.stream
         super().configure_model()
-        if self.task_heads.class_groups != [list(group) for group in stream.class_groups]:
+        groups = self.stream.learnt().class_groups
+        if self.goes_on and self.task_heads.class_groups != groups:
             raise UserError(
-                f"{type(self).__name__}: the heads were made for tasks of classes {self.task_heads.class_groups}, and "
-                f"this stream has {stream.class_groups}; make a new method for it."
+                f"{type(self).__name__} has heads for tasks of classes {self.task_heads.class_groups}, so further "
+                f"tasks must be of new classes, each in one of them; got {groups[len(self.task_heads.class_groups) :]}."
             )
         if isinstance(self.trainer.strategy, DDPStrategy):
             expect_unused_parameters(self.trainer.strategy)
@@ -84,18 +84,24 @@ class SLCA(ContinualMethod):
             vars(self.aligned_heads)["same_on_all_ranks"] = True
             self.class_gaussians = self.alignment.class_gaussians(self.backbone.num_features, self.stream.num_classes)
 
+    def grow_parts(self) -> None:
+        """Heads for the new tasks."""
+        groups = self.stream.class_groups
+        self._check_each_in_one_task([*self.task_heads.class_groups, *groups])
+        self.task_heads.add_tasks(groups)
+        if self.aligned_heads is not None and self.class_gaussians is not None:
+            self.aligned_heads.add_tasks(groups)
+            self.aligned_heads.requires_grad_(False)
+            self.class_gaussians.grow(self.stream.num_classes)
+
     def make_head(self) -> nn.Module:
         """One head a task.
 
         Raises:
             UserError: if a class belongs to several tasks.
         """
-        stream = self.stream
-        if sum(map(len, stream.class_groups)) != stream.num_classes:
-            raise UserError(
-                f"data.scenario={stream.scenario}: {type(self).__name__} has a head for each task, so each class must "
-                "belong to one task; use CI."
-            )
+        stream = self.stream.learnt()
+        self._check_each_in_one_task(stream.class_groups)
         heads = TaskHeads(self.backbone.num_features, stream.class_groups, self._make_head)
         if not all(any(parameter.requires_grad for parameter in head.parameters()) for head in heads.heads):
             raise UserError(
@@ -103,6 +109,13 @@ class SLCA(ContinualMethod):
                 "needs heads that learn by gradient, such as mh_lightning.MHLinear."
             )
         return heads
+
+    def _check_each_in_one_task(self, class_groups: Sequence[Sequence[int]]) -> None:
+        if sum(map(len, class_groups)) != self.stream.num_classes:
+            raise UserError(
+                f"data.scenario={self.stream.scenario}: {type(self).__name__} has a head for each task, so each class "
+                "must belong to one task, those of an earlier fit included; use CI, and new classes."
+            )
 
     @property
     def task_heads(self) -> TaskHeads:
@@ -133,11 +146,9 @@ class SLCA(ContinualMethod):
         return configured
 
     def on_task_start(self, task: int) -> None:
-        """Predict by the heads in training again; a new fit starts without the classes of an earlier one."""
-        if self.aligned_heads is not None and self.class_gaussians is not None:
+        """Predict by the heads in training again."""
+        if self.aligned_heads is not None:
             self.aligned_heads.tasks_begun.zero_()
-            if task == 0:
-                self.class_gaussians.forget()
 
     def on_train_start(self) -> None:
         """A resumed run may go on in the middle of an epoch."""
@@ -149,9 +160,9 @@ class SLCA(ContinualMethod):
 
     def _begin_task(self) -> None:
         """Freeze the heads of former tasks; only the current head's keys move."""
-        task = self.task
-        self.task_heads.begin_task(task)
-        current = self.task_heads.heads[task]
+        place = self.stream.num_earlier_tasks + self.task
+        self.task_heads.begin_task(place)
+        current = self.task_heads.heads[place]
         self._memory_heads = [module for module in current.modules() if isinstance(module, MHLinear)]
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -181,10 +192,11 @@ class SLCA(ContinualMethod):
         assert self.aligned_heads is not None and self.class_gaussians is not None
         quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
         self.class_gaussians.gather(self.stream.class_groups[task], self._features_of(task, quiet))
-        if task == 0:
+        place = self.stream.num_earlier_tasks + task
+        if place == 0:
             return
         aligned = copy.deepcopy(self.task_heads)
-        seed = seed_from(task)
+        seed = seed_from(place)
         self.alignment.align(aligned, self.class_gaussians, seed, quiet)
         self.aligned_heads.load_state_dict(aligned.state_dict())
 

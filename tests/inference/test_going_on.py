@@ -9,17 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from PIL import Image
 from torch import nn
 
 import mh_lightning
 from mh_lightning.backbones import Identity, TimmBackbone
+from mh_lightning.callbacks import TaskCheckpoints
 from mh_lightning.cli import main
 from mh_lightning.data import Tensors
 from mh_lightning.data.transforms import IMAGENET
 from mh_lightning.errors import UserError
-from mh_lightning.methods import SLCA, ClosedForm, Ensemble, ExperienceReplay, FineTuning
+from mh_lightning.growth import grown
+from mh_lightning.methods import (
+    SLCA,
+    AveragedGEM,
+    ClassifierAlignment,
+    ClosedForm,
+    Ensemble,
+    ExperienceReplay,
+    FineTuning,
+    GDumb,
+    JointTraining,
+    MaximallyInterferedRetrieval,
+)
 from mh_lightning.methods.base import ContinualMethod
 from tests.blobs import FEATURES, blobs
 from tests.fits import fit
@@ -103,7 +116,9 @@ def test_heads_of_layers_grow_and_learn(name: str, tmp_path: Path) -> None:
     assert mh_lightning.load(tmp_path / "third").class_names[-1] == "gnu"
 
 
-@pytest.mark.parametrize("make", [lambda: METHODS["linear"](), lambda: ClosedForm(Identity(FEATURES), HEADS["kernel"])])
+@pytest.mark.parametrize(
+    "make", [METHODS["linear"], METHODS["memory head"], lambda: ClosedForm(Identity(FEATURES), HEADS["kernel"])]
+)
 def test_a_new_domain_is_one_run(make: Callable[[], ContinualMethod], tmp_path: Path) -> None:
     (x, y), (z, u), (q, v) = blobs(90, 1), blobs(80, 3, offset=0.5), blobs(40, 2)
     zeros = torch.zeros(len(q), dtype=torch.long)
@@ -119,14 +134,121 @@ def test_a_new_domain_is_one_run(make: Callable[[], ContinualMethod], tmp_path: 
     assert all(torch.equal(value, other[entry]) for entry, value in state.items())
 
 
+ALIGNED = ClassifierAlignment(epochs=2, samples_per_class=40, learning_rate=0.05)
+
+
+class HeadsInTrainingPredict(Callback):
+    """Also in a fit that finds aligned heads of another."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        assert pl_module._predicting_heads() is pl_module.task_heads
+
+
+@pytest.mark.parametrize("alignment", [None, ALIGNED])
+def test_slca_goes_on_with_new_heads(alignment: ClassifierAlignment | None, tmp_path: Path) -> None:
+    make = partial(SLCA, Identity(FEATURES), optimizer=partial(torch.optim.SGD, lr=0.3), alignment=alignment)
+    first = learnt(make(), tmp_path / "first", part([0, 1, 2, 3]))
+    model = mh_lightning.load(tmp_path / "first")
+    seed_everything(0)
+    fit(
+        model.method,
+        tmp_path / "second",
+        part([4, 5, 6], increment=[1, 2]),
+        callbacks=[HeadsInTrainingPredict(), TaskCheckpoints()],
+    )
+    heads = model.method.task_heads
+    assert heads.class_groups == [[0, 1], [2, 3], [4], [5, 6]] and int(heads.tasks_begun) == 4
+    for old, kept in zip(first.task_heads.heads, heads.heads, strict=False):
+        assert torch.equal(old.weight, kept.weight)  # as they were trained, alignment is of a copy
+    after = mh_lightning.load(tmp_path / "second")
+    assert after.class_names == NAMES and after.method.task_heads.class_groups == heads.class_groups
+    queries, targets = blobs(90, 4)
+    labels, probabilities = after.predict(queries)
+    np.testing.assert_array_equal(probabilities, model.predict(queries).probabilities)
+    assert np.mean([label == NAMES[target] for label, target in zip(labels, targets, strict=True)]) > 0.45
+    if alignment is not None:
+        gaussians = model.method.class_gaussians
+        whole = learnt(make(), tmp_path / "whole", part([*range(7)], [2, 2, 3]))
+        for name in ("counts", "means", "factors"):
+            torch.testing.assert_close(getattr(gaussians, name), getattr(whole.class_gaussians, name))
+        assert not torch.equal(model.method.aligned_heads.heads[0].weight, heads.heads[0].weight)
+    for labels in ([4, 5], [2, 3]):
+        with pytest.raises(UserError, match=r"SLCA.* task"):
+            fit(mh_lightning.load(tmp_path / "second").method, tmp_path / "x", part(labels, increment=1))
+
+
+REPLAYED: dict[str, Callable[[], ContinualMethod]] = {
+    "er": lambda: ExperienceReplay(Identity(FEATURES), FixedLinear, buffer_size=21, replay_batch_size=8),
+    "a-gem": lambda: AveragedGEM(Identity(FEATURES), FixedLinear, buffer_size=21, replay_batch_size=8),
+    "mir": lambda: MaximallyInterferedRetrieval(Identity(FEATURES), FixedLinear, buffer_size=21, candidates=15),
+    "gdumb": lambda: GDumb(Identity(FEATURES), FixedLinear, buffer_size=21, epochs=2),
+}
+
+
+class FixedLinear(nn.Linear):
+    """Room for all classes that may come, so that a run which goes on has the same random numbers as one run."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__(num_features, num_classes)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            self.weight.copy_(torch.randn(7, num_features, generator=generator)[:num_classes])
+            self.bias.zero_()
+
+
+@grown.register
+def _(head: FixedLinear, num_classes: int) -> FixedLinear:
+    more = FixedLinear(head.in_features, num_classes)
+    with torch.no_grad():
+        for name, parameter in more.named_parameters():
+            parameter[: head.out_features] = getattr(head, name)
+    return more
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_replay_goes_on_with_what_it_kept(name: str, tmp_path: Path) -> None:
+    """One pass over two streams is one pass over both, if new outputs do not move before their classes come."""
+    (x, y), (q, v) = blobs(100, 1), blobs(40, 2)
+    options = {"increment": 7, "batch_size": 10, "class_names": NAMES}
+    learnt(REPLAYED[name](), tmp_path / "first", Tensors(x[:50], y[:50], q, v, **options))
+    model = mh_lightning.load(tmp_path / "first", trust=["tests"])
+    buffer: Any = model.method.replay_buffer
+    assert len(buffer) == 21 and buffer.seen == 50
+    model.save(tmp_path / "whole.mh")
+    assert len(mh_lightning.load(tmp_path / "whole.mh", trust=["tests"]).method.replay_buffer) == 21
+    learnt(model.method, tmp_path / "second", Tensors(x[50:], y[50:], q, v, **options))
+    domains = torch.arange(100) // 50
+    both = Tensors(x, y, torch.cat([q, q]), torch.cat([v, v]), scenario="DI", domain_train=domains,
+                   domain_test=torch.arange(80) // 40, **options)  # fmt: skip
+    whole = learnt(REPLAYED[name](), tmp_path / "whole", both)
+    state, other = model.method.state_dict(), whole.state_dict()
+    assert torch.equal(state.pop("replay_buffer.tasks"), other.pop("replay_buffer.tasks") - 1)
+    assert all(torch.equal(value, other[entry]) for entry, value in state.items())
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_replay_goes_on_with_new_classes(name: str, tmp_path: Path) -> None:
+    learnt(REPLAYED[name](), tmp_path / "first", part([0, 1, 2, 3]))
+    model = mh_lightning.load(tmp_path / "first", trust=["tests"])
+    learnt(model.method, tmp_path / "second", part([4, 5, 6], increment=[1, 2]))
+    buffer: Any = model.method.replay_buffer
+    inputs, targets, tasks = buffer.content()
+    assert {*targets.tolist()} >= {0, 1, 2, 3, 5, 6} and {*tasks.tolist()} >= {-2, -1, 1} and len(inputs) == 21
+    assert mh_lightning.load(tmp_path / "second", trust=["tests"]).class_names == NAMES
+    learnt(model.method, tmp_path / "third", part([0, 6], increment=2))  # the same object, once more
+
+
 def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
-    learnt(ExperienceReplay(Identity(FEATURES), nn.Linear, buffer_size=20), tmp_path / "replay", part([0, 1]))
-    model = mh_lightning.load(tmp_path / "replay")
-    with pytest.raises(UserError, match="ExperienceReplay learns with its replay_buffer, which a loaded model"):
-        fit(model.method, tmp_path / "x1", part([2, 3]))
-    learnt(SLCA(Identity(FEATURES), nn.Linear), tmp_path / "slca", part([0, 1], increment=1))
-    with pytest.raises(UserError, match="TaskHeads: they are made for the tasks of one stream"):
-        fit(mh_lightning.load(tmp_path / "slca").method, tmp_path / "x2", part([2, 3], increment=1))
+    learnt(ExperienceReplay(Identity(FEATURES), nn.Linear, buffer_size=3), tmp_path / "replay", part([0, 1]))
+    with pytest.raises(UserError, match="buffer_size=3 is smaller than the 4 classes"):
+        fit(mh_lightning.load(tmp_path / "replay").method, tmp_path / "x1", part([2, 3]))
+    learnt(JointTraining(Identity(FEATURES), nn.Linear), tmp_path / "joint", part([0, 1]))
+    with pytest.raises(UserError, match="JointTraining learns the samples of all tasks together"):
+        fit(mh_lightning.load(tmp_path / "joint").method, tmp_path / "x5", part([2, 3]))
+    tuned = GDumb(nn.Linear(FEATURES, 4), nn.Linear, buffer_size=9, epochs=1)
+    learnt(tuned, tmp_path / "tuned", part([0, 1]))
+    with pytest.raises(UserError, match="unless the backbone is frozen"):
+        fit(tuned, tmp_path / "x6", part([2, 3]))
     learnt(FineTuning(Identity(FEATURES), nn.Linear), tmp_path / "first", part([0, 1]))
     data = part([2, 3])
     data.load = lambda: part([2, 3]).load()._replace(class_names=["pig", "pig"])  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ def stream(samples: int, shape: tuple[int, ...] = (1,)) -> tuple[Tensor, Tensor,
 
 
 def filled(kind: type[ReplayBuffer], capacity: int, samples: int, batch: int, seed: int = 0) -> ReplayBuffer:
-    buffer = kind(capacity, (1,), num_classes=3, seed=seed)
+    buffer = kind(capacity, num_classes=3, seed=seed)
     for part in zip(*(column.split(batch) for column in stream(samples)), strict=True):
         buffer.add(*part)
     return buffer
@@ -56,7 +56,7 @@ def test_random_replacement_keeps_the_newest() -> None:
 
 
 def test_greedy_balance_by_hand() -> None:
-    buffer = ClassBalancedBuffer(4, (1,), num_classes=3)
+    buffer = ClassBalancedBuffer(4, num_classes=3)
 
     def add(*labels: int) -> list[int]:
         numbers = torch.arange(len(labels)).float().view(-1, 1)
@@ -81,7 +81,7 @@ def test_contents_stay_together(kind: type[ReplayBuffer]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(), (4,), (3, 2, 2)])
 def test_any_shape_and_less_than_full(kind: type[ReplayBuffer], shape: tuple[int, ...]) -> None:
-    buffer = kind(9, shape, num_classes=3)
+    buffer = kind(9, num_classes=3)
     assert buffer.draw(2) is None and len(buffer) == 0
     buffer.add(*stream(5, shape))
     drawn = buffer.draw(10)
@@ -105,7 +105,7 @@ def test_draws_are_different_samples_and_differ_as_the_stream_goes_on() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_buffer_goes_on_alike(kind: type[ReplayBuffer]) -> None:
     whole, half = filled(kind, 6, 60, batch=5, seed=3), filled(kind, 6, 30, batch=5, seed=3)
-    resumed = kind(6, (1,), num_classes=3, seed=3)
+    resumed = kind(6, num_classes=3, seed=3)
     resumed.load_state_dict(half.state_dict())
     for part in zip(*(column[30:].split(5) for column in stream(60)), strict=True):
         resumed.add(*part)
@@ -113,6 +113,13 @@ def test_a_saved_buffer_goes_on_alike(kind: type[ReplayBuffer]) -> None:
         assert torch.equal(value, resumed.state_dict()[name])
 
 
+def test_samples_of_another_shape() -> None:
+    buffer = ReservoirBuffer(4, num_classes=3)
+    buffer.add(*stream(3, (4,)))
+    with pytest.raises(UserError, match=r"holds samples of shape \(4,\), and the stream gives \(3, 2\)"):
+        buffer.add(*stream(3, (3, 2)))
+
+
 def test_too_small() -> None:
     with pytest.raises(UserError, match="buffer_size=2 is smaller than the 3 classes"):
-        ReservoirBuffer(2, (1,), num_classes=3)
+        ReservoirBuffer(2, num_classes=3)
