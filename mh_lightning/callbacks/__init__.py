@@ -3,6 +3,7 @@
 from mh_lightning.callbacks.checkpoints import AtomicCheckpointIO, TaskCheckpoints
 from mh_lightning.callbacks.continual_metrics import ContinualMetrics
 from mh_lightning.callbacks.cost import CostMonitor
+from mh_lightning.callbacks.earlier_tasks import EarlierTasks
 from mh_lightning.callbacks.hyper_parameters import HyperParameters
 from mh_lightning.callbacks.memory_heads import MemoryHeadMonitor
 from mh_lightning.callbacks.online_accuracy import OnlineAccuracy
@@ -16,6 +17,7 @@ __all__ = [
     "ContinualMetrics",
     "CostMonitor",
     "DecisionSurfaces",
+    "EarlierTasks",
     "HyperParameters",
     "MemoryHeadMonitor",
     "OnlineAccuracy",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from mh_lightning.callbacks.cost import CostMonitor
+from mh_lightning.callbacks.earlier_tasks import EarlierTasks
 from mh_lightning.callbacks.plots import accuracy_matrix_figure
 from mh_lightning.callbacks.reports import (
     accuracy_by_task,
@@ -302,7 +303,9 @@ class ContinualMetrics(Callback):
             "parameters": method.parameter_counts(),
         }
         if method.parent:
-            both = with_parent(method.parent.get("accuracy_matrix"), results["accuracy_matrix"])
+            measured = [one.accuracies for one in trainer.callbacks if isinstance(one, EarlierTasks)]  # type: ignore[attr-defined]
+            earlier = [rows[task - 1] for rows in measured for task in after]
+            both = with_parent(method.parent.get("accuracy_matrix"), results["accuracy_matrix"], earlier)
             results["parent"] = {"from": method.parent["from"], "accuracy_matrix_of_both": both}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostMonitor):

@@ -156,16 +156,26 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def with_parent(
-    before: Sequence[Sequence[float | None]] | None, matrix: Sequence[Sequence[float]]
+    before: Sequence[Sequence[float | None]] | None,
+    matrix: Sequence[Sequence[float]],
+    earlier: Sequence[Sequence[float]] = (),
 ) -> list[list[float | None]]:
     """The accuracy matrix of a run, (E, T), below and beside that of the run that it goes on with; None where nothing
     was measured.
 
+    Args:
+        before: accuracies of the earlier tasks, then.
+        matrix: of the tasks of this run.
+        earlier: of the earlier tasks, at the evaluations of this run, where they were measured.
+
     Example:
         >>> with_parent([[1.0]], [[0.5, 0.0], [0.5, 0.5]])
         [[1.0, None, None], [None, 0.5, 0.0], [None, 0.5, 0.5]]
+        >>> with_parent([[1.0]], [[0.5, 0.0], [0.5, 0.5]], [[0.9], [0.8]])
+        [[1.0, None, None], [0.9, 0.5, 0.0], [0.8, 0.5, 0.5]]
     """
-    if not before:
-        return [list(row) for row in matrix]
-    old, new = len(before[0]), len(matrix[0])
-    return [[*row, *[None] * new] for row in before] + [[*[None] * old, *row] for row in matrix]
+    before = before or []
+    old = len([*before, *earlier, []][0])
+    below: Sequence[Sequence[float | None]] = earlier or [[None] * old] * len(matrix)
+    rows = [[*row, *[None] * len(matrix[0])] for row in before]
+    return rows + [[*known, *row] for known, row in zip(below, matrix, strict=True)]

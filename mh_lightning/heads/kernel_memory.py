@@ -138,6 +138,7 @@ class KernelMemoryUnits(ClosedFormHead):
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("ridge", torch.tensor(0.0, dtype=torch.float64))
         self.state_bytes = max_bytes
+        self.register_load_state_dict_post_hook(_check_store)  # type: ignore[no-untyped-call]
 
     def _bytes_of_store(self, size: int, number: torch.dtype) -> int:
         return self.max_bytes - bytes_of_linear_sums(size, self.num_classes, number)
@@ -260,3 +261,7 @@ def bytes_of_linear_sums(size: int, num_classes: int, number: torch.dtype) -> in
         3660844
     """
     return number.itemsize * (numbers_of_gram(size) + size * num_classes)
+
+
+def _check_store(head: KernelMemoryUnits, keys: object) -> None:
+    head.store.check(head.num_classes)

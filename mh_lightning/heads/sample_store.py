@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mh_lightning.errors import UserError
 from mh_lightning.functional.codes import ROUNDED, bytes_of_code, decode, encode
 from mh_lightning.functional.kernel_ridge import neighbourhood
 
@@ -93,6 +94,17 @@ class SampleStore(nn.Module):
             self.labels[places] = targets[rows].int()
             self.seen += now
             z, targets = z[now:], targets[now:]
+
+    def check(self, num_classes: int) -> None:
+        """See that a state which was loaded can be one of a store.
+
+        Raises:
+            UserError: otherwise.
+        """
+        sound = int(self.bits) in self.choices and int(self.seen) >= 0
+        labels = self.labels[: len(self)] if sound else self.labels
+        if not sound or bool(((labels < 0) | (labels >= num_classes)).any()):
+            raise UserError("The state of the samples that the head keeps is damaged; load another one.")
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """Vectors (N, n), in float64, and their classes (N,)."""

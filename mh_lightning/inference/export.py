@@ -24,6 +24,7 @@ from mh_lightning.inference.model import Model
 Format = Literal["onnx", "torchscript", "exported_program"]
 COMPARED = 100  # inputs on which the file's answers are compared with the model's
 TOLERANCE = 1e-4  # of probabilities
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "exported_program": ".pt2"}
 METADATA = "metadata.json"  # in the two formats of torch
 
 
@@ -67,6 +68,9 @@ def export(
         UserError: if the model cannot be written so, or the file answers something else.
     """
     require("format", format, one_of=get_args(Format))
+    suited = {suffix: name for name, suffix in SUFFIXES.items()}.get(Path(path).suffix, format)
+    if suited != format:
+        raise UserError(f"output={str(path)!r} is named as one of format={suited}, got format={format}; say which.")
     require("opset", opset, at_least=1, whole=True)
     if opset is not None and format != "onnx":
         raise UserError(f"opset={opset} is for format=onnx; leave it out.")

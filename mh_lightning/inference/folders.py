@@ -72,7 +72,7 @@ def _in_batches(
 ) -> Iterator[tuple[Sequence[Path], list[Tensor | UserError]]]:
     def read(file: Path) -> Tensor | UserError:
         if not str(file).isprintable():  # which no table could hold
-            return UserError(f"images: {str(file)!r} is no name in UTF-8; rename it.")
+            return UserError(f"images: {str(file)!r} holds a character that no table can hold; rename it.")
         try:
             return as_input(folder / file, model.method.backbone, model.learnt)
         except UserError as error:

@@ -10,7 +10,8 @@ from mh_lightning.distributed import gather_rows, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.losses import among_classes
 from mh_lightning.methods.checkpoint_checks import tell_of_state_that_is_lost
-from mh_lightning.methods.frame import Batch, Evaluation, Head, MethodFrame
+from mh_lightning.methods.checkpointed import Head
+from mh_lightning.methods.frame import Batch, Evaluation, MethodFrame
 from mh_lightning.methods.steps import OptimizerStep, bare_step, count_optimizer_steps
 
 __all__ = ["Batch", "ContinualMethod", "Evaluation", "Head", "Learnt"]

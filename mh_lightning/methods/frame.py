@@ -1,7 +1,7 @@
 """What carries a method through a trainer's stages: its parts are made, stepped, evaluated, saved and compared."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypedDict
 
@@ -14,29 +14,17 @@ from torch.optim import Optimizer
 
 from mh_lightning.backbones import Backbone, as_backbone
 from mh_lightning.backbones.base import check_features
-from mh_lightning.data.learnt_stream import LearntStream
-from mh_lightning.data.stream import StreamDataModule
 from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike, world_size
 from mh_lightning.errors import UserError, blame
 from mh_lightning.growth import grown
 from mh_lightning.layers import MHLinear
 from mh_lightning.losses import LOSSES
-from mh_lightning.methods.backbone_weights import (
-    check_fingerprint,
-    drop_backbone,
-    fingerprint_of_weights,
-    is_in_float32,
-)
 from mh_lightning.methods.checkpoint_checks import (
-    check_complete,
-    check_kept_features,
     check_optimizer_settings,
     check_optimizer_state,
-    check_state,
 )
-from mh_lightning.methods.description import described
+from mh_lightning.methods.checkpointed import Checkpointed, Head
 from mh_lightning.methods.optimization import (
-    Trained,
     for_trainer,
     gradients_are_finite,
     make_lr_scheduler,
@@ -50,13 +38,9 @@ from mh_lightning.methods.trainer_checks import (
     check_strategy,
     check_trainer,
     check_trainer_of_chunks,
-    check_trainer_options,
-    trainer_options,
 )
-from mh_lightning.sized_by_state import SizedByState
 
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (b, ...), classes (b,), tasks (b,)
-Head = Callable[[int, int], nn.Module]  # makes a head from the numbers of features and of classes
 
 
 class Evaluation(TypedDict):
@@ -68,7 +52,7 @@ class Evaluation(TypedDict):
     losses: Tensor  # (b,)
 
 
-class MethodFrame(Trained):
+class MethodFrame(Checkpointed):
     """A backbone, a head for all classes, their optimizer and their checkpoints.
 
     Args:
@@ -91,23 +75,13 @@ class MethodFrame(Trained):
         reset_optimizer: bool,
         only_touched_units: bool,
     ) -> None:
-        super().__init__()
-        self.backbone = as_backbone(backbone)
-        self.head: nn.Module | None = None
-        self._make_head = head
+        super().__init__(as_backbone(backbone), head)
         self._make_optimizer = optimizer
         self._make_lr_scheduler = lr_scheduler
         self.loss, self.losses = loss, LOSSES[loss]
         self.reset_optimizer = reset_optimizer
         self.only_touched_units = only_touched_units
-        self.optimizer_settings: dict[str, str] = {}
-        self._settings_of_checkpoint: dict[str, str] | None = None
-        self._optimizers_of_checkpoint: int | None = None
         self._memory_heads: list[MHLinear] = []
-        self._inputs_are_features = False
-        self.learnt_stream: LearntStream | None = None
-        self.left_behind: list[str] = []  # what it learnt with and was not loaded
-        self.parent: dict[str, Any] = {}  # of the run that this one goes on with: where, and its accuracy matrix
         self._modules_of_start: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -122,23 +96,10 @@ class MethodFrame(Trained):
     def make_head(self) -> nn.Module:
         """See `ContinualMethod`."""
 
-    @abstractmethod
-    def make_module(self, name: str) -> nn.Module:
-        """See `ContinualMethod`."""
-
     @property
     def task(self) -> int:
         """The task that is being learnt, from 0."""
         return self.stream.task_of_epoch(self.trainer.current_epoch)
-
-    @property
-    def stream(self) -> StreamDataModule:
-        """What is learnt: its tasks, classes and loaders; of a method that was loaded without a trainer, a
-        `mh_lightning.data.LearntStream`.
-        """
-        stream: Any = self.learnt_stream if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
-        assert stream is not None, "a method has a stream when a trainer runs it"
-        return stream  # type: ignore[no-any-return]
 
     def parameter_counts(self) -> dict[str, int]:
         """How many numbers the model has in all, and how many of them are trained at some time."""
@@ -190,11 +151,6 @@ class MethodFrame(Trained):
             self.train()  # a loaded model is in evaluation mode
         self._modules_of_start = frozenset(self._modules)
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether a fit adds to what an earlier one has learnt."""
-        return self.learnt_stream is not None and self.trainer.state.fn == "fit"
-
     def make_parts(self) -> None:
         """Make the head, from the classes of the stream."""
         with blame("model.init_args.head"):
@@ -221,9 +177,9 @@ class MethodFrame(Trained):
         return {name: module for name, module in self.named_modules() if isinstance(module, MHLinear)}
 
     @contextmanager
-    def taking_features(self) -> Iterator[None]:
-        """Inputs are features for a while."""
-        before, self._inputs_are_features = self._inputs_are_features, True
+    def taking_features(self, features: bool = True) -> Iterator[None]:
+        """Inputs are features for a while, or what the backbone takes."""
+        before, self._inputs_are_features = self._inputs_are_features, features
         try:
             yield
         finally:
@@ -378,86 +334,6 @@ class MethodFrame(Trained):
         for layer in self.memory_heads().values():
             layer.defer_key_updates = False
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which method, backbone, head, optimizer and trainer the state belongs to."""
-        checkpoint.update(self.description())
-        checkpoint["trainer_options"] = trainer_options(self.trainer)
-        checkpoint["optimizer_settings"] = self.optimizer_settings
-        if self.backbone.weights_come_back and is_in_float32(self.backbone):
-            checkpoint["backbone_weights"] = fingerprint_of_weights(self.backbone)
-            drop_backbone(checkpoint["state_dict"])
-
-    def learnt_now(self) -> LearntStream:
-        """Classes and images of the stream: of a fit that goes on, or of what was learnt before."""
-        fits = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.state.status == "running"
-        return self.stream.learnt() if fits or self.learnt_stream is None else self.learnt_stream
-
-    def description(self) -> dict[str, Any]:
-        """What `mh_lightning.load` makes the model from, beside its state, in plain values."""
-        configured = None if self._trainer is None else getattr(self.trainer, "configuration", {}).get("model")
-        learnt = self.learnt_now()
-        return {
-            "architecture": self.architecture(),
-            "num_classes": learnt.num_classes,
-            "num_features": self.backbone.num_features,
-            "model": configured or described(self, self._make_head),
-            "stream": learnt.as_plain(),
-            "backbone_settings": self.backbone.settings(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the checkpoint with this model, and where a fit goes on, with its trainer.
-
-        Raises:
-            UserError: if the checkpoint belongs to another configuration.
-        """
-        fitting = self.trainer.state.fn == "fit"
-        check_complete(checkpoint, fitting)
-        if fitting and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            check_trainer_options(checkpoint.get("trainer_options"), trainer_options(self.trainer))
-        self._settings_of_checkpoint = checkpoint.get("optimizer_settings")
-        self._optimizers_of_checkpoint = len(checkpoint.get("optimizer_states") or []) if fitting else None
-        self.complete(checkpoint)
-        check_state(checkpoint, self.architecture(), self.stream.num_classes, self.state_dict())
-        if self._inputs_are_features:
-            check_kept_features(checkpoint["state_dict"], self.backbone)
-
-    def complete(self, checkpoint: dict[str, Any]) -> None:
-        """Make what a checkpoint has state for and this method does not yet, and give the checkpoint the weights of the
-        backbone if it only names them.
-
-        Raises:
-            UserError: if the backbone has other ones.
-        """
-        self._make_what_came_later(checkpoint.get("state_dict"))
-        if "backbone_weights" in checkpoint:
-            check_fingerprint(checkpoint["backbone_weights"], self.backbone)
-            state = self.backbone.state_dict()
-            checkpoint["state_dict"].update({f"backbone.{name}": value for name, value in state.items()})
-
-    def _make_what_came_later(self, weights: Any) -> None:
-        """Make the modules and buffers that a method had made while it was trained, for a checkpoint to fill."""
-        if not isinstance(weights, dict):
-            return  # refused below
-        for name, module in self.named_modules():
-            if isinstance(module, SizedByState):
-                module.take_sizes(weights, f"{name}.")
-        for name, value in weights.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor):
-                continue  # refused below
-            child, dot, _ = name.partition(".")
-            if dot and self._modules.get(child) is None and vars(self).get(child) is None:
-                setattr(self, child, self.make_module(child).to(self.device))
-            elif not dot and name not in self._parameters and _differs(self._buffers.get(name), value):
-                self.register_buffer(name, torch.empty_like(value, device=self.device))
-
-    def architecture(self) -> str:
-        """Names of the method, the backbone and the head."""
-        parts = [type(self).__name__, type(self.backbone).__name__]
-        if hasattr(self.backbone, "name"):
-            parts.append(str(self.backbone.name))
-        return "/".join([*parts, type(self.head).__name__])
-
 
 def _no_features(x: Tensor, backbone: Backbone) -> Tensor:
     """Features of no sample, through which the backbone's gradients are zero. Not every backbone takes an empty batch,
@@ -467,7 +343,3 @@ def _no_features(x: Tensor, backbone: Backbone) -> Tensor:
         return backbone(x)  # type: ignore[no-any-return]  # other ranks wait for this one there
     zeros = x.new_zeros(0, backbone.num_features)
     return sum((one.sum() for one in backbone.parameters() if one.requires_grad), start=zeros)
-
-
-def _differs(buffer: Tensor | None, saved: Tensor) -> bool:
-    return buffer is None or buffer.shape != saved.shape

@@ -175,6 +175,8 @@ def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
         export(model, tmp_path / "x.pt2", "exported_program", input_shape=(FEATURES,))
     with pytest.raises(UserError, match="the file's probabilities differ from the model's by up to"):
         export(model, tmp_path / "x.pt", "torchscript", input_shape=(FEATURES,))
+    with pytest.raises(UserError, match=r"'x\.onnx' is named as one of format=onnx, got format=torchscript"):
+        export(model, "x.onnx", "torchscript")
     with pytest.raises(UserError, match="format must be one of onnx, torchscript, exported_program; got 'pdf'"):
         export(model, tmp_path / "x.pdf", "pdf")  # type: ignore[arg-type]
     empty = ClosedForm(Identity(FEATURES), ClassMeans)

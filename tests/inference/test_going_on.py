@@ -15,7 +15,7 @@ from torch import nn
 
 import mh_lightning
 from mh_lightning.backbones import Identity, TimmBackbone
-from mh_lightning.callbacks import TaskCheckpoints
+from mh_lightning.callbacks import EarlierTasks, TaskCheckpoints
 from mh_lightning.cli import main
 from mh_lightning.data import Tensors
 from mh_lightning.data.transforms import IMAGENET
@@ -93,6 +93,36 @@ METHODS: dict[str, Callable[[], ContinualMethod]] = {
     "linear": lambda: FineTuning(Identity(FEATURES), nn.Linear, partial(torch.optim.SGD, lr=0.3)),
     "ensemble": lambda: Ensemble(Identity(FEATURES), nn.Linear, members=2, optimizer=partial(torch.optim.SGD, lr=0.3)),
 }
+
+
+def test_earlier_tasks_are_measured_where_their_test_data_are_given(tmp_path: Path) -> None:
+    """The matrix of a run that goes on is that of one uninterrupted run."""
+    make = lambda: ClosedForm(Identity(FEATURES), HEADS["kernel"])  # noqa: E731
+    learnt(make(), tmp_path / "first", part([0, 1, 2, 3]))
+    learnt(make(), tmp_path / "whole", part([0, 1, 2, 3, 4, 5, 6], increment=[2, 2, 1, 2]))
+    rows = json.loads((tmp_path / "whole" / "results.json").read_text())["accuracy_matrix"]
+
+    def go_on(folder: str, *streams: Tensors, resume: Path | None = None) -> list[list[float]]:
+        method = mh_lightning.load(tmp_path / "first").method
+        seed_everything(0)
+        callbacks = [EarlierTasks(streams), TaskCheckpoints()]
+        fit(method, tmp_path / folder, part([4, 5, 6], increment=[1, 2]), resume, callbacks=callbacks)
+        found = json.loads((tmp_path / folder / "results.json").read_text())["parent"]["accuracy_matrix_of_both"]
+        assert [row[:2] for row in found[:2]] == [row[:2] for row in rows[:2]]
+        return found[2:]  # type: ignore[no-any-return]
+
+    assert go_on("second", part([0, 1, 2, 3])) == rows[2:]
+    assert go_on("split", part([0, 1]), part([2, 3])) == rows[2:]
+    resume = tmp_path / "second" / "checkpoints" / "task_1.ckpt"
+    assert go_on("resumed", part([0, 1, 2, 3]), resume=resume) == rows[2:]
+    for streams, message in (
+        ((part([0, 1]),), r"has learnt 2 tasks, and streams have \[1\]"),
+        ((part([0, 1]), part([2, 4])), "has not learnt the class 'eel'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            go_on("refused", *streams)
+    with pytest.raises(UserError, match="this fit goes on with no earlier one"):
+        fit(make(), tmp_path / "alone", part([4, 5]), callbacks=[EarlierTasks([part([0, 1])])])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -285,11 +315,17 @@ def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     common = ["--run_dir", str(tmp_path / "runs"), "--pictures=false", "--trainer.logger=false", "--data=ImageFolder"]
     main(["fit", *model, *common, f"--data.root={tmp_path / 'old'}", "--experiment=old"])
     parent = tmp_path / "runs" / "old" / "version_0"
-    main(["fit", "--continue-from", str(parent), *common, f"--data.root={tmp_path / 'new'}", "--experiment=new"])
+    streams = [{"class_path": "ImageFolder", "init_args": {"root": str(tmp_path / "old")}}]
+    callback = {"class_path": "mh_lightning.callbacks.EarlierTasks", "init_args": {"streams": streams}}
+    (tmp_path / "earlier.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    main(["fit", "--continue-from", str(parent), *common, f"--data.root={tmp_path / 'new'}", "--experiment=new",
+          f"--config={tmp_path / 'earlier.yaml'}"])  # fmt: skip
     child = tmp_path / "runs" / "new" / "version_0"
     assert mh_lightning.load(child).class_names == NAMES[:5]
     assert str(parent) in json.loads((child / "results.json").read_text())["parent"]["from"]
     assert f"continue_from: {parent}" in (child / "config.yaml").read_text()
+    matrix = json.loads((child / "results.json").read_text())["parent"]["accuracy_matrix_of_both"]
+    assert [[value is None for value in row] for row in matrix] == [[False] * 3 + [True] * 3] * 3 + [[False] * 6] * 3
     labels = mh_lightning.load(child).predict(sorted((tmp_path / "all" / "test").rglob("*.png"))).labels
     assert np.mean([label == name for label, name in zip(labels, np.repeat(NAMES[:5], 3), strict=True)]) > 0.8
     for words, message in (

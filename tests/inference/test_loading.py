@@ -222,6 +222,17 @@ def test_damage_is_told(entry: str, value: Any, tmp_path: Path) -> None:
         mh_lightning.load(path)
 
 
+@pytest.mark.parametrize(("entry", "value"), [("seen", -3), ("bits", 5), ("labels", 99), ("labels", -1)])
+def test_damaged_samples_of_a_head_are_told(entry: str, value: int, tmp_path: Path) -> None:
+    fit(ClosedForm(Identity(FEATURES), partial(KernelMemoryUnits, max_bytes=20_000)), tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"][f"head.store.{entry}"].fill_(value)
+    torch.save(content, path)
+    with pytest.raises(UserError, match="the samples that the head keeps is damaged"):
+        mh_lightning.load(path)
+
+
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoints; give a run folder"):
         mh_lightning.load(tmp_path)

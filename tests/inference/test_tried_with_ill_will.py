@@ -158,7 +158,8 @@ def test_folders_and_files_with_odd_names(tmp_path: Path, capsys: pytest.Capture
     words = ["predict", "--from", str(tmp_path / "run"), "--images", str(folder), "--output"]
     with pytest.raises(SystemExit, match="1"):
         front([*words, str(tmp_path / "p.csv")])
-    assert "is no name in UTF-8" in capsys.readouterr().err and "good.png" in (tmp_path / "p.csv").read_text()
+    assert "holds a character that no table can hold" in capsys.readouterr().err
+    assert "good.png" in (tmp_path / "p.csv").read_text()
     for more, message in (
         (["o.html"], "would be the page's name"),
         (["p.csv", "--device", "meta"], "'meta' is not there"),
@@ -177,8 +178,8 @@ def test_options_of_an_export_that_would_do_nothing(tmp_path: Path) -> None:
         ({"input_shape": [5]}, "input_shape: the backbone tells what it takes"),
     ):
         with pytest.raises(UserError, match=message):
-            export(model, tmp_path / "x.onnx", **options)  # type: ignore[arg-type]
-        assert not (tmp_path / "x.onnx").exists()
+            export(model, tmp_path / "x", **options)  # type: ignore[arg-type]
+        assert not (tmp_path / "x").exists()
 
 
 def test_estimators_refuse_and_stay_as_they_were() -> None:
