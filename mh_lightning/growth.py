@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClosedFormHead
@@ -47,12 +48,22 @@ def _(head: ClosedFormHead, num_classes: int) -> ClosedFormHead:
 @grown.register
 def _(head: nn.Linear, num_classes: int) -> nn.Linear:
     _check(head.out_features, num_classes)
-    device, dtype = head.weight.device, head.weight.dtype
-    larger = nn.Linear(head.in_features, num_classes, head.bias is not None, device=device, dtype=dtype)
+    own = {name for name in head.state_dict() if name not in ("weight", "bias")}
+    if own or type(head).forward is not nn.Linear.forward or is_parametrized(head):
+        raise UserError(
+            f"A {type(head).__name__} is more than a linear layer, so how it grows is not known; register it with "
+            "mh_lightning.growth.grown."
+        )
+    larger = copy.deepcopy(head)
+    larger.out_features = num_classes
+    for name, parameter in head.named_parameters():
+        wider = parameter.detach().new_empty(num_classes, *parameter.shape[1:])
+        setattr(larger, name, nn.Parameter(wider, parameter.requires_grad))
+    larger.reset_parameters()
     with torch.no_grad():
         for name, parameter in larger.named_parameters():
             parameter[: head.out_features] = getattr(head, name)
-    return larger.train(head.training)
+    return larger
 
 
 @grown.register

@@ -127,6 +127,7 @@ class Trainer(lightning.pytorch.Trainer):
         **options: Any,
     ) -> None:
         self.configuration: dict[str, Any] = {}  # of the command line
+        self.resumes = False  # whether the fit is the rest of one
         self.run_folder: Path | None = None  # of the newest run, on rank 0; others are told when they ask for it
         self.experiment_folder = one_run_dir(run_dir, default_root_dir) / name_of_experiment(experiment)
         self._own_loggers = logger in (None, True)
@@ -174,6 +175,7 @@ class Trainer(lightning.pytorch.Trainer):
         if global_seed() is None:
             seed_everything(DEFAULT_SEED)
         stream = datamodule if datamodule is not None else train_dataloaders
+        self.resumes = ckpt_path is not None
         with self._in_folder_of_fit(ckpt_path, getattr(stream, "chunk_size", None) is not None) as checkpoint:
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, checkpoint, _safely(weights_only))
 

@@ -302,11 +302,12 @@ class ContinualMetrics(Callback):
             "seconds": round(self._seconds(), 3),
             "parameters": method.parameter_counts(),
         }
-        if method.parent:
+        if method.goes_on:
             measured = [one.accuracies for one in trainer.callbacks if isinstance(one, EarlierTasks)]  # type: ignore[attr-defined]
-            earlier = [rows[task - 1] for rows in measured for task in after]
+            none = [None] * len(next(iter(measured[0].values()), [])) if measured else []
+            earlier = [rows.get(task - 1, none) for rows in measured for task in after]
             both = with_parent(method.parent.get("accuracy_matrix"), results["accuracy_matrix"], earlier)
-            results["parent"] = {"from": method.parent["from"], "accuracy_matrix_of_both": both}
+            results["parent"] = {"from": method.parent.get("from"), "accuracy_matrix_of_both": both}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, CostMonitor):
                 results["cost"] = callback.cost(pl_module)

@@ -122,8 +122,9 @@ def results_table(results: dict[str, Any]) -> str:
         <BLANKLINE>
         average accuracy              0.700
 
-    With `by_task`, a second table follows: accuracy on the tasks seen, the earlier ones, and the last one. Of long
-    tables only the first and the last lines are shown.
+    With `by_task`, a second table follows: accuracy on the tasks seen, the earlier ones, and the last one. If a run
+    that goes on has measured the tasks of before, a line has them. Of long tables only the first and the last lines are
+    shown.
     """
     matrix = results["accuracy_matrix"]
     after = results.get("evaluated_after", range(1, len(matrix) + 1))
@@ -134,6 +135,10 @@ def results_table(results: dict[str, Any]) -> str:
         f"{f'after task {task}':<{width}}" + "".join(f" {100 * values[column]:6.1f}" for column in shown)
         for task, values in zip(after, matrix, strict=True)
     ])  # fmt: skip
+    measured = results.get("parent", {}).get("accuracy_matrix_of_both", matrix)[-1][: -len(matrix[0])]
+    if any(value is not None for value in measured):
+        now = " ".join("   -  " if value is None else f"{100 * value:6.1f}" for value in measured)
+        lines += ["", f"earlier tasks now {now}"]
     lines.append("")
     own = [name for name, value in results.items() if name not in RESERVED and isinstance(value, float)]
     values = {name.replace("_", " "): results[name] for name in (*LISTED, *own) if name in results}
@@ -158,7 +163,7 @@ def results_table(results: dict[str, Any]) -> str:
 def with_parent(
     before: Sequence[Sequence[float | None]] | None,
     matrix: Sequence[Sequence[float]],
-    earlier: Sequence[Sequence[float]] = (),
+    earlier: Sequence[Sequence[float | None]] = (),
 ) -> list[list[float | None]]:
     """The accuracy matrix of a run, (E, T), below and beside that of the run that it goes on with; None where nothing
     was measured.

@@ -28,7 +28,7 @@ from mh_lightning.data.sampler import StreamBatchSampler
 from mh_lightning.data.scenarios import Task, class_groups, task_of_samples
 from mh_lightning.data.splits import Splits, split_as_asked
 from mh_lightning.data.stored_features import StoredFeatures
-from mh_lightning.data.stream_options import check_options, check_same_stream
+from mh_lightning.data.stream_options import GOES_ON, check_options, check_same_stream
 from mh_lightning.data.tasks import cut_into_tasks, name_of_task
 from mh_lightning.data.transforms import ImageTransforms, Normalization, image_transform
 from mh_lightning.errors import UserError
@@ -142,6 +142,7 @@ class StreamDataModule(LightningDataModule):
         self.batches_done = 0
         self.tasks: list[Task] = []
         self.class_names: list[str] = []
+        self._own_class_names: list[str] = []
         self._known: LearntStream | None = None  # of the model that goes on
         self._splits: dict[str, Labelled] = {}
         self._kept = None if feature_cache is None else SplitFeatures(feature_cache, num_workers)
@@ -197,24 +198,27 @@ class StreamDataModule(LightningDataModule):
         """Samples of a task in a split: "train", "test" or "validation"."""
         return len(self._samples_of_tasks[split][task])
 
-    def go_on_from(self, known: LearntStream) -> None:
+    def go_on_from(self, known: LearntStream | None) -> None:
         """Give classes that a model knows the numbers by which it knows them, and new ones the next numbers.
 
         Args:
-            known: what the model keeps of the stream that it learnt.
+            known: what the model keeps of the stream that it learnt; None if it has learnt nothing.
 
         Raises:
             UserError: if images would become other inputs than those it has learnt.
         """
-        own = (self.image_transforms, self.published_normalization if self.image_transforms != "backbone" else None)
-        before = (known.image_transforms, known.normalization if known.image_transforms != "backbone" else None)
-        if own != before:
-            raise UserError(
-                f"data.image_transforms={own[0]}, normalised by {own[1] or 'the backbone'}: the model has learnt "
-                f"images of {before[0]}, normalised by {before[1] or 'the backbone'}; give the same."
-            )
         self._known = known
-        if self.class_names != known.class_names:  # else its numbers are those already, and it is not read again
+        names = self._own_class_names
+        if known is not None:
+            own = (self.image_transforms, self.published_normalization if self.image_transforms != "backbone" else None)
+            before = (known.image_transforms, known.normalization if known.image_transforms != "backbone" else None)
+            if own != before:
+                raise UserError(
+                    f"data.image_transforms={own[0]}, normalised by {own[1] or 'the backbone'}: the model has learnt "
+                    f"images of {before[0]}, normalised by {before[1] or 'the backbone'}; give the same."
+                )
+            names = known.class_names
+        if self.class_names != names:  # else its numbers are those already, and it is not read again
             self._splits = {}
 
     def setup(self, stage: str) -> None:
@@ -266,7 +270,7 @@ class StreamDataModule(LightningDataModule):
             self.class_order_seed,
             self.last_task_size,
         )
-        self.class_names = data.class_names
+        self.class_names = self._own_class_names = data.class_names
         if self._known is not None:
             self.class_names, numbers = joined_classes(self._known.class_names, data.class_names)
             splits = {split: samples._replace(labels=numbers[samples.labels]) for split, samples in splits.items()}
@@ -456,6 +460,7 @@ class StreamDataModule(LightningDataModule):
         """What makes the stream, kept in checkpoints so that none can be resumed on another one."""
         return {
             "class_groups": self.class_groups,
+            GOES_ON: {"tasks": self.num_earlier_tasks, "epochs": self._epochs_before()},
             **{name: getattr(self, name) for name in self.split_options + ORDER_OPTIONS},
             "perturbations": [repr(perturbation) for perturbation in self.perturbations],
             "feature_cache": self.feature_cache and f"{self.feature_cache.dtype}, {self.feature_cache.views} views",

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from mh_lightning.data.transforms import ImageTransforms
 from mh_lightning.errors import UserError, require
 
+GOES_ON = "goes_on_from"  # in a checkpoint, what the model had learnt from other streams
 AT_LEAST_ONE = (
     "epochs_per_task",
     "batch_size",
@@ -47,6 +48,11 @@ def check_same_stream(saved: dict[str, Any], own: dict[str, Any], names: Collect
         UserError: if they differ.
     """
     for name, value in saved.items():
+        if names is None and name == GOES_ON and value != own[name]:
+            raise UserError(
+                f"ckpt_path: the run went on from a model of {value}, and this one is of {own[name]}; resume it with "
+                "the continue_from that it began with, in Python with the model that mh_lightning.load gives of that."
+            )
         if (names is None or name in names) and value != own[name]:
             raise UserError(
                 f"ckpt_path: the checkpoint comes from another stream, with {name} {value} instead of {own[name]}; "

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mh_lightning.errors import UserError, require
 from mh_lightning.heads.base import NO_SPREAD, ClosedFormHead
+from mh_lightning.long_work import with_cost
 
 
 class ShrunkClassCovariances(ClosedFormHead):
@@ -105,11 +106,14 @@ class ShrunkClassCovariances(ClosedFormHead):
     def solve(self) -> tuple[Tensor, ...]:
         """The means (C, n), and for each class A (n, n) with the inverse of R equal to AᵀA, or no rows."""
         means = F.normalize(self.means, dim=1) if self.normalize else self.means
-        whitenings = [
-            self._whitening(mean, scatter, count) if count else scatter[:0]
-            for mean, scatter, count in zip(self.means, self.scatters, self.counts.tolist(), strict=True)
-        ]
-        return means, *whitenings
+        what = f"{type(self).__name__}: inverting covariances of {self.num_features} features"
+        counts = self.counts.tolist()
+        found = {
+            label: self._whitening(self.means[label], self.scatters[label], counts[label])
+            for label in with_cost([label for label, count in enumerate(counts) if count], what, "class")
+        }
+        none = self.scatters[0, :0]
+        return means, *(found.get(label, none) for label in range(self.num_classes))
 
     def _whitening(self, mean: Tensor, scatter: Tensor, count: int) -> Tensor:
         identity = torch.eye(self.num_features, dtype=torch.float64, device=scatter.device)

@@ -34,7 +34,7 @@ def parser_of(command: str) -> ArgumentParser:
         add("--opset", type=int, help="version of ONNX's operators, by default torch's choice")
         add("--input_shape", type=int, nargs="+", help="of one input, where the backbone does not tell it")
         return parser
-    add("--images", required=True, metavar="FOLDER", help="of image files, at any depth")
+    add("--images", required=True, metavar="FOLDER", help="of image files, at any depth, or one file")
     add("--output", default="predictions.csv", metavar="FILE", help="table; a page beside it, with .html, to look at")
     add("--features", action="store_true", help="the backbone's features in the table, too")
     add("--no_page", action="store_true", help="no page of pictures")
@@ -60,10 +60,11 @@ def main(command: str, words: list[str]) -> int:
 
 
 def _ask(command: str, model: Model, options: Namespace) -> int:
-    folder, table = Path(options.images), Path(options.output)
+    images, table = Path(options.images), Path(options.output)
+    folder, only = (images.parent, images.name) if images.is_file() else (images, None)
     if table.suffix == ".html":
         raise UserError(f"output={str(table)!r} would be the page's name; give the table's, such as predictions.csv.")
-    answers = answers_of_folder(model, folder, options.batch_size)
+    answers = answers_of_folder(model, folder, options.batch_size, only=only)
     true = true_classes(answers.files, model.class_names) if command == "test" else []
     write_table(answers, model.class_names, table, options.features, true)
     print(f"{len(answers.files)} predictions in {table}")

@@ -38,7 +38,9 @@ class Answers(NamedTuple):
     unreadable: list[str]
 
 
-def answers_of_folder(model: Model, folder: Path, batch_size: int, quiet: bool = False) -> Answers:
+def answers_of_folder(
+    model: Model, folder: Path, batch_size: int, quiet: bool = False, only: str | None = None
+) -> Answers:
     """Ask a model about all image files below a folder.
 
     Args:
@@ -46,11 +48,12 @@ def answers_of_folder(model: Model, folder: Path, batch_size: int, quiet: bool =
         folder: of images, at any depth.
         batch_size: of images that pass through the model at once.
         quiet: without a progress bar.
+        only: name of the one file to ask about.
 
     Raises:
         UserError: if it holds no image files.
     """
-    files = [path.relative_to(folder) for path in image_files(folder)]
+    files = [path.relative_to(folder) for path in image_files(folder)] if only is None else [Path(only)]
     read: list[Path] = []
     unreadable: list[str] = []
     features = [np.zeros((0, model.method.backbone.num_features), np.float32)]

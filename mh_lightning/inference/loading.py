@@ -100,7 +100,9 @@ def parent_of(file: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
     if counts is None:
         return {"from": str(file)}
     matrix = (counts["correct"].double() / counts["total"]).tolist()
-    return {"from": str(file), "accuracy_matrix": with_parent(state.get("before"), matrix)}
+    measured = checkpoint["callbacks"].get("EarlierTasks", {}).get("accuracies", {})
+    earlier = [measured[task] for task in sorted(measured)] if len(measured) == len(matrix) else []
+    return {"from": str(file), "accuracy_matrix": with_parent(state.get("before"), matrix, earlier)}
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -109,6 +111,8 @@ def checkpoint_of(path: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
+    if not path.exists():
+        raise UserError(f"from={str(path)!r}: there is no such file or folder; give a run folder or a checkpoint.")
     if not path.is_dir():
         return path
     runs = [path, *version_folders(path)]
@@ -162,6 +166,9 @@ def fill(method: ContinualMethod, checkpoint: dict[str, Any], option: str = "fro
     method.backbone.num_features = checkpoint["num_features"]
     method.learnt_stream = learnt
     method.make_parts()
+    method.note_modules()
+    if any(value.dtype == torch.float64 for name, value in state.items() if name in dict(method.named_parameters())):
+        method.double()  # a run of precision 64-true
     learnt_alone = {name for name in state if not _answers(method, name)}
     method.left_behind = sorted({name.partition(".")[0] for name in learnt_alone})
     checkpoint = {**checkpoint, "state_dict": {name: state[name] for name in state if name not in learnt_alone}}

@@ -116,14 +116,14 @@ class Model(nn.Module):
         if isinstance(entries, Tensor) and entries.dim() == 2 and takes_images(self.method.backbone):
             width, are_features = self.method.backbone.num_features, True
             if entries.shape[1] != width:
-                raise UserError(f"predict: features must be (b, {width}), got {tuple(entries.shape)}.")
+                raise UserError(f"Features must be (b, {width}), got {tuple(entries.shape)}.")
         for start in range(0, len(entries), batch_size):
             part = entries[start : start + batch_size]
             x = (part if isinstance(part, Tensor) else self._inputs(part)).to(self.device)
             x = x if (dtype := self._dtype()) is None else x.to(dtype)
             features = x if are_features else self.method.features(x)
             if not bool(features.isfinite().all()):
-                raise UserError("predict: the inputs, or their features, hold NaN or infinite values.")
+                raise UserError("The inputs, or their features, hold NaN or infinite values.")
             yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()
 
     def learn(self, inputs: Any, labels: Sequence[str]) -> None:

@@ -1,19 +1,20 @@
 """Classifier alignment: heads that were trained one after the other learn, on drawn features, to agree."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from tqdm import tqdm
 
 from mh_lightning.distributed import process_rank, sum_over_ranks, world_size
 from mh_lightning.errors import UserError, require
 from mh_lightning.heads import ClassGaussians, TaskHeads
 from mh_lightning.heads.class_gaussians import Covariance, check_options
 from mh_lightning.layers import MHLinear
+from mh_lightning.long_work import with_cost
 from mh_lightning.methods.steps import OptimizerStep
 
 SMALLEST_NORM = 1e-7
@@ -106,7 +107,9 @@ class ClassifierAlignment:
         learn = OptimizerStep(optimizer, optimizer.step, moving, shared=trained)
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
-            for _ in tqdm(range(self.epochs), desc="Alignment", unit="epoch", leave=False, disable=quiet):
+            epochs: Sequence[int] = range(self.epochs)
+            what = f"Alignment on {self.samples_per_class * len(heads.classes_begun):,} drawn features an epoch"
+            for _ in epochs if quiet else with_cost(epochs, what, "epoch"):
                 features, targets = self.draw(heads, gaussians, generator)
                 for batch in zip(*(torch.split(part, self.batch_size) for part in (features, targets)), strict=True):
                     learn(self._loss(heads, *batch))

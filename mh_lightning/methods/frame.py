@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from mh_lightning.backbones import Backbone, as_backbone
 from mh_lightning.backbones.base import check_features
+from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.distributed import broadcast_from_first_rank, state_kept_alike, world_size
 from mh_lightning.errors import UserError, blame
 from mh_lightning.growth import grown
@@ -83,6 +85,12 @@ class MethodFrame(Checkpointed):
         self.only_touched_units = only_touched_units
         self._memory_heads: list[MHLinear] = []
         self._modules_of_start: frozenset[str] = frozenset()
+        self._began_with: tuple[LearntStream | None] | None = None  # of the last fit, what was learnt before
+
+    @cached_property
+    def _steps_by_trainer(self) -> bool:
+        """Whether the method leaves steps to the trainer, where the stream has no chunks."""
+        return self.automatic_optimization
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -114,13 +122,18 @@ class MethodFrame(Checkpointed):
         before a distributed strategy sets it back to the seed.
         """
         check_trainer(self.trainer)
-        if self.learnt_stream is not None:
-            if self.left_behind and self.goes_on:
-                raise UserError(
-                    f"{type(self).__name__} learns with its {', '.join(self.left_behind)}, which a loaded model does "
-                    "not have, so it cannot go on; of one run, resume with ckpt_path."
-                )
-            self.stream.go_on_from(self.learnt_stream)
+        self._settings_of_checkpoint = self._optimizers_of_checkpoint = None
+        self.automatic_optimization = self._steps_by_trainer and self.stream.chunk_size is None
+        if self.trainer.state.fn == "fit":
+            if getattr(self.trainer, "resumes", False) and self._began_with is not None:
+                (self.learnt_stream,) = self._began_with  # a run is resumed with the object that began it
+            self._began_with = (self.learnt_stream,)
+        if self.left_behind and self.goes_on:
+            raise UserError(
+                f"{type(self).__name__} learns with its {', '.join(self.left_behind)}, which a loaded model does not "
+                "have, so it cannot go on; of one run, resume with ckpt_path."
+            )
+        self.stream.go_on_from(self.learnt_stream)
         self._random_state = torch.get_rng_state()
         return []
 
@@ -135,8 +148,6 @@ class MethodFrame(Checkpointed):
     def configure_model(self) -> None:
         """Make the head, once."""
         self._inputs_are_features = self.stream.feature_cache is not None
-        if self.stream.chunk_size is not None:
-            self.automatic_optimization = False
         if self.head is None:
             if not self._inputs_are_features:
                 self.backbone.prepare(self.stream.first_input())
@@ -145,10 +156,17 @@ class MethodFrame(Checkpointed):
             # Lightning makes the head on a GPU otherwise, from other random numbers
             with torch.device("cpu"):
                 self.make_parts()
+            self.note_modules()
         elif self.learnt_stream is not None and self.stream.num_classes > self.learnt_stream.num_classes:
+            if not self.goes_on:
+                unknown = self.stream.class_names[self.learnt_stream.num_classes]
+                raise UserError(f"data: the model has not learnt the class {unknown!r}; leave its samples out.")
             self.grow_parts()
         if self.goes_on:
             self.train()  # a loaded model is in evaluation mode
+
+    def note_modules(self) -> None:
+        """Remember what is there at the start: what is made later is not trained."""
         self._modules_of_start = frozenset(self._modules)
 
     def make_parts(self) -> None:
@@ -163,7 +181,8 @@ class MethodFrame(Checkpointed):
     def teardown(self, stage: str) -> None:
         """Without the stream, inputs are what the backbone takes; and what was learnt is known by its names."""
         self.leave_stream()
-        if stage == "fit" and self.head is not None and self.stream.tasks:
+        has_learnt = stage == "fit" and self.head is not None and self.trainer.current_epoch > 0
+        if has_learnt and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             learnt = self.stream.learnt()
             self.learnt_stream = learnt._replace(epochs=learnt.epochs - 1)  # the trainer has counted the last one
             self.parent = {}

@@ -42,7 +42,7 @@ class ReplayMethod(ContinualMethod):
     def make_parts(self) -> None:
         """Make the head and the buffer."""
         super().make_parts()
-        self.replay_buffer = self.buffer_kind(self.buffer_size, self.stream.num_classes, seed=global_seed() or 0)
+        self.replay_buffer = self.buffer_kind(self.buffer_size, self.stream.num_classes)
 
     def grow_parts(self) -> None:
         """A head and a buffer for more classes."""
@@ -53,8 +53,11 @@ class ReplayMethod(ContinualMethod):
     def configure_model(self) -> None:
         """Make the parts, once; what is kept when a fit goes on is of earlier tasks."""
         super().configure_model()
-        if self.goes_on and self.replay_buffer is not None:
+        assert self.replay_buffer is not None
+        self.replay_buffer.seed = global_seed() or 0  # of this fit, also where the method was loaded before
+        if self.goes_on:
             self.replay_buffer.begin_stream()
+        self.replay_buffer.make_room(self.stream.first_input().shape[1:])
 
     def remember(self, batch: Batch) -> None:
         """Offer a batch, and that of the other ranks, to the buffer; in the first epoch of a task."""

@@ -69,6 +69,20 @@ class ReplayBuffer(SizedByState):
         """Samples offered so far."""
         return int(self.counts[1])
 
+    def make_room(self, shape: torch.Size) -> None:
+        """Make the room for samples of a shape, once.
+
+        Raises:
+            UserError: if there is one for another shape.
+        """
+        if not len(self.inputs):
+            self.inputs = self.inputs.new_zeros(self.capacity, *shape)
+        if self.inputs.shape[1:] != shape:
+            raise UserError(
+                f"The replay buffer holds samples of shape {tuple(self.inputs.shape[1:])}, and the stream gives "
+                f"{tuple(shape)}; give images of that size, or features as before."
+            )
+
     @torch.no_grad()
     def add(self, inputs: Tensor, targets: Tensor, tasks: Tensor) -> None:
         """Offer samples (b, ...) with their classes (b,) and tasks (b,), as if one after the other.
@@ -76,13 +90,7 @@ class ReplayBuffer(SizedByState):
         Raises:
             UserError: if samples of another shape are kept.
         """
-        if not len(self.inputs):
-            self.inputs = inputs.new_zeros(self.capacity, *inputs.shape[1:], dtype=self.inputs.dtype)
-        elif self.inputs.shape[1:] != inputs.shape[1:]:
-            raise UserError(
-                f"The replay buffer holds samples of shape {tuple(self.inputs.shape[1:])}, and the stream gives "
-                f"{tuple(inputs.shape[1:])}; give images of that size, or features as before."
-            )
+        self.make_room(inputs.shape[1:])
         kept, seen, _ = self.counts.tolist()
         classes = self.targets.cpu().numpy().copy()
         row_of_place: dict[int, int] = {}

@@ -87,6 +87,13 @@ class SLCA(ContinualMethod):
     def grow_parts(self) -> None:
         """Heads for the new tasks."""
         groups = self.stream.class_groups
+        if self.task_heads.class_groups == self.stream.learnt().class_groups:
+            return  # a fit that failed has made them
+        if int(self.task_heads.tasks_begun) < len(self.task_heads.class_groups):
+            raise UserError(
+                f"{type(self).__name__}: the run was cut short after task {int(self.task_heads.tasks_begun)} of "
+                f"{len(self.task_heads.class_groups)}, so it cannot go on with others; resume it with ckpt_path."
+            )
         self._check_each_in_one_task([*self.task_heads.class_groups, *groups])
         self.task_heads.add_tasks(groups)
         if self.aligned_heads is not None and self.class_gaussians is not None:

@@ -95,6 +95,14 @@ class Sources(HTMLParser):
         self.text += data
 
 
+def test_one_photograph(run: Path, tmp_path: Path) -> None:
+    image = next((run / "images" / "ant").iterdir())
+    with pytest.raises(SystemExit, match="0"):
+        main(["predict", "--from", str(run), "--images", str(image), "--output", str(tmp_path / "p.csv")])
+    (row,) = rows_of(tmp_path / "p.csv")
+    assert row["file"] == image.name and row["class"] == "ant" and (tmp_path / "p.html").exists()
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_predicted(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,8 @@ def test_earlier_tasks_are_measured_where_their_test_data_are_given(tmp_path: Pa
     resume = tmp_path / "second" / "checkpoints" / "task_1.ckpt"
     assert go_on("resumed", part([0, 1, 2, 3]), resume=resume) == rows[2:]
     for streams, message in (
-        ((part([0, 1]),), r"has learnt 2 tasks, and streams have \[1\]"),
+        ((part([0, 1]),), r"learnt tasks of classes \[\[0, 1\], \[2, 3\]\], and streams have \[\[0, 1\]\]"),
+        ((part([2, 3]), part([0, 1])), r"and streams have \[\[2, 3\], \[0, 1\]\]"),
         ((part([0, 1]), part([2, 4])), "has not learnt the class 'eel'"),
     ):
         with pytest.raises(UserError, match=message):

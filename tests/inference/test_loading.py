@@ -147,7 +147,7 @@ def test_questions_that_cannot_be_answered(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     questions: list[tuple[Any, str]] = [
         ([tmp_path / "bad.png"], "bad.png' cannot be read"),
-        (torch.zeros(2, 7), r"features must be \(b, 96\), got \(2, 7\)"),
+        (torch.zeros(2, 7), r"Features must be \(b, 96\), got \(2, 7\)"),
         (torch.zeros(2, 7, dtype=torch.int64), "uint8"),
         (3, "paths, images, arrays or tensors are needed, got int"),
         ([None], "an image is a path, a PIL image or an array of uint8, got a NoneType"),
@@ -236,7 +236,7 @@ def test_damaged_samples_of_a_head_are_told(entry: str, value: int, tmp_path: Pa
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoints; give a run folder"):
         mh_lightning.load(tmp_path)
-    with pytest.raises(UserError, match=r"from=.* is no file"):
+    with pytest.raises(UserError, match=r"from=.*: there is no such file or folder"):
         mh_lightning.load(tmp_path / "nothing")
     fit(FineTuning(Identity(FEATURES), nn.Linear), tmp_path / "exp" / "version_3")
     assert mh_lightning.load(tmp_path / "exp").class_names[0] == "0"

@@ -13,17 +13,26 @@ from mh_lightning.backbones.base import mode_of
 from mh_lightning.compat.torch_names import hooks_of_all_modules
 from mh_lightning.data.features.description import ATOMS, described
 from mh_lightning.data.features.digest import digest, digest_bytes
+from mh_lightning.data.features.file_digests import digests_of_files
 from mh_lightning.data.images import ImageReading
 from mh_lightning.data.labelled import Labelled, Rows
 from mh_lightning.data.perturbations import Perturbation
-from mh_lightning.errors import UserError
 
 
 def image_digests(
-    samples: Labelled, perturbations: Sequence[Perturbation] = (), perturbation_seed: Sequence[int] = (0,)
+    samples: Labelled,
+    perturbations: Sequence[Perturbation] = (),
+    perturbation_seed: Sequence[int] = (0,),
+    digests_of_files: Callable[[Sequence[str], ImageReading], list[bytes]] = digests_of_files,
 ) -> list[bytes]:
     """Digests of images by their content, not their names: files by their bytes and how they are read, tensors by shape
     and values. Perturbed images are told apart by what perturbs them.
+
+    Args:
+        samples: images.
+        perturbations: of them.
+        perturbation_seed: of what perturbations draw.
+        digests_of_files: of paths; by default each file is read.
 
     Example:
         >>> import torch
@@ -32,10 +41,17 @@ def image_digests(
         >>> one == same, one == other
         (True, False)
     """
+
+    def digests_of(images: Sequence[Any] | Tensor) -> list[bytes]:
+        if len(images) and isinstance(images[0], str):
+            return digests_of_files([str(path) for path in images], samples.reading)
+        return [_digest_of_pixels(image) for image in images]
+
     if not isinstance(samples.inputs, Rows):
-        return [_image_digest(entry, samples.reading) for entry in samples.inputs]
+        return digests_of(samples.inputs)
     rows = samples.inputs.rows
-    sources = {row: _image_digest(samples.inputs.source[row], samples.reading) for row in np.unique(rows).tolist()}
+    seen = np.unique(rows).tolist()
+    sources = dict(zip(seen, digests_of([samples.inputs.source[row] for row in seen]), strict=True))
     if not perturbations:
         return [sources[row] for row in rows.tolist()]
     kinds = [json.dumps(described(**{"data.perturbations": kind})).encode() for kind in perturbations]
@@ -45,15 +61,9 @@ def image_digests(
     ]
 
 
-def _image_digest(image: str | Tensor, reading: ImageReading) -> bytes:
-    if isinstance(image, Tensor):
-        pixels = image.contiguous().numpy()
-        return digest_bytes(repr(pixels.shape).encode(), pixels)
-    try:
-        with open(image, "rb") as file:
-            return digest_bytes(repr(reading).encode(), file.read())
-    except OSError as error:
-        raise UserError(f"data: image {image!r} cannot be read ({error}); mend or remove it.") from error
+def _digest_of_pixels(image: Tensor) -> bytes:
+    pixels = image.contiguous().numpy()
+    return digest_bytes(repr(pixels.shape).encode(), pixels)
 
 
 def description_of(backbone: Backbone, transform: Callable[[Any], Tensor] | None) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Features of a stream's splits, found in the feature cache or extracted into it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from mh_lightning.backbones import Backbone
 from mh_lightning.data.features.cache import FeatureCache
+from mh_lightning.data.features.file_digests import FileDigests
 from mh_lightning.data.features.fingerprint import image_digests
 from mh_lightning.data.labelled import Labelled, StreamDataset
 from mh_lightning.data.perturbations import Perturbation
@@ -51,10 +54,12 @@ class SplitFeatures:
         """
         if (split, augment) in self._found:
             return self._found[split, augment]
+        quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
         if samples.features is not None:
             raise UserError("data.feature_cache is for images, and this data set holds features; leave it out.")
         if split not in self._digests:
-            self._digests[split] = image_digests(samples, perturbations, perturbation_seed)
+            files = partial(FileDigests(Path(self.cache.folder).expanduser()).of, quiet=quiet)
+            self._digests[split] = image_digests(samples, perturbations, perturbation_seed, files)
         no_task = np.zeros(len(samples.labels), dtype=np.int64)
         self._found[split, augment] = self.cache.features(
             self._digests[split],
@@ -65,6 +70,6 @@ class SplitFeatures:
             device=trainer.strategy.root_device,
             num_workers=self.num_workers,
             local_ranks=trainer.num_devices,
-            quiet=trainer.progress_bar_callback is None or not trainer.is_global_zero,
+            quiet=quiet,
         )
         return self._found[split, augment]
