@@ -116,7 +116,8 @@ def arithmetic(run: Path) -> float:
     head, optimizer_of = method.head, method._make_optimizer
     head.train()
     optimizer = optimizer_of(head.parameters())
-    images = torch.rand(32, *method.backbone.image_format())
+    size = method.backbone.image_format().size
+    images = torch.rand(32, 3, size, size)
     cached = data.get("feature_cache") is not None
 
     def forwards(samples: int, batch: int) -> Tensor:

@@ -42,6 +42,7 @@ from mh_lightning.run_folders import (
 )
 
 DEFAULT_SEED = 0
+LOG_EVERY_N_STEPS = 10
 FIRST = stream_callbacks.TaskBoundaries  # of all callbacks, since it prepares what others look at
 LATER: tuple[type[Callback], ...] = (
     stream_callbacks.CostMonitor,
@@ -89,7 +90,7 @@ class Trainer(lightning.pytorch.Trainer):
         num_sanity_val_steps: batches of evaluation before the fit.
         reload_dataloaders_every_n_epochs: must be 1, since each task has its own data.
         use_distributed_sampler: must be false, since the stream shares batches among ranks itself.
-        log_every_n_steps: of the training curves.
+        log_every_n_steps: of the training curves; to log takes longer than a small step.
         options: of `lightning.pytorch.Trainer`.
 
     Raises:
@@ -123,7 +124,7 @@ class Trainer(lightning.pytorch.Trainer):
         num_sanity_val_steps: int | None = 0,
         reload_dataloaders_every_n_epochs: int = 1,
         use_distributed_sampler: bool = False,
-        log_every_n_steps: int | None = 1,
+        log_every_n_steps: int | None = LOG_EVERY_N_STEPS,
         **options: Any,
     ) -> None:
         self.configuration: dict[str, Any] = {}  # of the command line

@@ -181,7 +181,14 @@ def _method(pl_module: LightningModule) -> Any:
 
 
 class TaskProgressBar(TQDMProgressBar):
-    """Progress bar that says task i of T."""
+    """Progress bar that says task i of T.
+
+    Args:
+        refresh_rate: steps from one drawing to the next, at least 1.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        super().__init__(refresh_rate)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the bar shows, without the version of the run folder."""

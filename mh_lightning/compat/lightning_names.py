@@ -23,6 +23,11 @@ def forget_sigterm(trainer: Trainer) -> None:
     trainer._signal_connector.received_sigterm = False
 
 
+def writes_curves(trainer: Trainer) -> bool:
+    """Whether what is logged in this step goes to the loggers."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
 def is_accumulating(trainer: Trainer) -> bool:
     """Whether more micro-batches belong to the step that is under way."""
     return bool(trainer.fit_loop._should_accumulate())

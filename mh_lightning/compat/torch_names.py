@@ -49,6 +49,11 @@ def is_in_backward_of_a_node() -> bool:
     return torch._C._current_autograd_node() is not None
 
 
+def users_of_storage(storage: torch.UntypedStorage) -> int:
+    """How many hold a storage: tensors, and the object that is given."""
+    return torch._C._storage_Use_Count(storage._cdata)
+
+
 def has_hooks(optimizer: Optimizer) -> bool:
     """Whether anything is called before or after an optimizer's steps."""
     return any((

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from mh_lightning.compat.torch_names import is_traced, refuse_second_derivatives
 from mh_lightning.functional.attention import Attention, spread
 from mh_lightning.functional.autocast import without_autocast
+from mh_lightning.functional.gradient_memory import GradientMemory, memory_of
 from mh_lightning.functional.grouped import (
+    gaps,
     group_by_unit,
     grouped_outer_products,
     grouped_products,
@@ -70,7 +72,7 @@ class _Blend(torch.autograd.Function):
         of_inputs, _, of_alphas, *_ = ctx.needs_input_grad
         # where only the shape of the memories is needed, they may change before the backward pass
         ctx.save_for_backward(inputs, memories if of_inputs else None, alphas, units, outputs if of_alphas else None)
-        ctx.shape, ctx.dtype = memories.shape, memories.dtype
+        ctx.shape, ctx.dtype, ctx.memory = memories.shape, memories.dtype, memory_of(memories)
         ctx.bias, ctx.winner_only, ctx.sparse = bias, winner_only, sparse
         weighted = alphas.to(outputs.dtype).unsqueeze(3) * outputs
         # no view is returned, so that it can be changed in place, like any layer's output
@@ -90,7 +92,7 @@ class _Blend(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 learning = slice(0, 1 if ctx.winner_only else None)
                 grad_memories = _grad_of_memories(
-                    grad, inputs, sizes, ctx.dtype, alphas[..., learning], units[..., learning], ctx.sparse
+                    grad, inputs, sizes, ctx.dtype, alphas[..., learning], units[..., learning], ctx.sparse, ctx.memory
                 )
             if ctx.needs_input_grad[2]:
                 grad_alphas = torch.matmul(outputs, grad.unsqueeze(3)).squeeze(3).to(alphas.dtype)
@@ -146,7 +148,14 @@ def _grad_of_inputs(grad: Tensor, inputs: Tensor, weights: Tensor, alphas: Tenso
 
 
 def _grad_of_memories(
-    grad: Tensor, inputs: Tensor, sizes: Sizes, dtype: torch.dtype, alphas: Tensor, units: Tensor, sparse: bool
+    grad: Tensor,
+    inputs: Tensor,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    alphas: Tensor,
+    units: Tensor,
+    sparse: bool,
+    memory: GradientMemory | None,
 ) -> Tensor:
     q, m, p, width = sizes
     n = inputs.shape[-1]
@@ -154,7 +163,8 @@ def _grad_of_memories(
     if not _grouped(inputs, sizes, units):
         unit_grads = _unit_grads(grad, alphas, units, m)
         if inputs.dim() == 2 and not torch.compiler.is_compiling():
-            gradient = inputs.new_empty(sizes)
+            other_type = inputs.dtype != dtype  # which is cast below
+            gradient = inputs.new_empty(sizes) if memory is None or other_type else memory.empty(inputs, sizes)
             torch.mm(unit_grads.flatten(1).t(), inputs, out=gradient.view(q * m * p, width)[:, :n])
             if bias:
                 torch.sum(unit_grads, dim=0, out=gradient[..., n])
@@ -164,8 +174,15 @@ def _grad_of_memories(
                 gradient = torch.cat([gradient, unit_grads.sum(dim=0).unsqueeze(3)], dim=3)
         return gradient.view(shape).to(dtype)
     groups = group_by_unit(units[:, 0], m, p * n, only_touched=sparse)
-    new = inputs.new_empty if sparse else inputs.new_zeros
-    values = new(len(groups.units), p * width, dtype=dtype)
+    size = (len(groups.units), p * width)
+    if sparse:
+        values = inputs.new_empty(size, dtype=dtype)
+    elif memory is None:
+        values = inputs.new_zeros(size, dtype=dtype)
+    else:
+        values = memory.empty(inputs.new_empty(0, dtype=dtype), size)
+        for left_out in gaps(groups):
+            values[left_out] = 0
     grouped_outer_products(_pair_grads(grad, alphas), inputs, groups, out=values.view(-1, p, width))
     if not sparse:
         return values.unsqueeze(0)

@@ -76,6 +76,18 @@ def group_by_unit(units: Tensor, count: int, unit_size: int, only_touched: bool 
     return Groups(blocks, *on_device)
 
 
+def gaps(groups: Groups) -> list[slice]:
+    """The units that are in no block.
+
+    Example:
+        >>> gaps(group_by_unit(torch.tensor([[2], [4]]), count=6, unit_size=20_000_000))
+        [slice(0, 2, None), slice(3, 4, None), slice(5, 6, None)]
+    """
+    ends = [0, *(block.units.stop for block in groups.blocks)]
+    starts = [*(block.units.start for block in groups.blocks), len(groups.units)]
+    return [slice(end, start) for end, start in zip(ends, starts, strict=True) if start > end]
+
+
 def _lay_out(sizes: list[int], rows: int) -> tuple[list[Block], list[int]]:
     """Blocks of at most `rows` places or one unit, and the first place of each unit."""
     blocks: list[Block] = []

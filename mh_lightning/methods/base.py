@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from mh_lightning.compat.lightning_names import writes_curves
 from mh_lightning.distributed import gather_rows, sum_over_ranks, world_size
 from mh_lightning.errors import UserError
 from mh_lightning.losses import among_classes
@@ -193,6 +194,10 @@ class ContinualMethod(MethodFrame):
     def log_training(self, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         """Draw training curves of the global batch, and tell which samples (b,) of this rank were classified correctly.
 
+        To log takes longer than a small step, so it is done at each `trainer.log_every_n_steps`-th and at the last of
+        an epoch. A loss that is not finite is told then, too; in one process on a CPU, where nothing waits for it, at
+        once.
+
         Args:
             loss: such that its mean over ranks is that of the global batch, as from `mean_loss`.
             logits: (b, C).
@@ -203,6 +208,9 @@ class ContinualMethod(MethodFrame):
         """
         correct = logits.argmax(dim=1) == targets
         loss = loss.detach()
+        logs = self.trainer.is_last_batch or writes_curves(self.trainer)
+        if not logs and (world_size() > 1 or loss.device.type != "cpu"):
+            return correct
         if world_size() == 1:
             accuracy = correct.float().mean()
         else:
@@ -214,8 +222,9 @@ class ContinualMethod(MethodFrame):
                 "or infinite values, the learning rate (model.init_args.optimizer) is too large, or a loss of the "
                 "method's own grows without bound."
             )
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", accuracy, prog_bar=True)
+        if logs:
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/accuracy", accuracy, prog_bar=True)
         return correct
 
     @property
