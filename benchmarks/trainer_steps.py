@@ -19,7 +19,7 @@ import json
 import pstats
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,15 @@ def bare(x: Tensor, y: Tensor, units: int, batch: int) -> float:
     return time.perf_counter() - begun
 
 
-def quickstart(repeats: int) -> dict[str, Any]:
-    """Seconds of the whole fit, and of its arithmetic alone, in turn."""
+def quickstart(repeats: int, options: Sequence[str] = ()) -> dict[str, Any]:
+    """Seconds of the whole fit, with options if need be, and of its arithmetic alone, in turn."""
     found: dict[str, list[float]] = {"fit": [], "bare": []}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
             with silence():
-                command_line(["fit", "--config", "quickstart.yaml", "--run_dir", folder, "--experiment", "quickstart"])
+                command_line(["fit", "--config", "quickstart.yaml", "--run_dir", folder, "--experiment", "quickstart",
+                              *options])  # fmt: skip
             found["fit"].append(time.perf_counter() - begun)
             found["bare"].append(arithmetic(Path(folder) / "quickstart" / "version_0"))
     seconds = {name: min(values) for name, values in found.items()}
@@ -108,7 +109,7 @@ def quickstart(repeats: int) -> dict[str, Any]:
 def arithmetic(run: Path) -> float:
     """Seconds of what a run has computed: its backbone and its head, on as many samples in as large batches."""
     data = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
-    stream = Digits(**{name: value for name, value in data.items() if name in ("increment", "batch_size")})
+    stream = Digits(**{name: value for name, value in data.items() if not isinstance(value, dict)})
     stream.setup("fit")
     learnt = [stream.num_samples("train", task) for task in range(stream.num_tasks)]
     evaluated = sum(stream.num_samples("test", task) for task in range(stream.num_tasks))

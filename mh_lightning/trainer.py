@@ -42,7 +42,6 @@ from mh_lightning.run_folders import (
 )
 
 DEFAULT_SEED = 0
-LOG_EVERY_N_STEPS = 10
 FIRST = stream_callbacks.TaskBoundaries  # of all callbacks, since it prepares what others look at
 LATER: tuple[type[Callback], ...] = (
     stream_callbacks.CostMonitor,
@@ -90,7 +89,8 @@ class Trainer(lightning.pytorch.Trainer):
         num_sanity_val_steps: batches of evaluation before the fit.
         reload_dataloaders_every_n_epochs: must be 1, since each task has its own data.
         use_distributed_sampler: must be false, since the stream shares batches among ranks itself.
-        log_every_n_steps: of the training curves; to log takes longer than a small step.
+        log_every_n_steps: of the training curves, since to log takes longer than a small step; by default a tenth of an
+            epoch, but at most ten, and each chunk of a stream that has chunks.
         options: of `lightning.pytorch.Trainer`.
 
     Raises:
@@ -124,10 +124,11 @@ class Trainer(lightning.pytorch.Trainer):
         num_sanity_val_steps: int | None = 0,
         reload_dataloaders_every_n_epochs: int = 1,
         use_distributed_sampler: bool = False,
-        log_every_n_steps: int | None = LOG_EVERY_N_STEPS,
+        log_every_n_steps: int | None = None,
         **options: Any,
     ) -> None:
         self.configuration: dict[str, Any] = {}  # of the command line
+        self.chooses_log_steps = log_every_n_steps is None
         self.resumes = False  # whether the fit is the rest of one
         self.run_folder: Path | None = None  # of the newest run, on rank 0; others are told when they ask for it
         self.experiment_folder = one_run_dir(run_dir, default_root_dir) / name_of_experiment(experiment)

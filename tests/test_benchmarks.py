@@ -12,8 +12,11 @@ from benchmarks import (
     cost_rule,
     heads_held_out,
     long_streams,
+    many_images,
+    trainer_steps,
     training_step,
 )
+from docs.closed_form_cost_figure import main as figure_of_costs
 from mh_lightning.functional import grouped
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
@@ -58,13 +61,52 @@ def test_heads_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all(f"| {head} |" in printed for head in found)
 
 
+TOY = ("--samples", "30", "--batch_size", "8", "--projections", "10", "--units", "10", "--max_bytes", "10000",
+       "--repeats", "1")  # fmt: skip
+
+
 def test_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ("--samples", "30", "--features", "6", "--classes", "3", "--batch_size", "8", "--projections", "10",
-             "--units", "10", "--max_bytes", "10000")  # fmt: skip
-    results = closed_form.main([*sizes, "--repeats", "1"])
+    rows = closed_form.main([*TOY, "--features", "6", "--classes", "3"])
     printed = capsys.readouterr().out
-    assert len(results) == 10 and all(math.isfinite(rate) and rate > 0 for rate in results.values())
-    assert all(name in printed for name in results if name != "naive")
+    assert len(rows) == 10 and all(math.isfinite(row["with_solution"]) and row["with_solution"] > 0 for row in rows)
+    assert all(row["head"] in printed and row["bytes"] > 0 for row in rows if row["head"] != "naive")
+
+
+def test_how_closed_forms_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["ClassMeans", "ShrunkClassCovariances"]
+    options = ("--growth", "--features", "4", "6", "--classes", "2", "3", "--heads", *wanted)
+    rows = closed_form.main([*TOY, *options, "--json", str(tmp_path / "rows.json"), "--most_gigabytes", "0.001"])
+    printed = capsys.readouterr().out
+    assert [(row["head"], row["features"], row["classes"]) for row in rows] == [
+        ("ClassMeans", 768, 2), ("ClassMeans", 768, 3), ("ClassMeans", 4, 100), ("ShrunkClassCovariances", 4, 100),
+        ("ClassMeans", 6, 100), ("ShrunkClassCovariances", 6, 100)]  # fmt: skip
+    assert printed.count("left out, its state would take") == 2
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["rows"] == rows and written["machine"]["device"] == "cpu"
+    figure_of_costs(tmp_path / "rows.json", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_many_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = many_images.main(["--files", "30", "--json", str(tmp_path / "results.json")])
+    assert all(value > 0 for value in results["seconds"].values()) and "30 of 4096 bytes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["seconds"] == results["seconds"]
+
+
+def test_trainer_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--only", "features", "--samples", "200", "--features", "6", "--units", "5", "--batch_size", "16")
+    results = trainer_steps.main([*options, "--repeats", "1", "--profile", "--json", str(tmp_path / "results.json")])
+    found = results["features"]
+    assert found["ratio"] == found["steps_per_second"]["trainer"] / found["steps_per_second"]["bare"] > 0
+    printed = capsys.readouterr().out
+    assert f"{found['ratio']:.2f} of the steps of a bare loop" in printed and "ncalls" in printed
+    assert json.loads((tmp_path / "results.json").read_text())["features"] == found
+
+
+def test_the_arithmetic_of_the_quickstart() -> None:
+    small = ["--data.init_args.max_train_samples", "40", "--data.init_args.max_test_samples", "20"]
+    found = trainer_steps.quickstart(1, small)
+    assert found["ratio"] == found["seconds"]["fit"] / found["seconds"]["bare"] > 0
 
 
 @pytest.mark.parametrize("options", [("tasks", "--tasks", "6"), ("samples", "--samples", "80")])

@@ -160,7 +160,7 @@ def test_options_that_may_change_are_told(run: Run, tiny_config: Path, finished:
         resumed = run("fit", tiny_config, "--ckpt_path", checkpoint, "--data.init_args.eval_batch_size", "7",
                       "--trainer.log_every_n_steps", "3", "--pictures", "false")  # fmt: skip
     (told,) = (str(one.message) for one in warned if "with other options" in str(one.message))
-    assert told.endswith("data.init_args.eval_batch_size 128 -> 7, trainer.log_every_n_steps 1 -> 3.")
+    assert told.endswith("data.init_args.eval_batch_size 128 -> 7, trainer.log_every_n_steps None -> 3.")
     assert results_of(resumed) == results_of(finished)
 
 

@@ -15,6 +15,8 @@ from mh_lightning.option_roles import is_same_option
 from mh_lightning.random_numbers import global_seed, put_generators_back, seed_all, state_of_generators
 
 DAMAGED_GENERATORS = "ckpt_path: the checkpoint's states of the random generators are damaged; give another checkpoint."
+POINTS_OF_AN_EPOCH = 10  # of a training curve
+MOST_LOG_STEPS = 10  # from one point to the next
 
 
 class TaskBoundaries(Callback):
@@ -98,6 +100,7 @@ class TaskBoundaries(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where a resumed run goes on, and tell the trainer when to evaluate, since it may be inside an epoch."""
         _choose_evaluation(trainer)
+        _choose_log_steps(trainer)
         stream, batches = stream_of(trainer), stream_of(trainer).batches_done
         epoch, all_batches = trainer.current_epoch, int(trainer.num_training_batches)
         if batches not in range(all_batches + 1):
@@ -115,6 +118,7 @@ class TaskBoundaries(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Announce and prepare a task at its first epoch."""
         _choose_evaluation(trainer)
+        _choose_log_steps(trainer)
         self._go_on_drawing(trainer)
         seed = global_seed()
         if seed is not None:
@@ -174,6 +178,14 @@ def _choose_evaluation(trainer: Trainer) -> None:
     stream = stream_of(trainer)
     tasks = 1 if stream.evaluates_after(current_task(trainer)) else stream.num_tasks
     trainer.check_val_every_n_epoch = tasks * stream.epochs_per_task
+
+
+def _choose_log_steps(trainer: Trainer) -> None:
+    """Ten points of a curve for each epoch, if nothing else was asked for, and one for at most ten steps."""
+    if getattr(trainer, "chooses_log_steps", False):
+        chunks = stream_of(trainer).chunk_size is not None
+        tenth = 1 if chunks else int(trainer.num_training_batches) // POINTS_OF_AN_EPOCH
+        trainer.log_every_n_steps = max(1, min(MOST_LOG_STEPS, tenth))  # type: ignore[attr-defined]
 
 
 def _method(pl_module: LightningModule) -> Any:

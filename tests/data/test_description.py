@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -411,12 +410,11 @@ def test_the_same_in_every_process() -> None:
     assert told[0] == told[1]
 
 
-def test_usual_backbones_need_no_word_and_no_time() -> None:
+def test_usual_backbones_need_no_word_and_little_work() -> None:
+    """What installed packages do is told by their versions: few nodes beside those of a network's 122 tensors."""
     backbone = TimmBackbone("resnet18")
     for augment in (False, True):
-        start = time.process_time()
-        description_of(backbone, backbone.transform(augment))
-        assert time.process_time() - start < 0.5
+        assert len(described(backbone=backbone, transform=backbone.transform(augment))) < 600
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout", "test_nfnet", "test_maxvit"])

@@ -56,7 +56,8 @@ class FileDigests:
             return digests_of_files(paths, reading)
 
     def _of(self, paths: Sequence[str], reading: ImageReading, quiet: bool) -> list[bytes]:
-        whole = [os.fsencode(os.path.abspath(path)) for path in paths]  # names need not be texts
+        here = os.getcwd()
+        whole = [os.fsencode(os.path.join(here, path)) for path in paths]  # names need not be texts
         known = self._known(whole, repr(reading))
         digests: list[bytes] = []
         new: list[tuple[Any, ...]] = []
