@@ -47,6 +47,9 @@ def main(source: Path, target: Path) -> None:
                 if points:
                     axes.plot(*zip(*points, strict=True), style, color=colour, label=head, markersize=6)
             axes.set(xscale="log", yscale="log", xlabel=f"{label} ({fixed:,} {other})", title=title)
+            ticks = sorted({row[grows] for row in rows if row[other] == fixed})
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axes.minorticks_off()
             axes.grid(alpha=0.3)
     handles = panels[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False)

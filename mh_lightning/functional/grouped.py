@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What a step costs beside its multiplications, in multiply-adds (measured on a CPU: docs/performance.md).
+# What a step costs beside its multiplications, in multiply-adds (measured on a CPU: docs/performance_details.md).
 READ_WEIGHT = 16  # fetching a weight from memory
 GROUPING = {"cpu": 10_000_000, "cuda": 4_000_000_000}  # sorting samples and starting products; cuda: an estimate
 LARGE_PRODUCT = 20_000_000  # from here on, a product of its own is as fast as a share of a batched one

@@ -27,10 +27,10 @@ MOST_WORKERS = 8
 class FeatureCache:
     """Where features of images are kept, and how.
 
-    Features are found by the content of the image and by all that they depend on: the backbone's name, weights,
-    transform, image size, the number of views and the type of number. Other weights or another transform make another
-    entry; other data sets, splits and subsets share one. The backbone computes in float32, or as below, whatever the
-    trainer's precision is.
+    Features are found by the content of the image, which a file's path, size and time of change stand for once it was
+    read, and by all that they depend on: the backbone's name, weights, transform, image size, the number of views and
+    the type of number. Other weights or another transform make another entry; other data sets, splits and subsets share
+    one. The backbone computes in float32, or as below, whatever the trainer's precision is.
 
     Args:
         folder: where the entries go; it is made if need be.
@@ -126,7 +126,9 @@ class FeatureCache:
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions of its own for bfloat16, which take half the time (docs/performance.md)."""
+    """Whether the device has instructions of its own for bfloat16, which take half the time
+    (docs/performance_details.md).
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

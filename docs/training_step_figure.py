@@ -1,6 +1,6 @@
 """Draw how the time of a training step grows, from the JSON of `python -m benchmarks.training_step --growth`.
 
-python docs/performance_figure.py growth.json docs/performance.png
+python docs/training_step_figure.py growth.json docs/training_step.png
 """
 
 import json
