@@ -19,7 +19,8 @@ def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool
     difference cancels. Samples whose nearest key of a set is not certain, or is too close for its distance to have
     digits left, are computed again in float64, and if that is not enough, from the differences.
 
-    Recorded graphs (torch.compile, torch.export, ...) cannot depend on values: they use float64 for all samples.
+    Recorded graphs (torch.compile, torch.export, ...) cannot depend on values, and a GPU would have to be waited for:
+    they use float64 for all samples.
 
     Args:
         z: samples, (b, d).
@@ -36,11 +37,11 @@ def squared_distances(z: Tensor, keys: Tensor, units: int) -> tuple[Tensor, bool
         >>> squared_distances(torch.tensor([[0.375 + 1 / 64]]), keys, units=3)[0].argmin(1)
         tensor([1])
     """
-    if is_traced(z):
+    if not is_traced(z) and len(z) * keys.numel() <= DIRECT.get(z.device.type, DIRECT["cuda"]):
+        return _from_differences(z, keys), True
+    if is_traced(z) or z.device.type != "cpu":
         wide = z.dtype if z.device.type == "mps" else torch.float64
         return _expanded(z.to(wide), keys.to(wide))[0].to(z.dtype), True
-    if len(z) * keys.numel() <= DIRECT.get(z.device.type, DIRECT["cuda"]):
-        return _from_differences(z, keys), True
     squared, norms = _expanded(z, keys)
     lost = _lost_digits(squared.view(len(z), -1, units), norms)
     if lost is None:

@@ -35,11 +35,11 @@ def longest(dtype: torch.dtype) -> float:
 
 
 class ScramblePlan(NamedTuple):
-    """The key sets that recycle a unit, which one, and for which sample."""
+    """The unit that each key set would recycle, for which sample, and whether it does."""
 
-    sets: Tensor  # (a,)
-    units: Tensor  # (a,)
-    samples: Tensor  # (a,)
+    wanted: Tensor  # (q,)
+    units: Tensor  # (q,)
+    samples: Tensor  # (q,)
 
 
 def plan_scramble(
@@ -68,13 +68,12 @@ def plan_scramble(
     Example:
         >>> plan_scramble(torch.tensor([[0.9], [0.1]]), torch.tensor([[5, 5, 0]]), torch.tensor([[0, 0, 9]]),
         ...               tau_alpha=0.5, tau_mu=1, tau_eta=9)
-        ScramblePlan(sets=tensor([0]), units=tensor([2]), samples=tensor([1]))
+        ScramblePlan(wanted=tensor([True]), units=tensor([2]), samples=tensor([1]))
     """
     weakest, sample = winner_responses.min(dim=0)
     # a unit that is used too much counts as younger than any
     oldest, unit = torch.where(mu < tau_mu, eta, YOUNGEST).max(dim=1)
-    sets = ((weakest < tau_alpha) & (oldest >= tau_eta)).nonzero().flatten()
-    return ScramblePlan(sets, unit[sets], sample[sets])
+    return ScramblePlan((weakest < tau_alpha) & (oldest >= tau_eta), unit, sample)
 
 
 def move_keys_(

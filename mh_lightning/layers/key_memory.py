@@ -117,7 +117,7 @@ class KeyMemory(WideState):
         self._pending: list[Matched | MatchedOne] = []
         self._version_of_pending = 0
         self._gradient_of_pending: Tensor | bool = False  # whether M's was not all zero when they came
-        self._recycled = 0  # units, in this process
+        self._recycled: int | Tensor = 0  # updates that recycled units, in this process
 
     @property
     def defer_key_updates(self) -> bool:
@@ -257,7 +257,8 @@ class KeyMemory(WideState):
 
     def _check_pass(self, forward: Forward) -> None:
         name = type(self).__name__
-        if forward.kept and forward.recycled != self._recycled:
+        before, now = forward.recycled, self._recycled
+        if forward.kept and before is not now and bool(before != now):
             raise UserError(
                 f"{name}: scramble=True has recycled a unit between a forward and this backward pass through it; call "
                 "backward once for all, or set defer_key_updates=True and call apply_key_updates() after the last."
@@ -304,6 +305,7 @@ class KeyMemory(WideState):
         if len(pending) == 1:
             self._update_from(pending[0])
             return
+        kept = any(one.forward.kept for one in pending)
         batches = [as_batch(matched) for matched in pending]
         empty = self.K.new_zeros(0, self.key_size)
         zero_sets = empty.new_zeros(0, self.K.shape[0])
@@ -312,30 +314,40 @@ class KeyMemory(WideState):
                 torch.cat([empty, *(one.z.to(empty) for one in batches)]),
                 torch.cat([zero_sets.long(), *(one.winners.to(empty.device) for one in batches)]),
                 torch.cat([zero_sets, *(one.responses.to(empty) for one in batches)]),
+                kept,
             )
 
     def _update_from(self, matched: Matched | MatchedOne) -> None:
         if isinstance(matched, MatchedOne) and world_size() == 1:
             self._update_one(matched)
         else:
-            _, z, winners, responses = as_batch(matched)
+            forward, z, winners, responses = as_batch(matched)
             with without_autocast(self.K):
-                self._update(z.to(self.K), winners.to(self.K.device), responses.to(self.K))
+                self._update(z.to(self.K), winners.to(self.K.device), responses.to(self.K), forward.kept)
 
     def drop_key_updates(self) -> None:
         """With `defer_key_updates`: forget what waits, for an optimizer step that is not taken."""
         self._pending, self._gradient_of_pending = [], False
 
     @torch.inference_mode()
-    def _update(self, z: Tensor, winners: Tensor, responses: Tensor) -> None:
-        """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q)."""
+    def _update(self, z: Tensor, winners: Tensor, responses: Tensor, kept: bool) -> None:
+        """Scramble, move the keys and count, from the forward's z (b, d), winners and their responses (b, q).
+
+        Where `_may_wait_for` forbids to look at values, what could be left out is computed and then masked.
+
+        Args:
+            z: what was matched.
+            winners: best units.
+            responses: of the winners.
+            kept: whether a graph may need the memories as they are.
+        """
         require_whole(self)
         seeds = []
         if self.random_memories:  # every rank draws, to keep the generators in step; the first row's draw is used
             seeds.append(torch.randint(2**31, (1,)).to(z.device).expand(len(z)))
         z, winners, responses, *seeds = gather_in_turn(z, winners, responses, *seeds)
         usable = None  # rows, where not all of them are known to be
-        if not self._may_wait_for(z.device):
+        if not self._may_wait_for(z.device, kept):
             usable = functional.usable_rows(z, responses)
             z, responses = (rows.masked_fill(~usable.unsqueeze(1), 0) for rows in (z, responses))
         elif not functional.are_usable(z, responses):
@@ -348,21 +360,15 @@ class KeyMemory(WideState):
         if self.distance == "cosine" and self.upd_k != "ad_hoc_WTA":
             keys = F.normalize(keys, dim=2)
         sigma, _ = sigma_and_gamma(self.sigma_eu, self.gamma_alpha, self.scale)
-        if usable is None:
-            self.key_counter.scatter_(1, winners.t(), 1, reduce="add")
-        else:
-            self.key_counter.scatter_add_(1, winners.t(), usable.long().expand(len(keys), batch))
+        won_by = winners.t()
+        ones = torch.ones_like(won_by) if usable is None else usable.long().expand(len(keys), batch)
+        self.key_counter.scatter_add_(1, won_by, ones)
         if self.scramble:
+            known = responses if usable is None else responses.masked_fill(~usable.unsqueeze(1), math.inf)
             plan = functional.plan_scramble(
-                responses, self.mu, self.eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
+                known, self.mu, self.eta, tau_alpha=self.tau_alpha, tau_mu=self.tau_mu, tau_eta=self.tau_eta
             )
-            if len(plan.sets):
-                sources = winners[plan.samples, plan.sets]
-                self._recycle_memories(plan.sets, plan.units, sources, int(seeds[0][0]) if seeds else 0)
-                self._recycled += 1
-                keys[plan.sets, plan.units] = z[plan.samples]
-                self.mu[plan.sets, plan.units] = 0
-                self.scrambling_count[plan.sets] += 1
+            self._recycle(keys, z, winners, plan, seeds, masked=usable is not None)
         if self.upd_k == "ad_hoc_WTA":
             width = self._sigma_of_steps()
             functional.move_keys_(
@@ -374,15 +380,47 @@ class KeyMemory(WideState):
         if keys is not self.K:
             self.K.copy_(keys)
         if self.scramble:
-            self.eta.scatter_(1, winners.t(), 0)
-            self.mu.scatter_(1, winners.t(), 1, reduce="add")
-            self.eta.add_(batch)
+            won = torch.zeros_like(self.mu).scatter_add_(1, winners.t(), ones)
+            self.eta.masked_fill_(won > 0, 0)
+            self.mu.add_(won)
+            self.eta.add_(batch if usable is None else usable.sum())
         if self.scale is not None:
             self.scale.add(z, usable)
 
-    def _may_wait_for(self, device: torch.device) -> bool:
-        """Whether to look at values: on a GPU that takes waiting for it, as the plan of scrambling does anyway."""
-        return self.scramble or device.type == "cpu"
+    def _recycle(
+        self, keys: Tensor, z: Tensor, winners: Tensor, plan: functional.ScramblePlan, seeds: list[Tensor], masked: bool
+    ) -> None:
+        """Recycle the units of a plan.
+
+        Args:
+            keys: (q, m, d), changed.
+            z: samples that became keys are among them, (b, d).
+            winners: (b, q).
+            plan: of all key sets.
+            seeds: of random memories, if there are any.
+            masked: write all sets' units, those that are not recycled as they are, without a look at the plan.
+        """
+        sets = torch.arange(len(keys), device=keys.device) if masked else plan.wanted.nonzero().flatten()
+        if not len(sets):
+            return
+        units, samples = (plan.units, plan.samples) if masked else (plan.units[sets], plan.samples[sets])
+        wanted = plan.wanted if masked else None
+        self._recycle_memories(sets, units, winners[samples, sets], int(seeds[0][0]) if seeds else 0, wanted)
+        new, used = z[samples], torch.zeros_like(self.mu[sets, units])
+        if wanted is not None:
+            new = torch.where(wanted.unsqueeze(1), new, keys[sets, units])
+            used = torch.where(wanted, used, self.mu[sets, units])
+        keys[sets, units], self.mu[sets, units] = new, used
+        self.scrambling_count[sets] += 1 if wanted is None else wanted.long()
+        self._recycled = self._recycled + (1 if wanted is None else wanted.any().long())
+
+    def _may_wait_for(self, device: torch.device, kept: bool) -> bool:
+        """Whether to look at values, for which a GPU has to be waited for.
+
+        So it is where memories must not be written to without need, since a graph needs them as they are, and where
+        the units' new weights are drawn on the CPU.
+        """
+        return device.type == "cpu" or (self.scramble and (kept or self.random_memories))
 
     def _update_one(self, matched: MatchedOne) -> None:
         """As `_update`, for one sample and one key set whose keys are moved ad hoc."""
@@ -412,8 +450,12 @@ class KeyMemory(WideState):
             self.scale.add_one(z)
 
     @abstractmethod
-    def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
-        """Overwrite unit `units[i]` of key set `sets[i]` with its `sources[i]`, or anew from the seed."""
+    def _recycle_memories(
+        self, sets: Tensor, units: Tensor, sources: Tensor, seed: int, wanted: Tensor | None = None
+    ) -> None:
+        """Overwrite unit `units[i]` of key set `sets[i]` with its `sources[i]`, or anew from the seed; all of them, or
+        those that are `wanted`.
+        """
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if any(prefix + name in state_dict for name in ("K", "M")):

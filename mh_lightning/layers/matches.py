@@ -13,7 +13,7 @@ class Forward(NamedTuple):
     """The state that a training forward was on."""
 
     state: list[Tensor | None]
-    recycled: int
+    recycled: int | Tensor  # how often units were, see `KeyMemory`
     kept: bool  # whether its graph needs the state as it was
 
 

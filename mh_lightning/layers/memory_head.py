@@ -386,7 +386,9 @@ class MHLinear(KeyMemory):
         sparse = self.sparse_gradients and not self.layer_norm and not in_process_group()
         return functional.blend(x, memories, attention, bias=self.bias, winner_only=winner_only, sparse=sparse)
 
-    def _recycle_memories(self, sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
+    def _recycle_memories(
+        self, sets: Tensor, units: Tensor, sources: Tensor, seed: int, wanted: Tensor | None = None
+    ) -> None:
         for memories in (self.M, *(layer.M for layer in self.followers)):
             if not isinstance(memories, nn.Parameter):
                 raise UserError("MHLinear: M is parametrized, so its units cannot be recycled; set scramble=False.")
@@ -395,7 +397,10 @@ class MHLinear(KeyMemory):
                 fresh = fill_with_random_memories(torch.empty(memories[:, 0].shape), generator).to(memories)
                 memories[sets, units] = fresh[sets]
             else:
-                memories[sets, units] = memories[sets, sources]
+                new = memories[sets, sources]
+                if wanted is not None:
+                    new = torch.where(wanted.unsqueeze(1), new, memories[sets, units])
+                memories[sets, units] = new
 
     def reference_state_dict(self) -> dict[str, Tensor]:
         """The state in the form of the published code: counters only with `scramble`, and mostly as floats."""

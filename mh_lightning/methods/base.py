@@ -195,8 +195,7 @@ class ContinualMethod(MethodFrame):
         """Draw training curves of the global batch, and tell which samples (b,) of this rank were classified correctly.
 
         To log takes longer than a small step, so it is done at each `trainer.log_every_n_steps`-th and at the last of
-        an epoch. A loss that is not finite is told then, too; in one process on a CPU, where nothing waits for it, at
-        once.
+        an epoch. A loss that is not finite is told then, too; on a CPU, where nothing waits for it, at once.
 
         Args:
             loss: such that its mean over ranks is that of the global batch, as from `mean_loss`.
@@ -209,7 +208,7 @@ class ContinualMethod(MethodFrame):
         correct = logits.argmax(dim=1) == targets
         loss = loss.detach()
         logs = self.trainer.is_last_batch or writes_curves(self.trainer)
-        if not logs and (world_size() > 1 or loss.device.type != "cpu"):
+        if not logs and loss.device.type != "cpu":
             return correct
         if world_size() == 1:
             accuracy = correct.float().mean()

@@ -123,7 +123,7 @@ class MethodFrame(Checkpointed):
         """
         check_trainer(self.trainer)
         self._settings_of_checkpoint = self._optimizers_of_checkpoint = None
-        self.automatic_optimization = self._steps_by_trainer and self.stream.chunk_size is None
+        self.automatic_optimization = self._steps_by_trainer
         if self.trainer.state.fn == "fit":
             if getattr(self.trainer, "resumes", False) and self._began_with is not None:
                 (self.learnt_stream,) = self._began_with  # a run is resumed with the object that began it
@@ -148,6 +148,8 @@ class MethodFrame(Checkpointed):
     def configure_model(self) -> None:
         """Make the head, once."""
         self._inputs_are_features = self.stream.feature_cache is not None
+        if self.stream.chunk_size is not None:
+            self.automatic_optimization = False  # not before, or the trainer refuses options in words of its own
         if self.head is None:
             if not self._inputs_are_features:
                 self.backbone.prepare(self.stream.first_input())

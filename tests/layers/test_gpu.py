@@ -98,3 +98,57 @@ def test_a_closed_form_head(name: str) -> None:
     states = on_cpu.state_dict(), on_gpu.cpu().state_dict()
     for entry, value in states[0].items():
         torch.testing.assert_close(states[1][entry], value, rtol=1e-4, atol=1e-3)
+
+
+def step_of(layer: MHLinear, x: torch.Tensor, y: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    optimizer.zero_grad(set_to_none=False)
+    loss = torch.nn.functional.cross_entropy(layer(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+@pytest.mark.parametrize("options", [{}, {"distance": "cosine", "gamma_alpha": 5.0}], ids=["as it comes", "cosine"])
+def test_a_training_step_waits_for_nothing(options: dict[str, object]) -> None:
+    layer = MHLinear(64, 10, **options).cuda()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x, y = torch.randn(32, 64, device="cuda"), torch.randint(10, (32,), device="cuda")
+    step_of(layer, x, y, optimizer)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step_of(layer, x, y, optimizer)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_captured_step_is_the_step() -> None:
+    """A graph of kernels, launched at once, on batches that are written into the same tensors."""
+    torch.manual_seed(0)
+    eager = MHLinear(64, 10, key_mem_units=20, tau_eta=10).cuda()
+    captured = copy.deepcopy(eager)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (eager, captured)]
+    batches = [(torch.randn(32, 64, device="cuda"), torch.randint(10, (32,), device="cuda")) for _ in range(20)]
+    x, y = batches[0][0].clone(), batches[0][1].clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for batch in batches[:3]:  # the warm-up takes steps, too
+            x.copy_(batch[0])
+            y.copy_(batch[1])
+            step_of(captured, x, y, optimizers[1])
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    before = copy.deepcopy(captured.state_dict())
+    with torch.cuda.graph(graph):
+        step_of(captured, x, y, optimizers[1])
+    captured.load_state_dict(before)
+    for place, batch in enumerate(batches):
+        step_of(eager, *batch, optimizers[0])
+        if place >= 3:
+            x.copy_(batch[0])
+            y.copy_(batch[1])
+            graph.replay()
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(captured.state_dict()[name], value, rtol=1e-4, atol=1e-5)

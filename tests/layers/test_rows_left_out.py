@@ -145,10 +145,11 @@ def test_deferred(rows: int) -> None:
 
 
 @every_value
-@pytest.mark.parametrize("kind", ["cosine", "euclidean", "dot_scaled"])
-def test_without_a_look_at_values(kind: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where a layer that does not scramble need not wait."""
-    options = KINDS[kind] | {"scramble": False}
+@pytest.mark.parametrize("scramble", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "random memories"])
+def test_without_a_look_at_values(kind: str, scramble: bool, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which need not be waited for."""
+    options = KINDS[kind] | {"scramble": scramble}
     layer, other = build(options, torch.float64), build(options, torch.float64)
     for x in (part.double() for part in batches()):
         bad = torch.cat([x, torch.full((2, N), value, dtype=x.dtype)])

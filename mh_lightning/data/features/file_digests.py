@@ -44,7 +44,7 @@ class FileDigests:
             quiet: no progress bar.
 
         Raises:
-            UserError: if one of them cannot be read.
+            UserError: if one of them cannot be read, or the folder cannot be made.
         """
         try:
             return self._of(paths, reading, quiet)
@@ -89,7 +89,12 @@ class FileDigests:
         return known
 
     def _connected(self) -> "_Transaction":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"data.feature_cache.folder: {str(self.path.parent)!r} cannot be made ({error.strerror}); give another."
+            ) from error
         return _Transaction(self.path)
 
 
