@@ -19,7 +19,15 @@ class EarlierTasks(Callback):
     """At each evaluation of a fit that goes on, also measures the tasks of the fits before it.
 
     Their accuracies stand in results.json, in the rows of this run of ``parent.accuracy_matrix_of_both``, where there
-    would be null otherwise, and in the loggers as ``earlier/average_accuracy``.
+    would be null otherwise, and in the loggers as ``earlier/average_accuracy``. In a configuration::
+
+        trainer:
+          callbacks:
+          - class_path: mh_lightning.callbacks.EarlierTasks
+            init_args:
+              streams:
+              - class_path: ImageFolder
+                init_args: {root: images/old, increment: [3, 2, 2]}
 
     Args:
         streams: of all earlier fits, first to last, with the tasks that they had. Their training samples are read and
