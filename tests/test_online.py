@@ -106,30 +106,24 @@ def test_hooks_of_an_optimizer_are_called_in_chunks(run: Run, tiny_config: Path)
 TWO_PROCESSES = """
 import sys
 from mh_lightning.cli import main
-sys.argv, (runs, *configs) = sys.argv[:1], sys.argv[1:]
-for config in configs:
-    main(["fit", "--config", config, "--run_dir", runs, "--trainer.devices", "2", "--trainer.strategy", "ddp",
-          "--trainer.precision", "64-true"])
+sys.argv, (runs, config) = sys.argv[:1], sys.argv[1:]
+main(["fit", "--config", config, "--run_dir", runs, "--trainer.devices", "2", "--trainer.strategy", "ddp",
+      "--trainer.precision", "64-true"])
 """
 
 
-def test_two_processes_equal_one(run: Run, tiny_config: Path, modes: Path, tmp_path: Path) -> None:
-    script, configs = tmp_path / "two_processes.py", {}
+def test_two_processes_equal_one(run: Run, modes: Path, tmp_path: Path) -> None:
+    """Of a plane, of which pictures are drawn; tests/methods/test_ranks.py has the methods."""
+    script, config = tmp_path / "two_processes.py", use(modes, "FineTuning", batch_size=2, chunk_size=None)
     script.write_text(TWO_PROCESSES)
-    for method in ("AveragedGEM", "GDumb"):  # tests/methods/test_ranks.py has them all
-        configs[method] = tmp_path / f"{method}.yaml"
-        configs[method].write_text(tiny_config.read_text())
-        use(configs[method], method)
-    configs["Modes"] = use(modes, "FineTuning", batch_size=2, chunk_size=None)  # a plane, of which pictures are drawn
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
-               str(tmp_path / "two"), *map(str, configs.values())]  # fmt: skip
+               str(tmp_path / "two"), str(config)]  # fmt: skip
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    for config in configs.values():
-        alone = run("fit", config, *NO_PICTURES, "--trainer.precision", "64-true")
-        assert_same(alone, tmp_path / "two" / config.stem / "version_0", tolerance=1e-6)
+    alone = run("fit", config, *NO_PICTURES, "--trainer.precision", "64-true")
+    assert_same(alone, tmp_path / "two" / config.stem / "version_0", tolerance=1e-6)
     assert (tmp_path / "two" / "modes" / "version_0" / "decision_surfaces.png").exists()
 
 

@@ -129,8 +129,8 @@ def test_units_are_recycled_in_all_routed_layers(batch: int) -> None:
     net = stack(route_by_winners=True)
     copies = []
 
-    def recycle(sets: Tensor, units: Tensor, sources: Tensor, seed: int) -> None:
-        plain(sets, units, sources, seed)
+    def recycle(sets: Tensor, units: Tensor, sources: Tensor, seed: int, wanted: Tensor | None = None) -> None:
+        plain(sets, units, sources, seed, wanted)
         copies.append(
             all(torch.equal(layer.M[sets, units], layer.M[sets, sources]) for layer in (net.first, *net.later))
         )
