@@ -141,7 +141,9 @@ class Trainer(lightning.pytorch.Trainer):
             num_sanity_val_steps=num_sanity_val_steps,
             reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
             use_distributed_sampler=use_distributed_sampler,
-            log_every_n_steps=log_every_n_steps,
+            log_every_n_steps=1
+            if self.chooses_log_steps
+            else log_every_n_steps,  # until the length of an epoch is known
             **options,
         )
 

@@ -149,3 +149,21 @@ def test_a_plain_trainer_is_told_what_to_use(tmp_path: Path) -> None:
     plain = lightning.pytorch.Trainer(max_epochs=10, default_root_dir=tmp_path, logger=False, **QUIET)
     with pytest.raises(UserError, match=r"use mh_lightning\.Trainer"):
         plain.fit(linear(), datamodule=stream())
+
+
+@pytest.mark.filterwarnings("error:.*smaller than the logging interval")
+@pytest.mark.parametrize(("batch_size", "given", "steps"), [(1, None, 2), (8, None, 1), (1, 20, 20)])
+def test_curves_have_ten_points_an_epoch(batch_size: int, given: int | None, steps: int, tmp_path: Path) -> None:
+    """The first task has 26 samples, which are as many batches of one, or four of up to eight."""
+    trainer = mh_lightning.Trainer(run_dir=tmp_path, log_every_n_steps=given, pictures=False, **QUIET)
+    seen: list[int] = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(trainer.log_every_n_steps)
+
+    trainer.callbacks.append(Watch())  # type: ignore[attr-defined]
+    trainer.fit(linear(), datamodule=stream(batch_size=batch_size))
+    assert seen[0] == steps
+    rows = [line for line in (trainer.run_folder / "metrics.csv").read_text().splitlines() if line]  # type: ignore[operator]
+    assert len(rows) > 3
