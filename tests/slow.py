@@ -76,6 +76,18 @@ WHOLE = {
     "tests/data/test_image_folder.py::test_what_passes_the_check_can_be_read",
     "tests/experiments/test_search.py::test_two_processes_on_one_storage",
     "tests/experiments/test_search.py::test_run_folders_of_another_search_are_not_mixed_in",
+    "tests/experiments/test_cells.py::test_one_batch_is_another_run_than_all_of_them",
+    "tests/experiments/test_cells.py::test_a_table_of_ones_own",
+    "tests/test_extending.py::test_all_of_it_by_command_resumes_and_predicts",
+    "tests/inference/test_export.py::test_images_go_in_and_the_file_tells_what_it_takes",
+    "tests/test_commands.py::test_a_starting_point",
+    "tests/test_service.py::test_a_start_from_nothing_is_told",
+    "tests/experiments/test_search.py::test_test_data_has_no_part_in_the_choice",
+    "tests/experiments/test_search.py::test_a_dead_process_leaves_no_trial_that_counts",
+    "tests/experiments/test_series.py::test_a_metric_of_ones_own",
+    "tests/test_online.py::test_pictures_of_a_plane",
+    "tests/callbacks/test_averaging.py::test_replayed_samples_and_frozen_weights_are_no_averages",
+    "tests/test_online.py::test_an_optimizer_of_touched_units_learns_chunks",
 }
 # of many cases, the fast suite has the first and then each n-th
 EACH = {

@@ -59,7 +59,8 @@ class RetrainingMethod(ContinualMethod):
                 "are not kept of a backbone; so it cannot go on, unless the backbone is frozen."
             )
         if not self._initial_weights or self.goes_on:
-            starts = {"backbone": self.backbone, "head": self.make_head() if self.goes_on else self.head}
+            with torch.device("cpu"):  # where the first head was made, too
+                starts = {"backbone": self.backbone, "head": self.make_head() if self.goes_on else self.head}
             self._initial_weights = {
                 f"{part}.{name}": value.detach().clone()
                 for part, module in starts.items()
