@@ -32,6 +32,8 @@ __all__ = [
     "StreamingLDA",
 ]
 
+ROWS_AT_ONCE = 256
+
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A head as a classifier of scikit-learn.
@@ -125,8 +127,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Probabilities (b, C) of features (b, n), in the order of `classes_`."""
         check_is_fitted(self, "head_")
         x = torch.from_numpy(validate_data(self, X, dtype=np.float32, reset=False))
+        # products round by their size, and what is answered to a sample must not depend on how many are asked
+        filled = torch.cat([x, x[:1].expand(-len(x) % ROWS_AT_ONCE, -1)])
         with torch.no_grad():
-            return torch.softmax(self._logits(x).double(), dim=1).numpy()
+            logits = torch.cat([self._logits(rows) for rows in torch.split(filled, ROWS_AT_ONCE)])[: len(x)]
+            return torch.softmax(logits.double(), dim=1).numpy()
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
         """Labels (b,) of features (b, n)."""

@@ -234,10 +234,6 @@ def commands_and_variables(launcher: str, arguments: list[str]) -> list[tuple[li
     plain = [sys.executable, "train.py", *arguments]
     if launcher == "devices":
         return [(plain, {})]
-    if launcher == "torchrun":
-        return [
-            ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *plain[1:]], {})
-        ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -248,7 +244,7 @@ def commands_and_variables(launcher: str, arguments: list[str]) -> list[tuple[li
 
 @pytest.mark.parametrize(
     ("method", "options", "launcher"),
-    [("FineTuning", (), "torchrun"), ("FineTuning", TOUCHED, "SLURM"), ("ClosedForm", (), "devices")],
+    [("FineTuning", TOUCHED, "SLURM"), ("ClosedForm", (), "devices")],  # torchrun is in tests/test_online.py
 )
 def test_two_processes_equal_one(
     run: Run, tiny_config: Path, tmp_path: Path, method: str, options: tuple[str, ...], launcher: str

@@ -186,6 +186,7 @@ def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
 # they need a backbone of timm
 IMAGES = {"memory_head_500_online", "linear_per_task_sequential", "fecam"}
 FASTER = dict.fromkeys(("ranpac", "random_feature_ridge", "kernel_discriminant"), ("num_projections", 40))
+FASTER["truncated_projection"] = ("num_projections", 600)  # of which it keeps 500
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
@@ -204,6 +205,8 @@ def test_method(run: Callable[..., Path], tmp_path: Path, method: Path) -> None:
     if method.stem in FASTER:
         name, value = FASTER[method.stem]
         options += [f"--model.head.{name}", str(value)]
+    if method.stem == "icarl":
+        options += ["--model.buffer_size", "20"]
     if "slca" in method.stem or "aligned" in method.stem:
         options += ["--model.alignment.samples_per_class", "4"]
     folder = run("fit", stream, *options)

@@ -28,6 +28,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "GDumb": BUFFER | {"epochs": 2},
     "JointTraining": {"epochs": 2},
     "Ensemble": {"members": 2},
+    "EWC": {"fisher_samples": 20},
+    "SynapticIntelligence": {},
+    "LwF": {},
+    "DERPlusPlus": BUFFER,
+    "ICaRL": BUFFER,
+    "WeightAligning": BUFFER,
 }
 NO_PICTURES = ("--pictures", "false")
 every_method = pytest.mark.parametrize("method", METHODS)

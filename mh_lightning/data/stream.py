@@ -325,9 +325,12 @@ class StreamDataModule(LightningDataModule):
         indices = np.concatenate(self._samples_of_tasks["train"][: task + 1])
         return self._loader("train", indices, self.batch_size, seed_from(task, epoch), True, self.augment)
 
-    def unaugmented_train_dataloader(self, task: int) -> DataLoader[Any]:
-        """A task's training samples, each once, in the data's order and with the transform of evaluation."""
-        return self._loader("train", self._samples_of_tasks["train"][task], self.eval_batch_size)
+    def unaugmented_train_dataloader(self, task: int, places: NDArray[np.int64] | None = None) -> DataLoader[Any]:
+        """A task's training samples, each once, in the data's order and with the transform of evaluation; or those at
+        some places among them.
+        """
+        indices = self._samples_of_tasks["train"][task]
+        return self._loader("train", indices if places is None else indices[places], self.eval_batch_size)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """All tasks' samples: one loader for each of `evaluation_splits`."""

@@ -78,7 +78,8 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities (b, C), float32, of inputs (b, ...) that the transform has made of images."""
-        logits: Tensor = self.method(x)
+        with self.method.evaluating():  # a fit that went on with it has left it in training mode
+            logits: Tensor = self.method(x)
         return torch.softmax(logits.float(), dim=1)
 
     def of_features(self, features: Tensor) -> Tensor:

@@ -4,26 +4,41 @@ from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.averaged_gem import AveragedGEM
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
 from mh_lightning.methods.closed_form import ClosedForm
+from mh_lightning.methods.dark_experience_replay import DER, DERPlusPlus
+from mh_lightning.methods.elastic_weight_consolidation import EWC
 from mh_lightning.methods.ensemble import Ensemble
+from mh_lightning.methods.er_ace import ERACE
 from mh_lightning.methods.experience_replay import ExperienceReplay
 from mh_lightning.methods.fine_tuning import FineTuning
 from mh_lightning.methods.gdumb import GDumb
+from mh_lightning.methods.icarl import ICaRL
 from mh_lightning.methods.joint_training import JointTraining
+from mh_lightning.methods.learning_without_forgetting import LwF
 from mh_lightning.methods.maximally_interfered_retrieval import MaximallyInterferedRetrieval
 from mh_lightning.methods.slca import SLCA
+from mh_lightning.methods.synaptic_intelligence import SynapticIntelligence
+from mh_lightning.methods.weight_aligning import WeightAligning
 
 __all__ = [
+    "DER",
+    "ERACE",
+    "EWC",
     "SLCA",
     "AveragedGEM",
     "Batch",
     "ClassifierAlignment",
     "ClosedForm",
     "ContinualMethod",
+    "DERPlusPlus",
     "Ensemble",
     "ExperienceReplay",
     "FineTuning",
     "GDumb",
     "Head",
+    "ICaRL",
     "JointTraining",
+    "LwF",
     "MaximallyInterferedRetrieval",
+    "SynapticIntelligence",
+    "WeightAligning",
 ]

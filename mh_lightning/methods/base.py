@@ -182,6 +182,15 @@ class ContinualMethod(MethodFrame):
         whole = self.rows_of_batch if rows is None else rows
         return losses.sum() * (world_size() / whole)
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizer steps, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def classes_until(self, task: int) -> list[int]:
+        """The classes of the tasks before one, those of earlier fits included."""
+        known = self.stream.learnt().class_groups[: self.stream.num_earlier_tasks + task]
+        return sorted({label for group in known for label in group})
+
     def seen_by_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (b, C) of new samples, minus infinity where `classes_in_loss` leaves a class out."""
         if self.classes_in_loss == "all":

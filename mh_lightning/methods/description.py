@@ -8,6 +8,7 @@ from inspect import signature
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,6 +32,13 @@ def described(method: nn.Module, make_head: Callable[..., nn.Module]) -> dict[st
     arguments = backbone.arguments()
     taken = arguments_of(type(method))
     options = {name: value for name, value in vars(method).items() if name in taken}
+    lost = sorted(taken - options.keys() - {"backbone", "head", *OPTIMIZATION})
+    if lost:
+        name = f"{type(method).__name__}.{lost[0]}"
+        rank_zero_warn(
+            f"{name}: a checkpoint tells the arguments of a method that are attributes of the same names, and this one "
+            f"is none, so a loaded model would take its default; set self.{lost[0]} in __init__."
+        )
     options = {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}  # type: ignore[arg-type]
     makers = {name: getattr(method, f"_make_{name}", None) for name in OPTIMIZATION if name in taken}
     optimization = {name: _factory(make) for name, make in makers.items() if make is not None}

@@ -34,6 +34,7 @@ class ExperienceReplay(ReplayMethod):
         **options: Any,
     ) -> None:
         super().__init__(backbone, head, buffer_size, replay_batch_size, **options)
+        self.replacement = replacement
         self.buffer_kind = {"reservoir": ReservoirBuffer, "random": RandomReplacementBuffer}[replacement]
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

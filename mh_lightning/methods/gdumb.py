@@ -57,5 +57,5 @@ class GDumb(RetrainingMethod, ReplayMethod):
         order = np.random.default_rng(seed).permutation(len(content[0]))
         for start in range(0, len(order), self.replay_batch_size):
             places = order[start : start + self.replay_batch_size]
-            inputs, targets, tasks = (part[places] for part in content)
-            yield self.share((inputs, targets, tasks)), len(places)
+            inputs, targets, tasks = self.share(tuple(part[places] for part in content))
+            yield (inputs, targets, tasks), len(places)

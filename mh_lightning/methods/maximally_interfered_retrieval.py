@@ -79,5 +79,4 @@ class MaximallyInterferedRetrieval(ReplayMethod):
                 before = self.losses(self(drawn[0]), drawn[1])
                 after = self.losses(functional_call(self, imagined, (drawn[0],)), drawn[1])
         chosen = most_interfered(before, after, self.replay_batch_size)
-        inputs, labels, tasks = (part[chosen] for part in drawn)
-        return inputs, labels, tasks
+        return tuple(part[chosen] for part in drawn)

@@ -65,13 +65,15 @@ class ReplayMethod(ContinualMethod):
         if not self.trainer.current_epoch % self.stream.epochs_per_task:
             self.replay_buffer.add(*gather_in_turn(*batch))
         else:
-            self.replay_buffer.pass_by(len(batch[1]) if world_size() == 1 else self.rows_of_batch)
+            self.replay_buffer.pass_by(self.rows_of(batch))
+
+    def rows_of(self, batch: Batch) -> int:
+        """Samples of a batch of the stream, or of a chunk, over all ranks."""
+        return len(batch[1]) if world_size() == 1 else self.rows_of_batch
 
     def share(self, samples: Samples) -> Samples:
         """The part for this rank, which may be empty, of samples that all ranks have drawn alike."""
-        mine = slice(process_rank(), None, world_size())
-        inputs, targets, tasks = samples if world_size() == 1 else (part[mine] for part in samples)
-        return inputs, targets, tasks
+        return tuple(part[process_rank() :: world_size()] for part in samples)
 
     def loss_with_replay(self, batch: Batch, replayed: Samples | None) -> tuple[Tensor, Tensor]:
         """Sum of the mean losses of a batch and of replayed samples, and the batch's logits (b, C).
@@ -82,7 +84,7 @@ class ReplayMethod(ContinualMethod):
         """
         if replayed is None:
             return ContinualMethod.training_loss(self, batch)
-        (x, targets, _), (old_x, old_targets, _) = batch, self.share(replayed)
+        (x, targets, _), (old_x, old_targets, *_) = batch, self.share(replayed)
         logits = self(torch.cat([x, old_x]))
         logits, old_logits = logits[: len(x)], logits[len(x) :]
         new_loss = self.mean_loss(self.seen_by_loss(logits, targets), targets)
@@ -96,7 +98,3 @@ class ReplayMethod(ContinualMethod):
             torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
             for parameter, gradient in zip(trained.values(), found, strict=True)
         ]
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that the optimizer steps, by name."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -10,7 +10,7 @@ from torch import Tensor
 from mh_lightning.errors import UserError
 from mh_lightning.sized_by_state import SizedByState
 
-Samples = tuple[Tensor, Tensor, Tensor]  # inputs (s, ...), classes (s,), tasks (s,)
+Samples = tuple[Tensor, ...]  # inputs (s, ...), classes (s,), tasks (s,), and what else a buffer keeps
 
 
 class ReplayBuffer(SizedByState):
@@ -83,9 +83,14 @@ class ReplayBuffer(SizedByState):
                 f"{tuple(shape)}; give images of that size, or features as before."
             )
 
+    @property
+    def parts(self) -> Samples:
+        """What is kept of each sample, one row a place."""
+        return self.inputs, self.targets, self.tasks
+
     @torch.no_grad()
-    def add(self, inputs: Tensor, targets: Tensor, tasks: Tensor) -> None:
-        """Offer samples (b, ...) with their classes (b,) and tasks (b,), as if one after the other.
+    def add(self, inputs: Tensor, targets: Tensor, *more: Tensor) -> None:
+        """Offer samples (b, ...) with their classes (b,), tasks (b,) and the other parts, as if one after the other.
 
         Raises:
             UserError: if samples of another shape are kept.
@@ -107,9 +112,18 @@ class ReplayBuffer(SizedByState):
             places, rows = (
                 torch.tensor(list(part), device=inputs.device) for part in (row_of_place.keys(), row_of_place.values())
             )
-            for buffer, values in ((self.inputs, inputs), (self.targets, targets), (self.tasks, tasks)):
+            for buffer, values in zip(self.parts, (inputs, targets, *more), strict=True):
                 buffer[places] = values[rows].to(buffer.dtype)
         self.counts.copy_(torch.tensor([kept, seen, 0]))
+
+    @torch.no_grad()
+    def replace(self, *samples: Tensor) -> None:
+        """Keep these samples, at most `capacity`, and no others."""
+        kept = len(samples[0])
+        self.make_room(samples[0].shape[1:])
+        for buffer, values in zip(self.parts, samples, strict=True):
+            buffer[:kept] = values.to(buffer.dtype)
+        self.counts[0] = kept
 
     def pass_by(self, samples: int) -> None:
         """Let samples of the stream pass without offering them, so that what is drawn afterwards differs."""
@@ -119,27 +133,27 @@ class ReplayBuffer(SizedByState):
     def _place(self, label: int, classes: NDArray[np.int64], seen: int, generator: np.random.Generator) -> int | None:
         """Where the next sample goes in a full buffer of these classes, after `seen` others; None leaves it out."""
 
-    def draw(self, count: int, before_task: int | None = None) -> Samples | None:
+    def draw(self, count: int, before_task: int | None = None, turn: int = 0) -> Samples | None:
         """At most `count` different samples, at random, in no particular order; None if there is none.
 
         Args:
             count: samples.
             before_task: only samples of earlier tasks.
+            turn: another one draws anew, before more samples have come.
         """
         places = np.arange(len(self))
         if before_task is not None:
             places = places[self.tasks[: len(self)].cpu().numpy() < before_task]
         if not len(places):
             return None
-        generator = np.random.default_rng([self.seed, self.seen, 1, int(self.counts[2])])
+        generator = np.random.default_rng([self.seed, self.seen, 1 + turn, int(self.counts[2])])
         drawn = torch.from_numpy(generator.choice(places, min(count, len(places)), replace=False))
         drawn = drawn.to(self.targets.device)
-        return self.inputs[drawn], self.targets[drawn], self.tasks[drawn]
+        return tuple(part[drawn] for part in self.parts)
 
     def content(self) -> Samples:
         """All samples that are kept."""
-        kept = len(self)
-        return self.inputs[:kept], self.targets[:kept], self.tasks[:kept]
+        return tuple(part[: len(self)] for part in self.parts)
 
 
 class ReservoirBuffer(ReplayBuffer):

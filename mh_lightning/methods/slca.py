@@ -2,14 +2,13 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mh_lightning.compat.lightning_names import expect_unused_parameters
 from mh_lightning.errors import UserError
@@ -17,6 +16,7 @@ from mh_lightning.heads import ClassGaussians, TaskHeads, TruncatedNormalLinear
 from mh_lightning.layers import MHLinear
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
+from mh_lightning.methods.task_samples import features_of_task, shows_progress
 from mh_lightning.random_numbers import seed_from
 
 
@@ -197,23 +197,12 @@ class SLCA(ContinualMethod):
         if self.alignment is None:
             return
         assert self.aligned_heads is not None and self.class_gaussians is not None
-        quiet = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
-        self.class_gaussians.gather(self.stream.class_groups[task], self._features_of(task, quiet))
+        features = features_of_task(self, task, "Class statistics")
+        self.class_gaussians.gather(self.stream.class_groups[task], features)
         place = self.stream.num_earlier_tasks + task
         if place == 0:
             return
         aligned = copy.deepcopy(self.task_heads)
         seed = seed_from(place)
-        self.alignment.align(aligned, self.class_gaussians, seed, quiet)
+        self.alignment.align(aligned, self.class_gaussians, seed, quiet=not shows_progress(self.trainer))
         self.aligned_heads.load_state_dict(aligned.state_dict())
-
-    @torch.no_grad()
-    def _features_of(self, task: int, quiet: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        plugin = self.trainer.precision_plugin
-        loader = self.stream.unaugmented_train_dataloader(task)
-        with self.evaluating():
-            for batch in tqdm(loader, desc="Class statistics", unit="batch", leave=False, disable=quiet):
-                x, targets, _ = plugin.convert_input([part.to(self.device) for part in batch])
-                with plugin.forward_context():
-                    features = self.features(x)
-                yield features.float(), targets

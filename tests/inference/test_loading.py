@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mh_lightning
+from mh_lightning import methods
 from mh_lightning.backbones import Identity, TimmBackbone
 from mh_lightning.data import Tensors
+from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClassMeans, KernelMemoryUnits, RandomFeatureRidge
 from mh_lightning.layers import MLP
@@ -29,6 +31,7 @@ from mh_lightning.methods import (
 )
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.base import ContinualMethod
+from mh_lightning.methods.description import arguments_of
 from tests.blobs import CLASSES, FEATURES, blobs
 from tests.fits import fit, stream
 
@@ -113,6 +116,38 @@ def test_a_run_is_resumed_from_a_checkpoint_without_the_backbone(tmp_path: Path)
     other.backbone.load_state_dict(TimmBackbone("test_resnet", image_size=32).state_dict())  # drawn anew
     with pytest.raises(UserError, match="its weights are not those"):
         fit(other, tmp_path / "other", data, tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
+
+
+NO_METHODS = ("Batch", "Head", "ContinualMethod", "ClassifierAlignment")
+
+
+@pytest.mark.parametrize("name", [name for name in methods.__all__ if name not in NO_METHODS])
+def test_every_argument_of_a_method_is_told(name: str) -> None:
+    kind = getattr(methods, name)
+    options = {"buffer_size": 9} if "buffer_size" in arguments_of(kind) else {}
+    if "replacement" in arguments_of(kind):
+        options["replacement"] = "random"
+    method = kind(Identity(2), ClassMeans if name == "ClosedForm" else nn.Linear, **options)
+    method.learnt_stream = LearntStream(["cat", "dog"], [[0, 1]])
+    method.make_parts()
+    told = method.description()["model"]["init_args"]
+    assert told.items() >= options.items()
+    assert arguments_of(kind) - told.keys() <= {
+        "alignment",
+        "lr_scheduler",
+    }  # not told where there is none
+
+
+def test_an_argument_that_is_no_attribute_is_lost_and_told() -> None:
+    class Careless(methods.FineTuning):
+        def __init__(self, backbone: nn.Module, head: Any, strength: float = 1.0, **options: Any) -> None:
+            super().__init__(backbone, head, **options)
+            self.lam = strength
+
+    method = Careless(Identity(2), nn.Linear, strength=3.0)
+    method.learnt_stream = LearntStream(["cat", "dog"], [[0, 1]])
+    with pytest.warns(UserWarning, match=r"Careless.strength: .* set self.strength in __init__"):
+        method.description()
 
 
 def test_all_forms_of_an_image_are_one(tmp_path: Path) -> None:

@@ -31,17 +31,23 @@ from mh_lightning.heads import (
     TruncatedProjection,
 )
 from mh_lightning.methods import (
+    EWC,
     SLCA,
     AveragedGEM,
     ClassifierAlignment,
     ClosedForm,
     ContinualMethod,
+    DERPlusPlus,
     Ensemble,
     ExperienceReplay,
     FineTuning,
     GDumb,
+    ICaRL,
     JointTraining,
+    LwF,
     MaximallyInterferedRetrieval,
+    SynapticIntelligence,
+    WeightAligning,
 )
 from mh_lightning.methods.trainer_checks import check_strategy
 from tests.blobs import FEATURES, blobs
@@ -99,6 +105,12 @@ CASES = {
     "GDumb": Case(GDumb, {**REPLAY, "epochs": 2}),
     "joint training": Case(JointTraining, {"epochs": 2}),
     "ensemble": Case(Ensemble, {"members": 2}),
+    "EWC": Case(EWC, {"fisher": "exact", "fisher_samples": 10}),
+    "synaptic intelligence": Case(SynapticIntelligence, {}, {"accumulate_grad_batches": 2}),
+    "LwF": Case(LwF),
+    "DER++": Case(DERPlusPlus, REPLAY, {}, (4,)),
+    "iCaRL": Case(ICaRL, REPLAY),
+    "weight aligning": Case(WeightAligning, REPLAY, {}, (4,)),
     "SLCA": Case(SLCA, {"alignment": ALIGNMENT}),
     "nearest class mean": Case(ClosedForm, {"head": ClassMeans}),
     "streaming LDA": Case(ClosedForm, {"head": StreamingLinearDiscriminant}),
