@@ -38,7 +38,13 @@ from mh_lightning.callbacks.run import (
 )
 from mh_lightning.distributed import sum_over_ranks
 from mh_lightning.errors import UserError, write_at_once
-from mh_lightning.metrics import AccuracyMatrix, Calibration, Evaluations, continual_metrics
+from mh_lightning.metrics import (
+    AccuracyMatrix,
+    Calibration,
+    Evaluations,
+    TaskIncrementalAccuracy,
+    continual_metrics,
+)
 from mh_lightning.metrics.continual import TOP_K
 from mh_lightning.metrics.functional import average_accuracy, most_likely
 from mh_lightning.random_numbers import global_seed
@@ -75,6 +81,7 @@ class ContinualMetrics(Callback):
         self.extra = extra or {}
         continual_metrics(1, extra=self.extra)  # which refuses names that are taken
         self._metrics: dict[str, MetricCollection] = {}
+        self._task_incremental: dict[str, TaskIncrementalAccuracy] = {}
         self._losses: dict[str, Tensor] = {}  # (2, T) for each split: sums and numbers of samples, by task
         self._calibration: dict[str, Calibration] = {}
         self._calibrations: dict[str, list[dict[str, float]]] = {}  # of each evaluation
@@ -110,7 +117,7 @@ class ContinualMetrics(Callback):
             matrix = self._accuracy_matrix(split)
             rows, tasks = matrix.total.shape
             with_top5 = "last_accuracy_top5" in self._metrics[split]
-            needed = {"correct", "total", "correct_top5"} if with_top5 else {"correct", "total"}
+            needed = {"correct", "total", "correct_of_task", *(["correct_top5"] if with_top5 else [])}
             fits = (
                 isinstance(counts, dict)
                 and needed <= {*counts}
@@ -125,6 +132,7 @@ class ContinualMetrics(Callback):
                     f"most {rows}) and each of the {tasks} tasks; it is damaged."
                 )
             matrix.go_on_from(counts["correct"], counts["total"])
+            self._task_incremental[split].go_on_from(counts["correct_of_task"], counts["total"])
             if with_top5:
                 self._accuracy_matrix(split, "last_accuracy_top5").go_on_from(counts["correct_top5"], counts["total"])
 
@@ -145,6 +153,12 @@ class ContinualMetrics(Callback):
         self._metrics = {
             split: continual_metrics(
                 stream.num_tasks, stream.num_evaluated_tasks(split), with_top5, spaced_by, self.extra
+            ).to(pl_module.device)
+            for split in splits
+        }
+        self._task_incremental = {
+            split: TaskIncrementalAccuracy(
+                stream.class_groups, stream.num_classes, stream.num_evaluated_tasks(split), spaced_by
             ).to(pl_module.device)
             for split in splits
         }
@@ -180,6 +194,7 @@ class ContinualMetrics(Callback):
         tasks, metrics = outputs["tasks"], self._metrics[split]
         predictions = most_likely(outputs["logits"], TOP_K if "last_accuracy_top5" in metrics else 1)
         metrics.update(predictions, outputs["targets"], tasks, _last_task(trainer))
+        self._task_incremental[split].update(outputs["logits"], outputs["targets"], tasks, _last_task(trainer))
         losses = torch.stack([outputs["losses"], torch.ones_like(outputs["losses"])])
         self._losses[split].index_add_(1, tasks, losses)
         seen = tasks <= _last_task(trainer)
@@ -218,7 +233,7 @@ class ContinualMetrics(Callback):
     def _log_task(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         task = _last_task(trainer)
         self._counts[split] = self._sum_counts(split)
-        results, counts = self._metrics[split].compute(), self._accuracy_matrix(split)
+        results, counts = self._computed(split), self._accuracy_matrix(split)
         after = counts.evaluated_after[: len(self._counts[split]["total"])]
         matrix = results.pop("accuracy_matrix")[: len(after), : counts.num_evaluated_tasks]
         loss_sums, loss_counts = sum_over_ranks(self._losses[split])
@@ -260,7 +275,7 @@ class ContinualMetrics(Callback):
 
     def _report_evaluation(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         counts = self._accuracy_matrix(split)
-        results = self._metrics[split].compute()
+        results = self._computed(split)
         results.pop("accuracy_matrix")
         results |= self._calibration[split].compute()
         hand_to_trainer(pl_module, {f"{split}/{name}": value for name, value in defined(results).items()})
@@ -328,15 +343,17 @@ class ContinualMetrics(Callback):
     def _summary(self, trainer: Trainer, split: str) -> dict[str, Any] | None:
         if split not in self._counts:
             return None
-        values, counts = self._metrics[split].compute(), self._accuracy_matrix(split)
+        values, counts = self._computed(split), self._accuracy_matrix(split)
         by_task = accuracy_by_task(
             self._counts[split], counts.num_evaluated_tasks, stream_of(trainer).class_groups, counts.evaluated_after
         )
         matrix = values.pop("accuracy_matrix")[: len(by_task), : counts.num_evaluated_tasks]
         calibrations = self._calibrations[split]
         by_task = [row | found for row, found in zip(by_task, calibrations, strict=True)]
+        of_task = self._counts[split]["correct_of_task"].double() / self._counts[split]["total"]
         summary: dict[str, Any] = {
-            "accuracy_matrix": matrix.tolist(), **defined(values), **calibrations[-1], "by_task": by_task
+            "accuracy_matrix": matrix.tolist(), **defined(values), **calibrations[-1], "by_task": by_task,
+            "task_incremental_accuracy_matrix": of_task[:, : counts.num_evaluated_tasks].tolist(),
         }  # fmt: skip
         if split in self._untrained:
             untrained = self._untrained[split]
@@ -349,9 +366,14 @@ class ContinualMetrics(Callback):
         assert isinstance(metric, AccuracyMatrix)
         return metric
 
+    def _computed(self, split: str) -> dict[str, Tensor]:
+        found = self._metrics[split].compute()
+        return {**found, "task_incremental_accuracy": self._task_incremental[split].compute()}
+
     def _sum_counts(self, split: str) -> dict[str, Tensor]:
         matrix = self._accuracy_matrix(split)
-        counts = {"correct": matrix.correct, "total": matrix.total}
+        of_task = self._task_incremental[split].correct
+        counts = {"correct": matrix.correct, "total": matrix.total, "correct_of_task": of_task}
         if "last_accuracy_top5" in self._metrics[split]:
             counts["correct_top5"] = self._accuracy_matrix(split, "last_accuracy_top5").correct
         total = sum_over_ranks(counts.pop("total"))

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mh_lightning.callbacks.run import current_task, is_fitting
+from mh_lightning.errors import UserError, require
+
 CLEAR_PEAK = "5"  # see proc(5), clear_refs
 
 
@@ -21,14 +24,27 @@ class CostMonitor(Callback):
       where it is trained. What a frozen backbone or the optimizer holds is left out.
     - ``peak_memory_bytes``: the most that was in use on rank 0 at a time: of the GPU, or else of the whole process,
       Python and libraries included. Where the system cannot reset its peak, this includes what came before the fit.
+
+    One budget for all that methods add, be it outputs, exemplars or statistics, is a limit on ``state_bytes``, as in
+    LibContinual; a method whose state does not fit is refused before it learns, or when a task has made it too large.
+
+    Args:
+        max_state_bytes: at least 1; None for no limit.
+
+    Raises:
+        UserError: if the state takes more than that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_state_bytes: int | None = None) -> None:
+        if max_state_bytes is not None:
+            require("CostMonitor: max_state_bytes", max_state_bytes, at_least=1)
+        self.max_state_bytes = max_state_bytes
         self._samples, self._seconds = 0, 0.0
         self._last = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the peak of what came before."""
+        self._check(pl_module, "before the first task")
         _reset_peak(pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,7 +67,19 @@ class CostMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave evaluation out."""
+        if is_fitting(trainer):
+            self._check(pl_module, f"after task {current_task(trainer) + 1}")
         self._last = time.monotonic()
+
+    def _check(self, pl_module: LightningModule, when: str) -> None:
+        if self.max_state_bytes is None:
+            return
+        needed = state_bytes(pl_module)
+        if needed > self.max_state_bytes:
+            raise UserError(
+                f"max_state_bytes={self.max_state_bytes}: the state of {type(pl_module).__name__} takes {needed} bytes "
+                f"{when}; give it less to keep (units, buffer_size, projections), or a larger limit."
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what followed the last batch."""

@@ -19,6 +19,7 @@ LISTED = (
     "all_pairs_forward_transfer",
     "last_accuracy",
     "incremental_accuracy",
+    "task_incremental_accuracy",
     "last_accuracy_top5",
     "incremental_accuracy_top5",
     "expected_calibration_error",

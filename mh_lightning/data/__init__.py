@@ -1,5 +1,6 @@
 """Data: scenarios, data sets as streams of tasks, and what feeds them to the trainer."""
 
+from mh_lightning.data.blurry import BlurryBorders, GaussianSchedule, IBlurry, SiBlurry
 from mh_lightning.data.cars196 import Cars196
 from mh_lightning.data.cifar import CIFAR10, CIFAR100
 from mh_lightning.data.cub200 import CUB200
@@ -24,12 +25,15 @@ __all__ = [
     "CIFAR100",
     "CUB200",
     "RESISC45",
+    "BlurryBorders",
     "Cars196",
     "Digits",
     "DomainFolder",
     "DomainNetSketch",
     "FashionMNIST",
     "GaussianNoise",
+    "GaussianSchedule",
+    "IBlurry",
     "ImageFolder",
     "ImageNet100",
     "ImageNet1000",
@@ -40,6 +44,7 @@ __all__ = [
     "Moons",
     "Occlusion",
     "Perturbation",
+    "SiBlurry",
     "Splits",
     "StreamDataModule",
     "TensorFile",

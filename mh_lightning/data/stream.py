@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mh_lightning.backbones import Backbone
+from mh_lightning.data.blurry import BlurryBorders, blurred
+from mh_lightning.data.corruptions import long_tailed, with_label_noise
 from mh_lightning.data.features.cache import FeatureCache
 from mh_lightning.data.features.split_features import SplitFeatures
 from mh_lightning.data.image_sizes import check_image_sizes
@@ -42,7 +44,15 @@ SPLIT_OPTIONS = (
     "max_train_samples",
     "max_test_samples",
 )
-ORDER_OPTIONS = ("scenario", "epochs_per_task", "batch_size", "evaluate_every_n_tasks", "evaluate_untrained")
+ORDER_OPTIONS = (
+    "scenario",
+    "epochs_per_task",
+    "batch_size",
+    "evaluate_every_n_tasks",
+    "evaluate_untrained",
+    "imbalance_ratio",
+    "label_noise",
+)
 SPLIT_NAMES = ("train", "test", "validation")
 
 
@@ -79,7 +89,7 @@ class StreamDataModule(LightningDataModule):
         validation_tasks: "all", or "first_half": hold validation samples of the first half of the tasks only, as
             published for online streams, so that later tasks choose no hyper-parameter.
         split_seed: seed, in [0, 2**32), of the held-out part, of `max_train_samples` and `max_test_samples`, and of
-            perturbations.
+            perturbations, blurry borders, imbalance and label noise.
         max_train_samples: use a random subset of this many training samples, of each class in proportion and at least
             one.
         max_test_samples: the same for test samples.
@@ -87,6 +97,14 @@ class StreamDataModule(LightningDataModule):
         image_transforms: "backbone" for its own, or published ones, by what training does: "random_resized_crop",
             "jittered_random_resized_crop" or "random_crop"; see `mh_lightning.data.transforms.image_transform`.
         perturbations: of images; each makes a domain of all images, in this order, for scenarios with domains.
+        blurry_borders: let training samples come in other tasks than that of their class: `mh_lightning.data.IBlurry`,
+            `mh_lightning.data.SiBlurry` or `mh_lightning.data.GaussianSchedule`. Tasks are then not announced.
+        announces_tasks: whether the method is told where tasks begin and end; methods that need it refuse the stream
+            if not.
+        imbalance_ratio: of the largest class to the smallest among the training samples, at least 1: the others lie
+            between them, in a random order.
+        label_noise: part of the training samples of each class, in [0, 1), that have the label of another class of
+            their task. Validation samples keep theirs.
         feature_cache: let each image pass through the frozen backbone once, and keep its features; the stream then
             gives features in place of images.
 
@@ -125,6 +143,10 @@ class StreamDataModule(LightningDataModule):
         augment: bool = False,
         image_transforms: ImageTransforms = "backbone",
         perturbations: list[Perturbation] | None = None,
+        blurry_borders: BlurryBorders | None = None,
+        announces_tasks: bool = True,
+        imbalance_ratio: float = 1.0,
+        label_noise: float = 0.0,
         feature_cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
@@ -138,6 +160,8 @@ class StreamDataModule(LightningDataModule):
         self.num_workers, self.augment, self.image_transforms = num_workers, augment, image_transforms
         self.validation_fraction, self.split_seed = validation_fraction, split_seed
         self.max_train_samples, self.max_test_samples = max_train_samples, max_test_samples
+        self.blurry_borders, self.announces_tasks = blurry_borders, announces_tasks and blurry_borders is None
+        self.imbalance_ratio, self.label_noise = imbalance_ratio, label_noise
         check_options(vars(self))
         self.batches_done = 0
         self.tasks: list[Task] = []
@@ -270,6 +294,14 @@ class StreamDataModule(LightningDataModule):
             self.class_order_seed,
             self.last_task_size,
         )
+        if self.blurry_borders is not None:
+            groups = self.blurry_borders.class_groups(groups, self._draws(0))
+        if self.imbalance_ratio > 1:
+            kept = long_tailed(splits["train"].labels, self.imbalance_ratio, self._draws(1))
+            splits["train"] = splits["train"].take(kept)
+        if self.label_noise:
+            labels = with_label_noise(splits["train"].labels, groups, self.label_noise, self._draws(2))
+            splits["train"] = splits["train"]._replace(labels=labels)
         self.class_names = self._own_class_names = data.class_names
         if self._known is not None:
             self.class_names, numbers = joined_classes(self._known.class_names, data.class_names)
@@ -278,10 +310,17 @@ class StreamDataModule(LightningDataModule):
         self.tasks, self._splits, self._samples_of_tasks = cut_into_tasks(
             self.scenario, groups, splits, self.class_names, self.validation_tasks
         )
+        if self.blurry_borders is not None:
+            parts = self._samples_of_tasks["train"]
+            labels = self._splits["train"].labels
+            self._samples_of_tasks["train"] = blurred(self.blurry_borders, labels, parts, self._draws(3))
         self._task_of_sample = {
             split: task_of_samples(parts, len(self._splits[split].labels))
             for split, parts in self._samples_of_tasks.items()
         }
+
+    def _draws(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.split_seed, purpose])
 
     def _features(self, split: str, augment: bool) -> StoredFeatures:
         backbone = self._backbone()
@@ -465,6 +504,7 @@ class StreamDataModule(LightningDataModule):
             "class_groups": self.class_groups,
             GOES_ON: {"tasks": self.num_earlier_tasks, "epochs": self._epochs_before()},
             **{name: getattr(self, name) for name in self.split_options + ORDER_OPTIONS},
+            "blurry_borders": self.blurry_borders and repr(self.blurry_borders),
             "perturbations": [repr(perturbation) for perturbation in self.perturbations],
             "feature_cache": self.feature_cache and f"{self.feature_cache.dtype}, {self.feature_cache.views} views",
             "seed_everything": None if (seed := global_seed()) is None else str(seed),

@@ -1,5 +1,6 @@
 """The options of a stream: whether they can be used together, and whether a checkpoint comes from the same stream."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
@@ -32,6 +33,12 @@ def check_options(options: Mapping[str, Any]) -> None:
     require("data.num_workers", options["num_workers"], at_least=0)
     require("data.split_seed", options["split_seed"], at_least=0, below=2**32)
     require("data.validation_fraction", options["validation_fraction"], at_least=0, below=1)
+    require("data.imbalance_ratio", options["imbalance_ratio"], at_least=1, below=math.inf)
+    require("data.label_noise", options["label_noise"], at_least=0, below=1)
+    if options["blurry_borders"] is not None and options["scenario"] in ("IID", "CDID"):
+        raise UserError(
+            f"data.blurry_borders: a stream of data.scenario={options['scenario']} has no borders to blur; use CI, DI or CDI."
+        )
     chunk_size, batch_size, cache = options["chunk_size"], options["batch_size"], options["feature_cache"]
     if chunk_size is not None and (chunk_size < 1 or chunk_size % batch_size):
         raise UserError(f"data.chunk_size={chunk_size} must be a multiple of data.batch_size={batch_size}.")

@@ -36,6 +36,8 @@ class AveragedGEM(ReplayMethod):
     See `ReplayMethod` for the arguments; `replay_batch_size` is that of the reference.
     """
 
+    needs_task_borders = True
+
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of the batch alone."""
         loss = super().training_loss(batch)

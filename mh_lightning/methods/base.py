@@ -1,6 +1,6 @@
 """What every method shares, and what one overrides: how a batch is learnt, and what happens between tasks."""
 
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -64,9 +64,21 @@ class ContinualMethod(MethodFrame):
         only_touched_units: step only the memory units that have a gradient, see
             `mh_lightning.memory_head_optimizer`.
 
+    Attributes:
+        needs_task_borders: whether the method must be told where tasks begin and end, so that it refuses a stream that
+            does not tell; by default it must if it has an `on_task_start` or `on_task_end` of its own.
+
     Raises:
         UserError: if an option cannot be used.
     """
+
+    needs_task_borders: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note whether a method has hooks for the borders of tasks."""
+        super().__init_subclass__(**options)
+        if "needs_task_borders" not in vars(cls) and vars(cls).keys() & {"on_task_start", "on_task_end"}:
+            cls.needs_task_borders = True
 
     def __init__(
         self,

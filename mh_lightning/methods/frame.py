@@ -36,6 +36,7 @@ from mh_lightning.methods.optimization import (
 )
 from mh_lightning.methods.steps import complete_gradients
 from mh_lightning.methods.trainer_checks import (
+    check_borders,
     check_first_sample,
     check_strategy,
     check_trainer,
@@ -125,6 +126,7 @@ class MethodFrame(Checkpointed):
         self._settings_of_checkpoint = self._optimizers_of_checkpoint = None
         self.automatic_optimization = self._steps_by_trainer
         if self.trainer.state.fn == "fit":
+            check_borders(self, self.stream.announces_tasks)
             if getattr(self.trainer, "resumes", False) and self._began_with is not None:
                 (self.learnt_stream,) = self._began_with  # a run is resumed with the object that began it
             self._began_with = (self.learnt_stream,)

@@ -25,6 +25,8 @@ class RetrainingMethod(ContinualMethod):
         options: of `ContinualMethod`.
     """
 
+    needs_task_borders = False  # what it does at the end of a task is for the evaluation that follows
+
     def __init__(self, backbone: nn.Module, head: Head, *, epochs: int = 10, **options: Any) -> None:
         super().__init__(backbone, head, **options)
         if self._make_lr_scheduler is not None:

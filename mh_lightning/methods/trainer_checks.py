@@ -48,6 +48,25 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
+def check_borders(method: Any, announces_tasks: bool) -> None:
+    """Compare a method with what its stream tells.
+
+    Raises:
+        UserError: if the method, or an option of it, needs borders of tasks that the stream does not tell.
+    """
+    if announces_tasks:
+        return
+    silent = "the stream does not tell where tasks begin and end (data.blurry_borders, or data.announces_tasks=false)"
+    if method.needs_task_borders:
+        raise UserError(
+            f"model: {type(method).__name__} needs the borders of tasks, and {silent}; take a method that learns "
+            "without them, such as ClosedForm, ExperienceReplay or DERPlusPlus."
+        )
+    if method.classes_in_loss == "task" or method.reset_optimizer:
+        option = "reset_optimizer=true" if method.reset_optimizer else "classes_in_loss=task"
+        raise UserError(f"model.init_args.{option}: {silent}; leave it out.")
+
+
 def check_strategy(strategy: Strategy) -> None:
     """Compare a trainer's strategy with those under which every rank holds the whole state.
 

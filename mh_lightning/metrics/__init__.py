@@ -2,6 +2,7 @@
 
 from mh_lightning.metrics.calibration import CALIBRATION, Calibration
 from mh_lightning.metrics.continual import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics
+from mh_lightning.metrics.task_incremental import TaskIncrementalAccuracy
 
 __all__ = [
     "CALIBRATION",
@@ -10,5 +11,6 @@ __all__ = [
     "Calibration",
     "ContinualMetric",
     "Evaluations",
+    "TaskIncrementalAccuracy",
     "continual_metrics",
 ]

@@ -302,6 +302,6 @@ def continual_metrics(
 # what results.json holds besides, and what comes first in the names of curves
 RESERVED = {
     "accuracy_matrix", *METRICS, *CALIBRATION, *(f"{name}_top5" for name in OVER_TOP_K), "by_task", "cost",
-    "evaluated_after", "num_tasks", "parameters", "seconds", "seed", "tasks_trained", "test", "untrained_accuracy",
-    "validation",
+    "evaluated_after", "num_tasks", "parameters", "seconds", "seed", "task_incremental_accuracy",
+    "task_incremental_accuracy_matrix", "tasks_trained", "test", "untrained_accuracy", "validation",
 }  # fmt: skip

@@ -174,6 +174,7 @@ def learnt(case: Case, folder: Path, data: StreamDataModule | None = None) -> di
         "samples": torch.tensor(cost._samples),
         "online": online._correct,
         "matrix": metrics._counts["test"]["correct"],
+        "of_task": metrics._counts["test"]["correct_of_task"],
         "evaluated": metrics._counts["test"]["total"],
         **{name: value.clone() for name, value in method.state_dict().items()},
     }

@@ -14,7 +14,15 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from mh_lightning.errors import UserError
-from mh_lightning.metrics import METRICS, AccuracyMatrix, ContinualMetric, Evaluations, continual_metrics, functional
+from mh_lightning.metrics import (
+    METRICS,
+    AccuracyMatrix,
+    ContinualMetric,
+    Evaluations,
+    TaskIncrementalAccuracy,
+    continual_metrics,
+    functional,
+)
 from tests.metrics.evaluations import assert_same, evaluation, outputs, split
 
 
@@ -358,3 +366,24 @@ def test_names_that_are_taken_are_refused(name: str) -> None:
         continual_metrics(2, extra={name: lambda seen: 0.0})
     with pytest.raises(UserError, match=r"metric='nonsense' is none of average_accuracy, "):
         ContinualMetric("nonsense", 2)
+
+
+def test_task_incremental_accuracy_by_hand() -> None:
+    groups, logits = [[0, 2], [1, 3], [0, 1]], torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    tasks = torch.arange(60) % 3
+    targets = torch.tensor([groups[task][place // 3 % 2] for place, task in enumerate(tasks.tolist())])
+    metric = TaskIncrementalAccuracy(groups, num_classes=4)
+    for after_task in range(3):
+        for part in zip(logits.split(7), targets.split(7), tasks.split(7), strict=True):
+            metric.update(*part, after_task=after_task)
+    right = [[] for _ in groups]
+    for row, target, task in zip(logits.tolist(), targets.tolist(), tasks.tolist(), strict=True):
+        right[task].append(max(groups[task], key=lambda label: row[label]) == target)
+    expected = sum(sum(one) / len(one) for one in right) / 3
+    assert metric.compute().item() == pytest.approx(expected)
+    joint = TaskIncrementalAccuracy([[0, 1, 2, 3]] * 3, num_classes=4)
+    plain = ContinualMetric("average_accuracy", num_tasks=3)
+    for after_task in range(3):
+        joint.update(logits, targets, tasks, after_task)
+        plain.update(logits.argmax(dim=1), targets, tasks, after_task)
+    assert torch.equal(joint.compute(), plain.compute())
