@@ -37,7 +37,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     require("data.label_noise", options["label_noise"], at_least=0, below=1)
     if options["blurry_borders"] is not None and options["scenario"] in ("IID", "CDID"):
         raise UserError(
-            f"data.blurry_borders: a stream of data.scenario={options['scenario']} has no borders to blur; use CI, DI or CDI."
+            f"data.blurry_borders: data.scenario={options['scenario']} has no borders to blur; use CI, DI or CDI."
         )
     chunk_size, batch_size, cache = options["chunk_size"], options["batch_size"], options["feature_cache"]
     if chunk_size is not None and (chunk_size < 1 or chunk_size % batch_size):

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mh_lightning.data.blurry import BlurryBorders, blurred
 from torch import nn
 
 import mh_lightning
 from mh_lightning.backbones import Identity
 from mh_lightning.data import GaussianSchedule, IBlurry, SiBlurry, StreamDataModule, Tensors
+from mh_lightning.data.blurry import BlurryBorders, blurred
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClassMeans
 from mh_lightning.methods import (
@@ -223,10 +223,6 @@ def test_from_yaml_and_resumed(tmp_path: Path) -> None:
     main([*options, "--ckpt_path", str(run / "checkpoints" / "task_2.ckpt")])
     again = json.loads((tmp_path / "modes_ci_er_reservoir" / "version_1" / "results.json").read_text())
     assert whole["accuracy_matrix"] == again["accuracy_matrix"]
-    for changed in (
-        ["--data.blurry_borders.minor", "0.4"],
-        ["--data.label_noise", "0.2"],
-        ["--data.imbalance_ratio", "2"],
-    ):
+    for option, value in (("blurry_borders.minor", "0.4"), ("label_noise", "0.2"), ("imbalance_ratio", "2")):
         with pytest.raises(SystemExit):
             main([*options, f"--data.{option}={value}", "--ckpt_path", str(run / "checkpoints" / "task_2.ckpt")])
