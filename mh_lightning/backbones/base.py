@@ -38,6 +38,7 @@ class Backbone(nn.Module):
     """Maps a batch of inputs to features (b, num_features). Subclasses set `num_features` and define `forward`."""
 
     num_features: int
+    learnt_bytes: int = 0  # of what it had trained when it was frozen
 
     def transform(self, augment: bool) -> Callable[[Any], Tensor] | None:
         """What a data set applies to one PIL image, or None if inputs need nothing.
@@ -71,6 +72,12 @@ class Backbone(nn.Module):
     def optimizer_settings(self) -> dict[str, Any]:
         """Options, other than their defaults, that `parameter_groups` follows from; a run is resumed with the same."""
         return {}
+
+    def finish_training(self) -> None:
+        """From now on it is frozen; what is trained beside its weights becomes a part of them, where it can."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.learnt_bytes += sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        self.requires_grad_(False).eval()
 
     def prepare(self, sample: Tensor) -> None:
         """Look at one input (1, ...) of the stream, before anything follows from `num_features`."""

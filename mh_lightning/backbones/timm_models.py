@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning.backbones.base import ImageFormat, ParameterGroup
+from mh_lightning.backbones.peft import Peft
+from mh_lightning.backbones.peft.base import merge
 from mh_lightning.backbones.trained import TrainedBackbone, TrainingOptions, WeightSource
 from mh_lightning.compat.torch_names import is_compiled
 from mh_lightning.errors import UserError, reason_of, require
@@ -28,7 +30,7 @@ class TimmBackbone(TrainedBackbone):
             points into an installed Python package. Files are read without running any code in them. Of a
             momentum-contrast file (MoCo), the encoder is taken.
         map_by_order: give the file's tensors to the model in their order, whatever their names. All shapes must fit.
-        frozen: no gradient, always in evaluation mode, no graph.
+        frozen: no gradient, always in evaluation mode, no graph; but for what `peft` adds.
         image_size: side of the square input in pixels, at least 1, by default the size the model was trained at.
         normalize_features: divide each feature vector by its L2 norm.
         learning_rate_factor: at least 0, what the optimizer's learning rate is multiplied by for the backbone. A
@@ -43,6 +45,8 @@ class TimmBackbone(TrainedBackbone):
         in_checkpoints: whether checkpoints hold the weights of a frozen backbone, too, where they come from timm or a
             file; by default they name them by fingerprint, and take them from there again. Other weights are always in
             checkpoints.
+        peft: trained parameters beside the frozen ones: `mh_lightning.backbones.LoRA`, `ScaleAndShift`, `Adapters` or
+            `VisualPrompts`. Averages of batch-norm layers stay as they are.
 
     Raises:
         UserError: on an unknown name, a missing, damaged or unfitting weights file, or options that contradict
@@ -69,10 +73,16 @@ class TimmBackbone(TrainedBackbone):
         frozen_batch_norm: bool = False,
         compile: bool = False,
         in_checkpoints: bool = False,
+        peft: Peft | None = None,
     ) -> None:
         _check_name(name)
+        if peft is not None and (not frozen or layer_decay is not None):
+            option = "layer_decay" if frozen else "frozen=false"
+            raise UserError(f"backbone.{option}: backbone.peft trains nothing but what it adds; leave one of them out.")
+        frozen_batch_norm = frozen_batch_norm or peft is not None
         super().__init__(
-            TrainingOptions(learning_rate_factor, weight_decay, layer_decay, frozen_batch_norm, compile), frozen
+            TrainingOptions(learning_rate_factor, weight_decay, layer_decay, frozen_batch_norm, compile),
+            frozen and peft is None,
         )
         if pretrained and checkpoint_path is not None:
             raise UserError("backbone.pretrained=true and backbone.checkpoint_path exclude each other; give one.")
@@ -88,8 +98,11 @@ class TimmBackbone(TrainedBackbone):
         for parameter in self.model.parameters():
             if parameter.dim() == 4:  # convolutions of images are faster so, forward and backward
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        if frozen:
+        self.peft = peft
+        if self.frozen:
             self.requires_grad_(False)
+        if peft is not None:
+            peft.add_to(self.model)
         self.train()
         if image_size is not None:
             self._try(image_size)
@@ -145,19 +158,29 @@ class TimmBackbone(TrainedBackbone):
             for scale in sorted(by_scale, reverse=True)
         ]
 
+    def finish_training(self) -> None:
+        """From now on it is frozen; LoRA, and scales and shifts, become a part of the weights."""
+        super().finish_training()
+        merge(self.model)
+        self.requires_grad_(False)
+        if self.peft is not None and self.peft.merges:
+            self.peft = None
+
     def settings(self) -> dict[str, Any]:
-        """The model's name, its image size and whether features are normalised."""
+        """The model's name, its image size, whether features are normalised, and what is added."""
         size: tuple[int, ...] = self._data_config["input_size"]
-        return {"name": self.name, "image_size": size[-1], "normalize_features": self.normalize_features}
+        added = {} if self.peft is None else {"peft": str(self.peft)}
+        return {"name": self.name, "image_size": size[-1], "normalize_features": self.normalize_features, **added}
 
     def arguments(self) -> dict[str, Any]:
         """Those that features follow from, and where the weights come from."""
-        return {**self.settings(), **vars(self.source), "frozen": self.frozen}
+        added = {"frozen": self.frozen} if self.peft is None else {"peft": self.peft.arguments()}
+        return {**self.settings(), **vars(self.source), **added}
 
     @property
     def weights_come_back(self) -> bool:
         """Whether it is frozen, and its weights come from timm or a file."""
-        return self.frozen and self.source.is_known and not self.source.in_checkpoints
+        return self.frozen and not self.has_learnt and self.source.is_known and not self.source.in_checkpoints
 
     def image_format(self) -> ImageFormat:
         """The model's input size, mean and standard deviation, from timm's data configuration."""

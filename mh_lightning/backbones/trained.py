@@ -81,6 +81,7 @@ class TrainedBackbone(Backbone):
         super().__init__()
         options.check(frozen)
         self._training_options, self.frozen = options, frozen
+        self.has_learnt = False
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen backbone, or its frozen batch-norm layers, stay in evaluation mode."""
@@ -90,6 +91,11 @@ class TrainedBackbone(Backbone):
                 if isinstance(module, BatchNorm):
                     module.eval()
         return self
+
+    def finish_training(self) -> None:
+        """From now on it is frozen, and checkpoints hold its weights."""
+        self.frozen = self.has_learnt = True
+        super().finish_training()
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All trainable parameters, with the learning rate's factor and the weight decay of the options."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from mh_lightning.callbacks.run import current_task, is_fitting
 from mh_lightning.errors import UserError, require
@@ -20,8 +21,8 @@ class CostMonitor(Callback):
 
     - ``samples_per_second``: the stream's training samples, each counted as often as it came, over the seconds of
       training, evaluation left out. What a method replays or learns again takes time, but does not count.
-    - ``state_bytes``: of the method's state at the end: head, counters, statistics, replay buffer, and the backbone
-      where it is trained. What a frozen backbone or the optimizer holds is left out.
+    - ``state_bytes``: of the method's state at the end: head, counters, statistics, replay buffer, and what is, or was,
+      trained of the backbone. What is frozen of it, or the optimizer holds, is left out.
     - ``peak_memory_bytes``: the most that was in use on rank 0 at a time: of the GPU, or else of the whole process,
       Python and libraries included. Where the system cannot reset its peak, this includes what came before the fit.
 
@@ -105,10 +106,13 @@ class CostMonitor(Callback):
 def state_bytes(method: LightningModule) -> int:
     """Bytes of a method's state, without a frozen backbone."""
     backbone: Any = method.backbone
-    frozen = not any(parameter.requires_grad for parameter in backbone.parameters())
-    left_out = {f"backbone.{name}" for name in backbone.state_dict()} if frozen else set()
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    whole = len(trained) == len(list(backbone.parameters()))
+    left_out = {f"backbone.{name}" for name in backbone.state_dict() if name not in trained and not (trained and whole)}
     state = method.state_dict()
-    return sum(value.numel() * value.element_size() for name, value in state.items() if name not in left_out)
+    kept: list[Tensor] = [value for name, value in state.items() if name not in left_out]
+    learnt_before: int = backbone.learnt_bytes
+    return learnt_before + sum(value.numel() * value.element_size() for value in kept)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -357,12 +357,13 @@ class StreamDataModule(LightningDataModule):
             "train", indices[drifting], self.chunk_size or self.batch_size, None, True, self.augment, self.batches_done
         )
 
-    def joint_train_dataloader(self, task: int, epoch: int) -> DataLoader[Any]:
+    def joint_train_dataloader(self, task: int, epoch: int, batch_size: int | None = None) -> DataLoader[Any]:
         """The training samples of the first tasks up to `task`, together in a random order that depends on the global
-        seed, the task and the epoch.
+        seed, the task and the epoch; in batches of `batch_size`, by default the stream's.
         """
         indices = np.concatenate(self._samples_of_tasks["train"][: task + 1])
-        return self._loader("train", indices, self.batch_size, seed_from(task, epoch), True, self.augment)
+        size = batch_size or self.batch_size
+        return self._loader("train", indices, size, seed_from(task, epoch), True, self.augment)
 
     def unaugmented_train_dataloader(self, task: int, places: NDArray[np.int64] | None = None) -> DataLoader[Any]:
         """A task's training samples, each once, in the data's order and with the transform of evaluation; or those at

@@ -10,6 +10,7 @@ from mh_lightning.methods.ensemble import Ensemble
 from mh_lightning.methods.er_ace import ERACE
 from mh_lightning.methods.experience_replay import ExperienceReplay
 from mh_lightning.methods.fine_tuning import FineTuning
+from mh_lightning.methods.first_task_adaptation import FirstTaskAdaptation
 from mh_lightning.methods.gdumb import GDumb
 from mh_lightning.methods.icarl import ICaRL
 from mh_lightning.methods.joint_training import JointTraining
@@ -33,6 +34,7 @@ __all__ = [
     "Ensemble",
     "ExperienceReplay",
     "FineTuning",
+    "FirstTaskAdaptation",
     "GDumb",
     "Head",
     "ICaRL",

@@ -1,5 +1,7 @@
 """Heads that are solved from sums, on frozen features, in one pass."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from mh_lightning.distributed import gather_in_turn
 from mh_lightning.errors import UserError, blame
 from mh_lightning.heads import ClosedFormHead
 from mh_lightning.methods.base import Batch, ContinualMethod, Head, Learnt
+from mh_lightning.methods.first_task_adaptation import FirstTaskAdaptation
 
 
 class ClosedForm(ContinualMethod):
@@ -29,6 +32,10 @@ class ClosedForm(ContinualMethod):
     Args:
         backbone: maps inputs to features; it is not trained.
         head: makes the head, a `mh_lightning.heads.ClosedFormHead`, from the numbers of features and of classes.
+        first_task_adaptation: train the backbone on the first task before anything else, see `FirstTaskAdaptation`.
+
+    Attributes:
+        adapted: whether that has been done.
 
     Raises:
         UserError: if it makes another one, or an option of the head cannot be used.
@@ -47,7 +54,11 @@ such as mh_lightning.heads.KernelMemoryUnits.
 
     needs_task_borders = False  # what it does at the end of a task is for the evaluation that follows
 
-    def __init__(self, backbone: nn.Module, head: Head) -> None:
+    adapted: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, head: Head, first_task_adaptation: FirstTaskAdaptation | None = None
+    ) -> None:
         with torch.device("meta"), blame("model.init_args.head"):
             tried = head(1, 1)  # which refuses what it cannot use, before any data are read
         if not isinstance(tried, ClosedFormHead):
@@ -57,6 +68,28 @@ such as mh_lightning.heads.KernelMemoryUnits.
             )
         super().__init__(backbone, head)
         self.automatic_optimization = False
+        self.first_task_adaptation = first_task_adaptation
+        if first_task_adaptation is not None:
+            self.register_buffer("adapted", torch.zeros((), dtype=torch.bool))
+
+    def on_fit_start(self) -> None:
+        """See that there is something to adapt, if anything is to be."""
+        if self.first_task_adaptation is not None and not bool(self.adapted):
+            self.first_task_adaptation.check(self)
+        super().on_fit_start()
+
+    def on_task_start(self, task: int) -> None:
+        """Adapt the backbone, before the first task of all."""
+        if self.first_task_adaptation is not None and not bool(self.adapted):
+            self.first_task_adaptation.adapt(self)
+            self.backbone.finish_training()
+            self.adapted.fill_(True)
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Give the backbone the form of an adapted one, if the checkpoint's is."""
+        if self.first_task_adaptation is not None and bool(checkpoint["state_dict"].get("adapted", False)):
+            self.backbone.finish_training()
+        super().complete(checkpoint)
 
     def configure_optimizers(self) -> None:
         """There is nothing to optimize."""

@@ -13,10 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mh_lightning.backbones import Peft
 from mh_lightning.errors import UserError
 
 TRUSTED = ("mh_lightning", "torch.nn", "torch.optim")  # whose classes a checkpoint may name
-KINDS = (nn.Module, Optimizer, LRScheduler)
+KINDS = (nn.Module, Optimizer, LRScheduler, Peft)
 OPTIMIZATION = ("optimizer", "lr_scheduler")  # which a model that only answers does not need
 PLAIN = (bool, int, float, str, type(None))
 

@@ -118,7 +118,7 @@ def test_a_run_is_resumed_from_a_checkpoint_without_the_backbone(tmp_path: Path)
         fit(other, tmp_path / "other", data, tmp_path / "whole" / "checkpoints" / "task_1.ckpt")
 
 
-NO_METHODS = ("Batch", "Head", "ContinualMethod", "ClassifierAlignment")
+NO_METHODS = ("Batch", "Head", "ContinualMethod", "ClassifierAlignment", "FirstTaskAdaptation")
 
 
 @pytest.mark.parametrize("name", [name for name in methods.__all__ if name not in NO_METHODS])
