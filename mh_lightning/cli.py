@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mh_lightning.config_files import MODE, check_nulls, check_values
-from mh_lightning.config_sets import check_together, name_of
+from mh_lightning.config_sets import check_together, name_of, with_classes_first
 from mh_lightning.data import StreamDataModule
 from mh_lightning.distributed import in_process_group, leave_process_group
 from mh_lightning.errors import UserError, require, writing
@@ -266,7 +266,7 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
         UserError: if the parser refuses the arguments.
     """
     try:
-        cli = _ConfigurationOnly(["fit", *with_packaged(arguments)])
+        cli = _ConfigurationOnly(["fit", *with_classes_first(with_packaged(arguments))])
     except (ValueError, ArgumentError) as error:
         sentence = sentence_of(error)
         if sentence is None:
@@ -274,6 +274,11 @@ def resolved_configuration(arguments: list[str]) -> dict[str, Any]:
         raise UserError(sentence) from error
     configuration: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"]
     return configuration
+
+
+def in_order(words: list[str]) -> list[str]:
+    """The words of a command as the parser needs them: configurations, and what names a class, first."""
+    return with_model_of_parent(with_classes_first(with_packaged(words)))
 
 
 def with_model_of_parent(words: list[str]) -> list[str]:
@@ -350,8 +355,8 @@ def main(args: ArgsType = None) -> None:
     threading.excepthook = lambda ended: broken.append(ended.exc_value or SystemExit())
     try:
         if args is None:
-            sys.argv[1:] = with_model_of_parent(with_packaged(sys.argv[1:]))  # from there other ranks are started, too
-        StreamCLI(with_model_of_parent(with_packaged(args)) if isinstance(args, list) else args)
+            sys.argv[1:] = in_order(sys.argv[1:])  # from there other ranks are started, too
+        StreamCLI(in_order(args) if isinstance(args, list) else args)
         for error in broken:
             raise error
         if in_process_group():  # a script may call `main` again, in the same group

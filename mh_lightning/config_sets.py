@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 from mh_lightning.config_files import load_strictly
 from mh_lightning.errors import UserError, reason_of
+from mh_lightning.packaged import config_files
 
 SECTIONS = ("model", "data")
 MOST_BYTES = 10**6  # of a file that an option may name
@@ -22,6 +24,49 @@ def name_of(files: Sequence[Path]) -> str:
         'modes_cdi_mir'
     """
     return "_".join(file.stem for file in files)
+
+
+def with_classes_first(words: Sequence[str]) -> list[str]:
+    """The same command line, where the class of the model or of the data comes before options of it.
+
+    The parser gives options without a class the defaults of the base class, and a class that comes later would keep
+    these in place of its own.
+
+    Args:
+        words: of a command line, configurations first.
+
+    Example:
+        >>> with_classes_first(["fit", "--model.loss=hinge", "--model", "ERACE"])
+        ['fit', '--model=ERACE', '--model.loss=hinge', '--model', 'ERACE']
+    """
+    contents = [_content(file) for file in config_files(words) if file.is_file()]
+    first: list[str] = []
+    for section in SECTIONS:
+        sources = [*(_class_of(content, section) for content in contents), *_classes_of_words(words, section)]
+        named = [source for source in sources if source is not None]
+        if named and not named[0] and any(named):
+            first.append(f"--{section}={next(filter(None, named))}")
+    place = 1 if words and not words[0].startswith("-") else 0  # after the command
+    return [*words[:place], *first, *words[place:]]
+
+
+def _class_of(content: Any, section: str) -> str | None:
+    """The class that a configuration names for a section, "" if it gives options only, None if it says nothing."""
+    value = content.get(section) if isinstance(content, dict) else None
+    if not isinstance(value, dict):
+        return None if value is None else str(value)
+    return str(value.get("class_path") or "")
+
+
+def _classes_of_words(words: Sequence[str], section: str) -> Iterator[str | None]:
+    option = f"--{section}"
+    for word, after in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name in (option, f"{option}.class_path"):
+            value = value if equals else after
+            yield value if re.fullmatch(r"[\w.]+", value) else None
+        elif name.startswith(f"{option}."):
+            yield ""
 
 
 def check_together(files: Sequence[Path]) -> None:

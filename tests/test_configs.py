@@ -175,6 +175,18 @@ def test_a_run_without_a_file_and_one_beside_a_saved_configuration_have_names(tm
     assert resolved_configuration(["--config", str(saved)])["experiment"] == "first"
 
 
+def test_a_class_keeps_its_own_defaults_whatever_comes_first() -> None:
+    stream, method = ("--config", "streams/digits.yaml"), ("--config", "methods/er_ace.yaml")
+    named = ("--model", "ERACE", "--model.head", "torch.nn.Linear", "--model.buffer_size=50")
+    for words in ([*stream, *method], [*method, *stream], [*stream, *named], [*stream, *named[2:], *named[:2]]):
+        assert resolved_configuration(words)["model"]["init_args"]["classes_in_loss"] == "batch"
+    given = resolved_configuration([*stream, *method, "--model.classes_in_loss", "all"])
+    assert given["model"]["init_args"]["classes_in_loss"] == "all"
+    data = ["--data.epochs_per_task", "2", "--data", "CIFAR100", "--config", "methods/ncm.yaml", "--model.backbone",
+            "backbones/efficientnet_lite0.yaml"]  # fmt: skip
+    assert resolved_configuration(data)["data"]["init_args"]["image_transforms"] == "jittered_random_resized_crop"
+
+
 def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
     words = ["--config", "streams/cifar100.yaml", "--config", "methods/slca.yaml"]
     given = resolved_configuration([*words, "--model.backbone", "backbones/vit_b16_mocov3.yaml"])

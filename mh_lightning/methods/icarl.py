@@ -64,7 +64,7 @@ class ICaRL(DistillingMethod, ReplayMethod):
     so far keeps `buffer_size` / classes exemplars, the first by herding, on features of length 1; predictions are the
     nearest mean of a class's exemplars.
 
-    Where a class comes again in a later task, its exemplars are herded from the new samples and those that were kept.
+    Where a class comes again in a later task, its places are shared evenly among these tasks.
 
     Source: Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017. There, exemplars
     and new samples are one training set; here `replay_batch_size` of them come with each batch.
@@ -154,7 +154,7 @@ class ICaRL(DistillingMethod, ReplayMethod):
         classes = torch.cat([*(part[1] for part in parts), kept[1]])
         new = len(features) - len(kept_features)
         each = self.buffer_size // len(self.classes_until(self.task + 1))
-        chosen = self._chosen(features, classes, new, each)
+        chosen = _chosen(features, classes, kept[2], each)
         samples = self._samples_at(task, chosen, new, kept)
         self.replay_buffer.replace(*samples)
         self.exemplar_means = self._no_means().to(self.device)
@@ -174,17 +174,6 @@ class ICaRL(DistillingMethod, ReplayMethod):
             batches = torch.split(inputs, self.stream.eval_batch_size) if len(inputs) else ()
             return torch.cat([features, *(self.features(batch).float() for batch in batches)])
 
-    def _chosen(self, features: Tensor, classes: Tensor, new: int, each: int) -> NDArray[np.int64]:
-        """Places among samples, of which the first are new and the others were kept, in the order of herding."""
-        chosen: list[int] = []
-        of_task = {*classes[:new].tolist()}
-        for label in torch.bincount(classes).nonzero().flatten().tolist():
-            places = (classes == label).nonzero().flatten()
-            # what was kept of other classes is in the order of herding already
-            order = herd(features[places], each) if label in of_task else range(min(each, len(places)))
-            chosen += places[list(order)].tolist()
-        return np.array(chosen, dtype=np.int64)
-
     def _samples_at(self, task: int, chosen: NDArray[np.int64], new: int, kept: Samples) -> Samples:
         """Inputs, classes and tasks of samples, of which those of the task are read once more."""
         read = np.sort(chosen[chosen < new])
@@ -195,3 +184,21 @@ class ICaRL(DistillingMethod, ReplayMethod):
         place_of |= {new + row: len(read) + row for row in range(len(kept[0]))}
         rows = torch.tensor([place_of[int(place)] for place in chosen], device=self.device)
         return tuple(column[rows] for column in columns)
+
+
+def _chosen(features: Tensor, classes: Tensor, tasks_of_kept: Tensor, each: int) -> NDArray[np.int64]:
+    """Places among samples, of which the first are new and the others were kept, in the order of herding: at most
+    `each` of a class, shared evenly among its tasks.
+    """
+    new = len(classes) - len(tasks_of_kept)
+    chosen: list[int] = []
+    for label in torch.bincount(classes).nonzero().flatten().tolist():
+        own = (classes[:new] == label).nonzero().flatten()
+        kept = (classes[new:] == label).nonzero().flatten()
+        tasks = tasks_of_kept[kept]
+        earlier = [kept[tasks == task] + new for task in sorted({*tasks.tolist()})]  # each in the order of herding
+        share = each // (len(earlier) + bool(len(own)))
+        for places in earlier:
+            chosen += places[:share].tolist()
+        chosen += own[herd(features[own], each - share * len(earlier))].tolist()
+    return np.array(chosen, dtype=np.int64)
