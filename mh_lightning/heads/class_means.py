@@ -15,6 +15,9 @@ class ClassMeans(ClosedFormHead):
     for each sample: where the largest is below -65,536, it is subtracted from all.
     Neither the order of the samples nor how they are cut into batches matters, up to rounding.
 
+    Source: Mensink et al., "Distance-Based Image Classification: Generalizing to New Classes at Near-Zero Cost", PAMI
+    2013, section 3.2, with the Euclidean distance.
+
     Args:
         num_features: n.
         num_classes: C.

@@ -75,7 +75,7 @@ class RandomFeatureRidge(RandomFeatureHead):
     The ridge is chosen by generalised cross-validation, which needs one Gram matrix where `RandomProjectionRidge`, as
     published, needs two. With "relu" this is RanPAC on normalised features.
 
-    Source: McDonnell et al., "RanPAC", NeurIPS 2023.
+    Source: McDonnell et al., "RanPAC: Random Projections and Pre-trained Models for Continual Learning", NeurIPS 2023.
 
     Args:
         options: of `RandomFeatureHead`.

@@ -49,6 +49,9 @@ class Ensemble(ContinualMethod):
     """Heads that start from different weights and learn the same stream, each by its own loss; their class
     probabilities are averaged.
 
+    Source: Lakshminarayanan, Pritzel, Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
+    Ensembles", NeurIPS 2017, on a stream.
+
     Args:
         backbone: maps inputs to features, for all members.
         head: makes each member from the numbers of features and of classes.

@@ -47,7 +47,8 @@ class SLCA(ContinualMethod):
     Raises:
         UserError: if a class belongs to several tasks, or a head has nothing to train.
 
-    Source: Zhang et al., "SLCA", ICCV 2023; Tiezzi et al., CoLLAs 2024, section 4 (Memory Heads).
+    Source: Zhang et al., "SLCA: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model",
+    ICCV 2023; Tiezzi et al., CoLLAs 2024, section 4 (Memory Heads).
     """
 
     def __init__(
