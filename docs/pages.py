@@ -10,7 +10,7 @@ import torch
 import mh_lightning.data
 import mh_lightning.heads
 import mh_lightning.methods
-from mh_lightning.backbones import Identity
+from mh_lightning.backbones import Identity, TimmBackbone
 from mh_lightning.callbacks.cost import state_bytes
 from mh_lightning.data import StreamDataModule
 from mh_lightning.data.learnt_stream import LearntStream
@@ -18,6 +18,7 @@ from mh_lightning.data.scenarios import tasks_of_scenario
 from mh_lightning.heads import ClosedFormHead
 from mh_lightning.methods import ClosedForm, ContinualMethod
 from mh_lightning.methods.distillation import DistillingMethod
+from mh_lightning.methods.prompting import PromptMethod
 from mh_lightning.methods.replay import ReplayMethod
 from mh_lightning.methods.retraining import RetrainingMethod
 from mh_lightning.metrics import CALIBRATION, METRICS, Calibration, TaskIncrementalAccuracy, functional
@@ -25,6 +26,7 @@ from mh_lightning.metrics import CALIBRATION, METRICS, Calibration, TaskIncremen
 DOCS = Path(__file__).parent
 CONFIGS = DOCS.parent / "configs"
 FEATURES, CLASSES, SAMPLES = 1280, 100, 500
+TRANSFORMER = "vit_tiny_patch16_224"
 MADE_BY = "<!-- Made by `python docs/pages.py` from the code; change that. -->"
 
 
@@ -35,7 +37,8 @@ METHODS = """# Methods
 All are classes of `mh_lightning.methods`, and take `backbone`, `head` and the options of `ContinualMethod`;
 `python train.py fit --config streams/… --config methods/…` names a configuration. "Needs borders": refuses a stream
 that does not tell where tasks begin and end. MB: of the state at the end, with a linear head on a frozen backbone of
-{features} features, {classes} classes and, where samples are replayed, {samples} of them as features.
+{features} features, {classes} classes in ten tasks and, where samples are replayed, {samples} of them as features;
+methods that prompt have a `{transformer}`.
 
 | method | paper | year | replays | needs borders | MB | configurations |
 |---|---|---|---|---|---|---|
@@ -167,7 +170,8 @@ def method_row(kind: type[ContinualMethod]) -> str:
     """Of the table of methods."""
     _, source = parts_of(kind)
     options: dict[str, Any] = {"buffer_size": SAMPLES} if issubclass(kind, ReplayMethod) else {}
-    size = megabytes(bytes_of(kind(Identity(FEATURES), torch.nn.Linear, **options)))
+    backbone = TimmBackbone(TRANSFORMER) if issubclass(kind, PromptMethod) else Identity(FEATURES)
+    size = megabytes(bytes_of(kind(backbone, torch.nn.Linear, **options)))
     if issubclass(kind, RetrainingMethod) and not issubclass(kind, ReplayMethod):
         size += ", and all samples"
     files = ", ".join(configurations("methods", kind.__name__))
@@ -216,6 +220,7 @@ def methods_page() -> str:
         features=f"{FEATURES:,}",
         classes=CLASSES,
         samples=SAMPLES,
+        transformer=TRANSFORMER,
         methods="\n".join(map(method_row, methods)),
         heads="\n".join(map(head_row, heads)),
         sections="\n".join(sections([*methods, ClosedForm, *heads])),

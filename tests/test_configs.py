@@ -197,6 +197,11 @@ def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
 
 # they need a backbone of timm
 IMAGES = {"memory_head_500_online", "linear_per_task_sequential", "fecam"}
+PROMPTS = {  # for a transformer of fewer blocks
+    "l2p": [],
+    "dual_prompt": ["--model.general_layers", "[0]", "--model.expert_layers", "[1]"],
+    "coda_prompt": ["--model.layers", "[0, 1]", "--model.components", "2"],
+}
 FASTER = dict.fromkeys(("ranpac", "random_feature_ridge", "kernel_discriminant"), ("num_projections", 40))
 FASTER["truncated_projection"] = ("num_projections", 600)  # of which it keeps 500
 
@@ -205,15 +210,22 @@ FASTER["truncated_projection"] = ("num_projections", 600)  # of which it keeps 5
 def test_method(run: Callable[..., Path], tmp_path: Path, method: Path) -> None:
     """Each once, on one of the streams in turn."""
     options = ["--config", str(method)]
-    if method.stem in IMAGES or "slca" in method.stem or "per_task" in method.stem:  # these need a stream of classes
+    if (
+        method.stem in {*IMAGES, *PROMPTS} or "slca" in method.stem or "per_task" in method.stem
+    ):  # these need a stream of classes
         stream = CONFIGS / "streams" / ("digits_perturbed_cdi.yaml" if "online" in method.stem else "digits.yaml")
-        cached = "null" if "sequential" in method.stem else f"{{folder: {tmp_path / 'features'}}}"
+        cached = (
+            "null" if "sequential" in method.stem or method.stem in PROMPTS else f"{{folder: {tmp_path / 'features'}}}"
+        )
         options += [*SMALL, *FEW, "--data.feature_cache", cached, "--pictures", "false"]
         if "online" in method.stem:
             options += ["--data.split_fractions", "[0.88, 0.02, 0.1]", "--data.increment", "5"]
     else:
         stream = PLANES[METHODS.index(method) % len(PLANES)]
         options += FEW_POINTS
+    if method.stem in PROMPTS:
+        options += ["--model.backbone", "null", "--model.backbone", "TimmBackbone", "--model.backbone.name", "test_vit",
+                    "--model.backbone.image_size", "32", *PROMPTS[method.stem]]  # fmt: skip
     if method.stem in FASTER:
         name, value = FASTER[method.stem]
         options += [f"--model.head.{name}", str(value)]

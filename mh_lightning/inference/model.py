@@ -120,12 +120,15 @@ class Model(nn.Module):
                 raise UserError(f"Features must be (b, {width}), got {tuple(entries.shape)}.")
         for start in range(0, len(entries), batch_size):
             part = entries[start : start + batch_size]
+            if are_features and not self.method.answers_from_features:
+                raise UserError(f"{type(self.method).__name__} needs images, not features.")
             x = (part if isinstance(part, Tensor) else self._inputs(part)).to(self.device)
             x = x if (dtype := self._dtype()) is None else x.to(dtype)
             features = x if are_features else self.method.features(x)
             if not bool(features.isfinite().all()):
                 raise UserError("The inputs, or their features, hold NaN or infinite values.")
-            yield features.float().cpu().numpy(), self.of_features(features).cpu().numpy()
+            answers = self.of_features(features) if self.method.answers_from_features else self.forward(x)
+            yield features.float().cpu().numpy(), answers.cpu().numpy()
 
     def learn(self, inputs: Any, labels: Sequence[str]) -> None:
         """Learn more samples, of classes that it knows or not, if its head is in closed form.

@@ -46,7 +46,11 @@ def described(method: nn.Module, make_head: Callable[..., nn.Module]) -> dict[st
     return {
         "class_path": path_of(type(method)),
         "init_args": {
-            **{name: value for name, value in options.items() if isinstance(value, (*PLAIN, dict))},
+            **{
+                name: value
+                for name, value in options.items()
+                if isinstance(value, (*PLAIN, dict)) or _is_plain_list(value)
+            },
             "backbone": None if arguments is None else {"class_path": path_of(type(backbone)), "init_args": arguments},
             "head": _factory(make_head),
             **optimization,

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from lightning.pytorch import Callback
@@ -66,7 +66,12 @@ class MethodFrame(Checkpointed):
         loss: of a sample, see `mh_lightning.losses`.
         reset_optimizer: start each task with a new optimizer and scheduler.
         only_touched_units: step only the memory units that have a gradient.
+
+    Attributes:
+        answers_from_features: whether its answers follow from the backbone's features alone.
     """
+
+    answers_from_features: ClassVar[bool] = True
 
     def __init__(
         self,
