@@ -32,6 +32,7 @@ from mh_lightning.methods import (
 from mh_lightning.methods.alignment import ClassifierAlignment
 from mh_lightning.methods.base import ContinualMethod
 from mh_lightning.methods.description import arguments_of
+from mh_lightning.methods.prompting import PromptMethod
 from tests.blobs import CLASSES, FEATURES, blobs
 from tests.fits import fit, stream
 
@@ -127,7 +128,8 @@ def test_every_argument_of_a_method_is_told(name: str) -> None:
     options = {"buffer_size": 9} if "buffer_size" in arguments_of(kind) else {}
     if "replacement" in arguments_of(kind):
         options["replacement"] = "random"
-    method = kind(Identity(2), ClassMeans if name == "ClosedForm" else nn.Linear, **options)
+    backbone = TimmBackbone("test_vit", image_size=32) if issubclass(kind, PromptMethod) else Identity(2)
+    method = kind(backbone, ClassMeans if name == "ClosedForm" else nn.Linear, **options)
     method.learnt_stream = LearntStream(["cat", "dog"], [[0, 1]])
     method.make_parts()
     told = method.description()["model"]["init_args"]
