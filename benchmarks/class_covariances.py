@@ -7,14 +7,13 @@ command line. The error of a class's covariance is the Frobenius norm of its dif
 of the full one; the jitter on the diagonal is in both. The memory is that of means, covariances and counts.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks.training_step import machine
+from benchmarks.report import parser, report
 from mh_lightning.cli import main as command_line
 from mh_lightning.heads import ClassGaussians
 
@@ -44,11 +43,11 @@ def learn(kind: str, seed: int, folder: Path, arguments: list[str]) -> tuple[Cla
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Measure, print, and return what was measured of each kind."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="folder of Fashion-MNIST")
-    parser.add_argument("--features", required=True, help="folder of the feature cache")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options, others = parser.parse_known_args(arguments)
+    given = parser(__doc__)
+    given.add_argument("--root", required=True, help="folder of Fashion-MNIST")
+    given.add_argument("--features", required=True, help="folder of the feature cache")
+    given.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options, others = given.parse_known_args(arguments)
     others += [f"--data.init_args.root={options.root}", f"--data.init_args.feature_cache.folder={options.features}"]
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -65,11 +64,11 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
                 "largest error": max(errors),
                 "last accuracy": sum(accuracy for _, accuracy in learnt) / len(learnt),
             }
-    print(", ".join(f"{name} {value}" for name, value in machine("cpu").items()))
     print("| covariance | MB | mean error | largest error | last accuracy |\n|---|---|---|---|---|")
     for kind, row in rows.items():
         print(f"| {kind} | {row['bytes'] / 1e6:.1f} | {row['mean error']:.3f} | {row['largest error']:.3f} "
               f"| {row['last accuracy']:.4f} |")  # fmt: skip
+    report(options, rows=rows)
     return rows
 
 

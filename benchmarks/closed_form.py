@@ -11,16 +11,14 @@ its pseudo-inverse for each batch; on a few batches, since it takes long. Heads 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.training_step import machine
+from benchmarks.report import machine, parser, report
 from mh_lightning.heads import (
     ClassMeans,
     ClosedFormHead,
@@ -147,31 +145,28 @@ def naive_rate(features: int, classes: int, options: argparse.Namespace) -> floa
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print, and return the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--growth", action="store_true", help="sizes that grow, in place of --features and --classes")
-    parser.add_argument("--heads", nargs="+", help="only these")
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--features", type=int, nargs="+", default=[768], help="with --growth, in place of 384 to 4096")
-    parser.add_argument("--classes", type=int, nargs="+", default=[100], help="with --growth, in place of 10 to 10,000")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--projections", type=int, default=5000)
-    parser.add_argument("--units", type=int, default=1000)
-    parser.add_argument("--max_bytes", type=int, default=10_000_000, help="of memory units")
-    parser.add_argument("--most_gigabytes", type=float, default=4.0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3, help="the best counts")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    options = parser.parse_args(arguments)
+    given = parser(__doc__, ("cpu", "cuda"))
+    given.add_argument("--growth", action="store_true", help="sizes that grow, in place of --features and --classes")
+    given.add_argument("--heads", nargs="+", help="only these")
+    given.add_argument("--samples", type=int, default=10_000)
+    given.add_argument("--features", type=int, nargs="+", default=[768], help="with --growth, in place of 384 to 4096")
+    given.add_argument("--classes", type=int, nargs="+", default=[100], help="with --growth, in place of 10 to 10,000")
+    given.add_argument("--batch_size", type=int, default=128)
+    given.add_argument("--projections", type=int, default=5000)
+    given.add_argument("--units", type=int, default=1000)
+    given.add_argument("--max_bytes", type=int, default=10_000_000, help="of memory units")
+    given.add_argument("--most_gigabytes", type=float, default=4.0)
+    given.add_argument("--threads", type=int, default=1)
+    given.add_argument("--repeats", type=int, default=3, help="the best counts")
+    options = given.parse_args(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     described = machine(options.device)
-    print(", ".join(f"{name} {value}" for name, value in described.items()))
     try:
         if options.growth:
-            given = options.features != [768] or options.classes != [100]
-            features = options.features if given else FEATURES_OF_GROWTH
-            classes = options.classes if given else CLASSES_OF_GROWTH
+            chosen = options.features != [768] or options.classes != [100]
+            features = options.features if chosen else FEATURES_OF_GROWTH
+            classes = options.classes if chosen else CLASSES_OF_GROWTH
             sizes = [(FIXED[0], count) for count in classes] + [(count, FIXED[1]) for count in features]
         else:
             sizes = [(options.features[0], options.classes[0])]
@@ -180,8 +175,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             rows.append({"head": "naive", "with_solution": naive_rate(*sizes[0], options)})
     finally:
         torch.set_num_threads(threads)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": described, "rows": rows}, indent=1))
+    report(options, described, rows=rows)
     return rows
 
 

@@ -7,7 +7,6 @@ Runs forward and gradient of `blend` both ways in turn, and prints median times.
 the loss is what that choice costs, relative to the better one.
 """
 
-import argparse
 import itertools
 import statistics
 import time
@@ -15,6 +14,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from benchmarks.report import machine, parser, report
 from benchmarks.training_step import TABLE, Size, turns
 from mh_lightning import functional
 from mh_lightning.functional import grouped
@@ -55,16 +55,16 @@ def median_times(size: Size, seconds: float) -> dict[tuple[str, str], float]:
 
 def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     """Measure, print, and return what the rule's choice costs beside the better one, a size at a time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=Size.parse, default=SIZES, metavar="b,n,o,m,delta,distance")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each size")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
+    given = parser(__doc__)
+    given.add_argument("--sizes", nargs="+", type=Size.parse, default=SIZES, metavar="b,n,o,m,delta,distance")
+    given.add_argument("--seconds", type=float, default=2.0, help="for each size")
+    given.add_argument("--threads", type=int, default=2)
+    options = given.parse_args(arguments)
     threads, overhead = torch.get_num_threads(), grouped.GROUPING["cpu"]
     torch.set_num_threads(options.threads)
-    results = []
+    described, results = machine(), []
     print(
-        "|  b, n, o, m, delta       | forward ms: all units | by unit | backward ms: all units | by unit | rule loses |"
+        "|  b, n, o, m, delta       | rule loses | forward ms: all units | by unit | backward ms: all units | by unit |"
     )
     print("|---|---|---|---|---|---|")
     try:
@@ -80,11 +80,13 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
                 cells += [f"{1000 * time:.3f}{'*' if way == chosen else ' '}" for way, time in times.items()]
             results.append(result)
             name = ", ".join(map(str, size[:5]))
-            print(f"| {name:24} | {cells[0]:>21} | {cells[1]:>8} | {cells[2]:>22} | {cells[3]:>8} "
-                  f"| {result['forward']:.2f}, {result['backward']:.2f} |", flush=True)  # fmt: skip
+            print(f"| {name:24} | {result['forward']:.2f}, {result['backward']:.2f} | {cells[0]:>21} | {cells[1]:>8} "
+                  f"| {cells[2]:>22} | {cells[3]:>8} |", flush=True)  # fmt: skip
     finally:
         torch.set_num_threads(threads)
         grouped.GROUPING["cpu"] = overhead
+    sizes = [size._asdict() for size in options.sizes]
+    report(options, described, rule_loses=[size | result for size, result in zip(sizes, results, strict=True)])
     return results
 
 

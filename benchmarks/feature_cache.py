@@ -9,17 +9,18 @@ everything found. With --uncached EPOCHS also without the cache, for so many epo
 the same with it, and the accuracies of both are compared.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.report import parser, report
 from mh_lightning.backbones import TimmBackbone
 from mh_lightning.data import FashionMNIST
 from mh_lightning.data.features import FeatureCache
@@ -36,34 +37,36 @@ def backbone() -> TimmBackbone:
     return TimmBackbone("tf_efficientnet_lite0", checkpoint_path=WEIGHTS, map_by_order=True, image_size=112)
 
 
-def plain_loop(dataset: StreamDataset, size: int = 128) -> float:
+def plain_loop(dataset: StreamDataset, device: str, size: int = 128) -> float:
     """Images a second."""
-    model = backbone().model.to(memory_format=torch.contiguous_format)
+    model = backbone().model.to(device, memory_format=torch.contiguous_format)
     start = time.perf_counter()
     with torch.no_grad():
         for first in range(0, len(dataset), size):
-            model(torch.stack([dataset.input(place) for place in range(first, min(first + size, len(dataset)))]))
+            places = range(first, min(first + size, len(dataset)))
+            model(torch.stack([dataset.input(place) for place in places]).to(device)).cpu()
     return len(dataset) / (time.perf_counter() - start)
 
 
-def extraction(dataset: StreamDataset) -> float:
+def extraction(dataset: StreamDataset, device: str) -> float:
     """Images a second, digests, checksums and writing included."""
-    model = backbone()
+    model = backbone().to(device)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         digests = image_digests(dataset.samples)
         FeatureCache(folder).features(
-            digests, dataset.input, model, model.transform(False), augment=False, device=torch.device("cpu")
+            digests, dataset.input, model, model.transform(False), augment=False, device=torch.device(device)
         )
         return len(dataset) / (time.perf_counter() - start)
 
 
-def throughput(root: str, images: int, repeats: int) -> None:
+def throughput(root: str, images: int, repeats: int, device: str) -> dict[str, float]:
     data = FashionMNIST(root=root).load().train.take(np.arange(images))
     dataset = StreamDataset(data, data.labels, backbone().transform(augment=False))
-    for _ in range(repeats):
-        plain, ours = plain_loop(dataset), extraction(dataset)
-        print(f"plain loop {plain:6.0f} images/s   feature cache {ours:6.0f} images/s   {ours / plain:.2f}", flush=True)
+    rates = [(plain_loop(dataset, device), extraction(dataset, device)) for _ in range(repeats)]
+    plain, ours = (max(column) for column in zip(*rates, strict=True))
+    print(f"{ours / plain:.2f} of the images of a plain loop: {ours:.0f} and {plain:.0f} images/s", flush=True)
+    return {"ratio": ours / plain, "feature_cache": ours, "plain_loop": plain}
 
 
 def stream(root: str, folder: str, *options: str) -> tuple[float, list[list[float]]]:
@@ -79,17 +82,19 @@ def stream(root: str, folder: str, *options: str) -> tuple[float, list[list[floa
     return seconds, matrix
 
 
-def streams(root: str, uncached_epochs: int) -> None:
+def streams(root: str, uncached_epochs: int) -> dict[str, float]:
+    """Seconds of whole processes."""
     with tempfile.TemporaryDirectory() as folder:
         kept = f"--data.init_args.feature_cache.folder={folder}/features"
         joint = ("--data.init_args.increment=10", "--data.init_args.epochs_per_task=1",
                  "--data.init_args.batch_size=512")  # fmt: skip
         alone, _ = stream(root, folder, f"--data.init_args.feature_cache.folder={folder}/other", *joint)
-        print(f"one extraction pass, with one epoch in one task: {alone:.1f} s", flush=True)
         first, matrix = stream(root, folder, kept)
-        print(f"the stream, extraction included: {first:.1f} s; asked {1.3 * alone + 20:.1f} s", flush=True)
         again, same = stream(root, folder, kept)
-        print(f"the stream, features found: {again:.1f} s; equal accuracies: {same == matrix}", flush=True)
+        assert same == matrix
+        print(f"{first / alone:.2f} of one extraction pass: the stream, extraction included; {first:.1f} s", flush=True)
+        print(f"{again / alone:.2f} of one extraction pass: the stream, features found; {again:.1f} s", flush=True)
+        found = {"one_pass": alone, "with_extraction": first, "features_found": again}
         if uncached_epochs:
             epochs = f"--data.init_args.epochs_per_task={uncached_epochs}"
             plain, expected = stream(root, folder, "--data.init_args.feature_cache=null", epochs)
@@ -97,19 +102,28 @@ def streams(root: str, uncached_epochs: int) -> None:
             difference = float(np.abs(np.array(expected) - np.array(matrix)).max())
             images = [20_000 * number + 5 * 5_000 for number in (uncached_epochs, STREAM["epochs_per_task"])]
             whole = plain * images[1] / images[0]
-            print(f"without the cache, {uncached_epochs} epochs a task: {plain:.1f} s", flush=True)
-            print(f"all epochs, by the number of images: {whole:.0f} s, {whole / first:.1f} times", flush=True)
-            print(f"accuracies differ by at most {difference:.1e}", flush=True)
+            print(f"{whole / first:.1f} times the stream with the cache: without it, by the number of images, "
+                  f"{whole:.0f} s; accuracies differ by at most {difference:.1e}", flush=True)  # fmt: skip
+            found |= {"without_cache": whole, "largest_difference": difference}
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return the results."""
+    given = parser(__doc__, ("cpu", "cuda"))
+    given.add_argument("--root", default="data")
+    given.add_argument("--images", type=int, default=2000)
+    given.add_argument("--repeats", type=int, default=3)
+    given.add_argument("--stream", action="store_true")
+    given.add_argument("--uncached", type=int, default=0, metavar="EPOCHS", help="a task, without the cache")
+    options = given.parse_args(arguments)
+    results: dict[str, Any] = {
+        "images_per_second": throughput(options.root, options.images, options.repeats, options.device)
+    }
+    if options.stream:
+        results["seconds"] = streams(options.root, options.uncached)
+    return report(options, **results)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stream", action="store_true")
-    parser.add_argument("--uncached", type=int, default=0, metavar="EPOCHS", help="a task, without the cache")
-    arguments = parser.parse_args()
-    throughput(arguments.root, arguments.images, arguments.repeats)
-    if arguments.stream:
-        streams(arguments.root, arguments.uncached)
+    main()

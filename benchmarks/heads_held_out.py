@@ -8,7 +8,6 @@ domain_train; test samples are not read. A fifth is held out, drawn anew for eac
 the other, and in each the classes in the order that was drawn.
 """
 
-import argparse
 import ast
 import time
 from statistics import fmean, stdev
@@ -17,6 +16,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from benchmarks.report import parser, report
 from mh_lightning import heads
 
 HELD_OUT = 0.2
@@ -53,14 +53,14 @@ def stream(entries: dict[str, Tensor], order: int, in_a_task: int) -> tuple[Tens
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     """Measure, print, and return accuracies, the mean of all classes' ones, one for each class order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", required=True, help="file of tensors")
-    parser.add_argument("--heads", nargs="+", required=True, help="of mh_lightning.heads, with options as in Python")
-    parser.add_argument("--in_a_task", type=int, default=1, help="classes in a task")
-    parser.add_argument("--orders", type=int, default=5, help="class orders, each with samples of its own held out")
-    options = parser.parse_args(arguments)
+    given = parser(__doc__, ("cpu", "cuda"))
+    given.add_argument("--features", required=True, help="file of tensors")
+    given.add_argument("--heads", nargs="+", required=True, help="of mh_lightning.heads, with options as in Python")
+    given.add_argument("--in_a_task", type=int, default=1, help="classes in a task")
+    given.add_argument("--orders", type=int, default=5, help="class orders, each with samples of its own held out")
+    options = given.parse_args(arguments)
     entries = torch.load(options.features, weights_only=True)
-    x, y = entries["x_train"], entries["y_train"].long()
+    x, y = entries["x_train"].to(options.device), entries["y_train"].long().to(options.device)
     classes = int(y.max()) + 1
     print("| head | accuracy, % | standard error | seconds |\n|---|---|---|---|", flush=True)
     found: dict[str, list[float]] = {}
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
         for order in range(options.orders):
             train, held_out = stream(entries, order, options.in_a_task)
             torch.manual_seed(order)
-            learner = getattr(heads, name)(x.shape[1], classes, **settings)
+            learner = getattr(heads, name)(x.shape[1], classes, **settings).to(options.device)
             learner.update(x[train], y[train])
             correct = (learner(x[held_out]).argmax(dim=1) == y[held_out]).double()
             of_class = [correct[y[held_out] == label].mean() for label in y[held_out].unique()]
@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
         error = stdev(found[head]) / options.orders**0.5 if options.orders > 1 else float("nan")
         seconds = (time.perf_counter() - started) / options.orders
         print(f"| {head} | {100 * fmean(found[head]):.2f} | {100 * error:.2f} | {seconds:.1f} |", flush=True)
+    report(options, accuracies=found)
     return found
 
 

@@ -8,7 +8,6 @@ domain-incremental stream of tiny tasks, evaluated forty times; "samples" an onl
 plane, one sample an optimizer step, in chunks. Both train a Memory Head.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -23,6 +22,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
+from benchmarks.report import parser, report
 from mh_lightning.cli import main as fit
 
 CLASSES, EVALUATIONS = 4, 40
@@ -124,23 +124,24 @@ def summary(noted: list[tuple[float, int]]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("streams", nargs="*", choices=[[], "tasks", "samples"], help="by default both")
-    parser.add_argument("--tasks", type=int, default=10_000)
-    parser.add_argument("--samples", type=int, default=1_000_000)
-    given = parser.parse_args(arguments)
+    given = parser(__doc__)
+    given.add_argument("streams", nargs="*", choices=[[], "tasks", "samples"], help="by default both")
+    given.add_argument("--tasks", type=int, default=10_000)
+    given.add_argument("--samples", type=int, default=1_000_000)
+    options = given.parse_args(arguments)
     streams: dict[str, dict[str, Any]] = {
-        "tasks": {"domains": given.tasks, "samples": 16, "test_samples": 4, "batch_size": 8,
-                  "evaluate_every_n_tasks": max(1, given.tasks // EVALUATIONS)},
-        "samples": {"domains": 10, "samples": given.samples // 10, "test_samples": 400, "batch_size": 1,
+        "tasks": {"domains": options.tasks, "samples": 16, "test_samples": 4, "batch_size": 8,
+                  "evaluate_every_n_tasks": max(1, options.tasks // EVALUATIONS)},
+        "samples": {"domains": 10, "samples": options.samples // 10, "test_samples": 400, "batch_size": 1,
                     "chunk_size": 1000},
     }  # fmt: skip
     results = {}
-    for name in given.streams or streams:
+    for name in options.streams or streams:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = run(Path(folder), eval_batch_size=1024, **streams[name])
-        print(f"{getattr(given, name)} {name}: ", end="")
+        print(f"{getattr(options, name)} {name}: ", end="")
         print(", ".join(f"{title} {value:.2f}" for title, value in results[name].items()), flush=True)
+    report(options, streams=results)
     return results
 
 

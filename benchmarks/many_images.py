@@ -6,8 +6,6 @@ Makes a folder of so many small files in ten classes, lists it, and asks for the
 read, and again, when path, size and time of change tell it; beside the second, the reading of all files that it saves.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import time
@@ -15,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training_step import machine
+from benchmarks.report import parser, report
 from mh_lightning.data.features.file_digests import FileDigests, digests_of_files
 from mh_lightning.data.images import ImageReading
 from mh_lightning.data.listing import list_images
@@ -31,11 +29,10 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, and return the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--bytes", type=int, default=4096, help="of each")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    options = parser.parse_args(arguments)
+    given = parser(__doc__)
+    given.add_argument("--files", type=int, default=100_000)
+    given.add_argument("--bytes", type=int, default=4096, help="of each")
+    options = given.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "images"
         for place in range(options.files):
@@ -55,12 +52,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"{again / reread:.2f} of the time that it takes to read all files, {options.files:,} of {options.bytes} bytes"
     )
     print(", ".join(f"{what} {1e6 * value / options.files:.1f} µs a file" for what, value in found.items()))
-    described = machine("cpu")
-    print(", ".join(f"{what} {value}" for what, value in described.items()))
-    results = {"machine": described, "files": options.files, "seconds": found}
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
-    return results
+    return report(options, files=options.files, seconds=found)
 
 
 if __name__ == "__main__":

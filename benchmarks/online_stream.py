@@ -7,7 +7,6 @@ the evaluation after each task, logs, checkpoints and, where it says so, picture
 chunks, where the trainer takes each step, and a bare loop of PyTorch that only trains.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -15,12 +14,14 @@ import logging
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.report import parser, report
 from mh_lightning import MHLinear
-from mh_lightning.cli import main
+from mh_lightning.cli import main as fit
 
 CONFIGS = ("--config", "streams/modes_cdi.yaml", "--config", "methods/memory_head_plane.yaml")
 HEAD = {
@@ -33,7 +34,7 @@ def command_line(samples: int, *options: str) -> float:
     """Samples a second of `fit`."""
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main(["fit", *CONFIGS, "--run_dir", folder, "--num_threads", "1",
+            fit(["fit", *CONFIGS, "--run_dir", folder, "--num_threads", "1",
                   "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
                   "--data.init_args.num_samples", str(samples), *options])  # fmt: skip
         (results,) = Path(folder).rglob("results.json")
@@ -53,7 +54,8 @@ def bare_loop(samples: int) -> float:
     return samples / (time.perf_counter() - start)
 
 
-def measure(samples: int, repeats: int) -> None:
+def measure(samples: int, repeats: int) -> dict[str, float]:
+    """Samples a second of each way."""
     torch.set_num_threads(1)
     ways = {
         "chunks, without pictures": lambda: command_line(samples, "--pictures", "false"),
@@ -63,16 +65,23 @@ def measure(samples: int, repeats: int) -> None:
         ),
         "bare loop, training only": lambda: bare_loop(samples),
     }
-    for name, way in ways.items():
-        print(f"{samples:>7} samples  {name:<28} {max(way() for _ in range(repeats)):7.0f} samples/s", flush=True)
+    found = {name: max(way() for _ in range(repeats)) for name, way in ways.items()}
+    bare = found["bare loop, training only"]
+    for name, rate in found.items():
+        print(f"{rate / bare:.2f} of a bare loop: {name}, {rate:.0f} samples/s ({samples} samples)", flush=True)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return the results."""
+    given = parser(__doc__)
+    given.add_argument("--samples", type=int, nargs="+", default=[1000, 20000])
+    given.add_argument("--repeats", type=int, default=3, help="the best counts")
+    options = given.parse_args(arguments)
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    command_line(min(options.samples))  # imports and caches
+    return report(options, samples_per_second={number: measure(number, options.repeats) for number in options.samples})
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 20000])
-    parser.add_argument("--repeats", type=int, default=3, help="the best counts")
-    arguments = parser.parse_args()
-    command_line(1000)  # imports and caches
-    logging.getLogger("lightning").setLevel(logging.ERROR)
-    for number in arguments.samples:
-        measure(number, arguments.repeats)
+    main()

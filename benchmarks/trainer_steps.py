@@ -11,11 +11,9 @@ optimizer steps and nothing else. Only training is timed, from the first batch o
 measured bare in the same process: the backbone over the same batches, and the head's steps on what it gave.
 """
 
-import argparse
 import contextlib
 import cProfile
 import io
-import json
 import pstats
 import tempfile
 import time
@@ -31,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mh_lightning
-from benchmarks.training_step import machine
+from benchmarks.report import machine, parser, report
 from mh_lightning import MHLinear
 from mh_lightning.backbones import Identity
 from mh_lightning.cli import main as command_line
@@ -163,22 +161,21 @@ def profiled(work: Callable[[], Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, and return the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["features", "quickstart"])
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--features", type=int, default=1280)
-    parser.add_argument("--units", type=int, default=100)
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3, help="the best counts")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--profile", action="store_true", help="print where the time of a fit over features goes, too")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    options = parser.parse_args(arguments)
+    given = parser(__doc__)
+    given.add_argument("--only", choices=["features", "quickstart"])
+    given.add_argument("--samples", type=int, default=20_000)
+    given.add_argument("--features", type=int, default=1280)
+    given.add_argument("--units", type=int, default=100)
+    given.add_argument("--batch_size", type=int, default=128)
+    given.add_argument("--repeats", type=int, default=3, help="the best counts")
+    given.add_argument("--threads", type=int, default=2)
+    given.add_argument("--profile", action="store_true", help="print where the time of a fit over features goes, too")
+    options = given.parse_args(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     seed_everything(0, verbose=False)
     sizes_of_run = options.samples, options.features, options.units, options.batch_size
-    results: dict[str, Any] = {"machine": machine("cpu")}
+    described, results = machine(), dict[str, Any]()
     try:
         if options.only != "quickstart":
             found = results["features"] = features(*sizes_of_run, options.repeats)
@@ -193,10 +190,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             print(profiled(lambda: by_the_trainer(x, y, options.units, options.batch_size)))
     finally:
         torch.set_num_threads(threads)
-    print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
-    return results
+    return report(options, described, **results)
 
 
 if __name__ == "__main__":

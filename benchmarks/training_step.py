@@ -10,13 +10,10 @@ turn, one step each, in one process; the table gives medians, and of the steps a
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
+from benchmarks.report import machine, parser, report
 from mh_lightning import MHLinear, memory_head_optimizer
 
 BATCHES = 8  # different ones, so that winners change
@@ -163,21 +161,6 @@ def turns(seconds: float) -> Iterator[int]:
         turn += 1
 
 
-def machine(device: str) -> dict[str, Any]:
-    described = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-    }
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        names = [line.split(":")[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
-        described["processor"] = names[0] if names else described["processor"]
-    return described
-
-
 HEADER = (
     "|  b, n, o, m, delta, distance          | nn.Linear(n, o·m) ms | MHLinear ms, SGD | ratio | MHLinear ms, touched "
     "units | ratio | eval ms: nn.Linear | MHLinear | to the better |"
@@ -212,19 +195,16 @@ def profile(size: Size, device: str) -> str:
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure, print, and return the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=Size.parse, default=TABLE, metavar="b,n,o,m,delta,distance")
-    parser.add_argument("--growth", action="store_true", help="sizes that grow in m, o and b, in place of --sizes")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each size")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes, too")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    options = parser.parse_args(arguments)
+    given = parser(__doc__, ("cpu", "cuda"))
+    given.add_argument("--sizes", nargs="+", type=Size.parse, default=TABLE, metavar="b,n,o,m,delta,distance")
+    given.add_argument("--growth", action="store_true", help="sizes that grow in m, o and b, in place of --sizes")
+    given.add_argument("--seconds", type=float, default=10.0, help="for each size")
+    given.add_argument("--threads", type=int, default=2)
+    given.add_argument("--profile", action="store_true", help="print where the time goes, too")
+    options = given.parse_args(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     described, results = machine(options.device), []
-    print(", ".join(f"{name} {value}" for name, value in described.items()))
     print(HEADER)
     print("|---" * HEADER[1:].count("|") + "|")
     try:
@@ -235,8 +215,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 print(profile(size, options.device), flush=True)
     finally:
         torch.set_num_threads(threads)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": described, "results": results}, indent=1))
+    report(options, described, results=results)
     return results
 
 

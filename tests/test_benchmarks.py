@@ -10,14 +10,17 @@ import torch
 from benchmarks import (
     closed_form,
     cost_rule,
+    feature_cache,
     heads_held_out,
     long_streams,
     many_images,
+    online_stream,
     trainer_steps,
     training_step,
 )
 from docs.closed_form_cost_figure import main as figure_of_costs
 from mh_lightning.functional import grouped
+from tests.fashion_mnist import write_fashion_mnist
 
 SIZES = ("--sizes", "4,6,3,5,2,cosine", "1,6,3,5,1,euclidean", "--seconds", "0")
 
@@ -42,9 +45,11 @@ def test_the_published_sizes_are_the_default() -> None:
         assert len({getattr(size, varied) for size in training_step.GROWTH}) == 5
 
 
-def test_cost_rule(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = grouped.GROUPING["cpu"]
-    results = cost_rule.main([*SIZES])
+    results = cost_rule.main([*SIZES, "--json", str(tmp_path / "results.json")])
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [row["forward"] for row in written["rule_loses"]] == [row["forward"] for row in results]
     assert len(results) == 2 and all(loss >= 1 for result in results for loss in result.values())
     assert "4, 6, 3, 5, 2" in capsys.readouterr().out
     assert grouped.GROUPING["cpu"] == before
@@ -115,3 +120,20 @@ def test_long_streams(options: tuple[str, ...], capsys: pytest.CaptureFixture[st
     assert all(math.isfinite(value) for value in found.values())
     assert found["seconds"] > 0 and found["MB at the end"] > 50
     assert f"{options[2]} {options[0]}: " in capsys.readouterr().out
+
+
+def test_online_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    options = ["--samples", "60", "--repeats", "1", "--json", str(tmp_path / "results.json")]
+    found = online_stream.main(options)["samples_per_second"][60]
+    torch.set_num_threads(threads)
+    assert len(found) == 4 and all(rate > 0 for rate in found.values())
+    assert "1.00 of a bare loop: bare loop" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["machine"]["torch"] == torch.__version__
+
+
+def test_feature_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_fashion_mnist(tmp_path)
+    found = feature_cache.main(["--root", str(tmp_path), "--images", "6", "--repeats", "1"])["images_per_second"]
+    assert found["ratio"] == found["feature_cache"] / found["plain_loop"] > 0
+    assert f"{found['ratio']:.2f} of the images of a plain loop" in capsys.readouterr().out
