@@ -10,13 +10,13 @@ import torch
 import mh_lightning.data
 import mh_lightning.heads
 import mh_lightning.methods
-from mh_lightning.backbones import Identity, TimmBackbone
+from mh_lightning.backbones import Adapters, Backbone, Identity, TimmBackbone
 from mh_lightning.callbacks.cost import state_bytes
 from mh_lightning.data import StreamDataModule
 from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.data.scenarios import tasks_of_scenario
 from mh_lightning.heads import ClosedFormHead
-from mh_lightning.methods import ClosedForm, ContinualMethod
+from mh_lightning.methods import EASE, ClosedForm, ContinualMethod
 from mh_lightning.methods.distillation import DistillingMethod
 from mh_lightning.methods.prompting import PromptMethod
 from mh_lightning.methods.replay import ReplayMethod
@@ -38,7 +38,7 @@ All are classes of `mh_lightning.methods`, and take `backbone`, `head` and the o
 `python train.py fit --config streams/… --config methods/…` names a configuration. "Needs borders": refuses a stream
 that does not tell where tasks begin and end. MB: of the state at the end, with a linear head on a frozen backbone of
 {features} features, {classes} classes in ten tasks and, where samples are replayed, {samples} of them as features;
-methods that prompt have a `{transformer}`.
+methods that prompt or train adapters have a `{transformer}`.
 
 | method | paper | year | replays | needs borders | MB | configurations |
 |---|---|---|---|---|---|---|
@@ -170,7 +170,9 @@ def method_row(kind: type[ContinualMethod]) -> str:
     """Of the table of methods."""
     _, source = parts_of(kind)
     options: dict[str, Any] = {"buffer_size": SAMPLES} if issubclass(kind, ReplayMethod) else {}
-    backbone = TimmBackbone(TRANSFORMER) if issubclass(kind, PromptMethod) else Identity(FEATURES)
+    backbone: Backbone = Identity(FEATURES)
+    if issubclass(kind, PromptMethod | EASE):
+        backbone = TimmBackbone(TRANSFORMER, peft=Adapters() if kind is EASE else None)
     size = megabytes(bytes_of(kind(backbone, torch.nn.Linear, **options)))
     if issubclass(kind, RetrainingMethod) and not issubclass(kind, ReplayMethod):
         size += ", and all samples"

@@ -197,7 +197,8 @@ def test_a_backbone_takes_the_place_of_a_stream_s() -> None:
 
 # they need a backbone of timm
 IMAGES = {"memory_head_500_online", "linear_per_task_sequential", "fecam"}
-PROMPTS = {  # for a transformer of fewer blocks
+PROMPTS = {  # for a transformer of fewer blocks, and no feature cache
+    "ease": ["--model.backbone.peft", "Adapters"],
     "l2p": [],
     "dual_prompt": ["--model.general_layers", "[0]", "--model.expert_layers", "[1]"],
     "coda_prompt": ["--model.layers", "[0, 1]", "--model.components", "2"],

@@ -7,6 +7,7 @@ from mh_lightning.methods.closed_form import ClosedForm
 from mh_lightning.methods.coda_prompt import CODAPrompt
 from mh_lightning.methods.dark_experience_replay import DER, DERPlusPlus
 from mh_lightning.methods.dual_prompt import DualPrompt
+from mh_lightning.methods.ease import EASE
 from mh_lightning.methods.elastic_weight_consolidation import EWC
 from mh_lightning.methods.ensemble import Ensemble
 from mh_lightning.methods.er_ace import ERACE
@@ -25,6 +26,7 @@ from mh_lightning.methods.weight_aligning import WeightAligning
 
 __all__ = [
     "DER",
+    "EASE",
     "ERACE",
     "EWC",
     "L2P",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mh_lightning
 from mh_lightning import methods
-from mh_lightning.backbones import Identity, TimmBackbone
+from mh_lightning.backbones import Adapters, Identity, TimmBackbone
 from mh_lightning.data import Tensors
 from mh_lightning.data.learnt_stream import LearntStream
 from mh_lightning.errors import UserError
@@ -128,7 +128,10 @@ def test_every_argument_of_a_method_is_told(name: str) -> None:
     options = {"buffer_size": 9} if "buffer_size" in arguments_of(kind) else {}
     if "replacement" in arguments_of(kind):
         options["replacement"] = "random"
-    backbone = TimmBackbone("test_vit", image_size=32) if issubclass(kind, PromptMethod) else Identity(2)
+    backbone = Identity(2)
+    if issubclass(kind, PromptMethod | methods.EASE):
+        adapters = Adapters() if kind is methods.EASE else None
+        backbone = TimmBackbone("test_vit", image_size=32, peft=adapters)
     method = kind(backbone, ClassMeans if name == "ClosedForm" else nn.Linear, **options)
     method.learnt_stream = LearntStream(["cat", "dog"], [[0, 1]])
     method.make_parts()
