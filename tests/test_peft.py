@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import mh_lightning
 from mh_lightning.backbones import Adapters, Identity, LoRA, Peft, ScaleAndShift, TimmBackbone, VisualPrompts
 from mh_lightning.backbones.peft.base import merge
-from mh_lightning.data import Tensors
+from mh_lightning.data import IBlurry, Tensors
 from mh_lightning.errors import UserError
 from mh_lightning.heads import ClassMeans
 from mh_lightning.methods import ClosedForm, FineTuning, FirstTaskAdaptation
@@ -287,3 +287,24 @@ def test_a_gradient_method_trains_what_is_added(tmp_path: Path) -> None:
         images_of = [body.transform(False)(Image.fromarray(one)) for one in pixels]
         direct = method(torch.stack(images_of)).softmax(dim=1)
     np.testing.assert_allclose(loaded.probabilities, direct.numpy(), atol=1e-5)
+
+
+def test_the_first_task_of_a_stream_without_borders(tmp_path: Path) -> None:
+    data = colours(blurry_borders=IBlurry(disjoint=0.0, minor=0.5))
+    mh_lightning.fit(adapting(), data, run_dir=tmp_path, **QUIET)
+    assert data.classes_in_training(0) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "swin_tiny_patch4_window7_224", "levit_128s"])
+def test_models_that_adapters_do_not_suit(name: str) -> None:
+    with pytest.raises(UserError, match=r"backbone.peft=Adapters does not suit|Adapters needs a transformer"):
+        TimmBackbone(name, peft=Adapters(bottleneck=2))
+
+
+def test_numbers_that_must_be_whole() -> None:
+    with pytest.raises(UserError, match="epochs must be a whole number, got 1.5"):
+        FirstTaskAdaptation(epochs=1.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="batch_size must be a whole number, got 2.5"):
+        colours(batch_size=2.5)
+    with pytest.raises(UserError, match="data.blurry_borders must be an object such as"):
+        colours(blurry_borders="IBlurry")

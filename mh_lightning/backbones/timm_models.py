@@ -101,21 +101,20 @@ class TimmBackbone(TrainedBackbone):
         self.peft = peft
         if self.frozen:
             self.requires_grad_(False)
-        if peft is not None:
-            peft.add_to(self.model)
         self.train()
         if image_size is not None:
-            self._try(image_size)
+            self._try(f"backbone.image_size={image_size}")
+        if peft is not None:
+            peft.add_to(self.model)
+            self._try(f"backbone.peft={type(peft).__name__}")
 
-    def _try(self, image_size: int) -> None:
+    def _try(self, option: str) -> None:
         training = self.training
         try:
             with torch.no_grad():
                 self.eval().model(torch.zeros(1, *self._data_config["input_size"]))  # not compiled for this one image
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise UserError(
-                f"backbone.image_size={image_size} does not suit {self.name!r}: {reason_of(error)}."
-            ) from error
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            raise UserError(f"{option} does not suit {self.name!r}: {reason_of(error)}.") from error
         self.train(training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +21,11 @@ def pooled(model: nn.Module, tokens: Tensor) -> Tensor:
     vit: Any = model
     features: Tensor = vit.forward_head(vit.norm(tokens), pre_logits=True)
     return features
+
+
+def takes_prefixes(block: nn.Module) -> bool:
+    """Whether a block has the attention that `with_prefix` works with."""
+    return isinstance(block, Block) and isinstance(block.attn, Attention)
 
 
 def with_prefix(block: nn.Module, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:

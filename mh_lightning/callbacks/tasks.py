@@ -103,7 +103,12 @@ class TaskBoundaries(Callback):
         _choose_log_steps(trainer)
         stream, batches = stream_of(trainer), stream_of(trainer).batches_done
         epoch, all_batches = trainer.current_epoch, int(trainer.num_training_batches)
-        if batches not in range(all_batches + 1):
+        if batches and batches == all_batches:
+            raise UserError(
+                "ckpt_path: the checkpoint was saved after the last batch of an epoch and before the epoch's end, where a "
+                "run cannot be taken up; give one of mh_lightning.callbacks.TaskCheckpoints, or another one."
+            )
+        if batches not in range(all_batches):
             raise UserError(
                 f"ckpt_path: the checkpoint's batches_done must be among the {all_batches} of an epoch, got {batches}; "
                 "it is damaged."

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mh_lightning.errors import UserError
+
 
 def long_tailed(labels: NDArray[np.int64], imbalance_ratio: float, generator: np.random.Generator) -> NDArray[np.int64]:
     r"""Places of the samples that are left if the class of rank r, in a random order of C classes, keeps
@@ -39,9 +41,12 @@ def with_label_noise(
 
     Args:
         labels: classes, (s,).
-        groups: of classes that come together; a class that comes alone has no other to be taken for.
+        groups: of classes that come together.
         label_noise: part of the samples of each class, in [0, 1).
         generator: of what is drawn.
+
+    Raises:
+        UserError: if a class comes alone, and so has no other to be taken for.
 
     Example:
         >>> labels = np.repeat([0, 1, 2, 3], 10)
@@ -50,11 +55,14 @@ def with_label_noise(
         (8, True)
     """
     noisy = labels.copy()
+    if min(map(len, groups)) < 2:
+        raise UserError(
+            f"data.label_noise={label_noise}: a task has one class, whose samples cannot be taken for others of the "
+            "task; give a larger data.increment."
+        )
     for group in groups:
         for label in group:
             own = generator.permutation(np.flatnonzero(labels == label))
             wrong = own[: round(label_noise * len(own))]
-            others = np.array([other for other in group if other != label])
-            if len(others):
-                noisy[wrong] = generator.choice(others, len(wrong))
+            noisy[wrong] = generator.choice([other for other in group if other != label], len(wrong))
     return noisy

@@ -24,6 +24,7 @@ class LearntStream(NamedTuple):
         normalization: of published transforms.
         reading: how image files become RGB.
         epochs: that were learnt, so that a run which goes on draws other random numbers, those of one long run.
+        tasks_begun: how many of the tasks have begun; None for all.
     """
 
     class_names: list[str]
@@ -33,6 +34,12 @@ class LearntStream(NamedTuple):
     normalization: Normalization | None = None
     reading: ImageReading = ImageReading(WHITE, upright=True)
     epochs: int = 0
+    tasks_begun: int | None = None
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether there are tasks that have not begun."""
+        return self.tasks_begun is not None and self.tasks_begun < len(self.class_groups)
 
     @property
     def num_classes(self) -> int:
@@ -76,6 +83,7 @@ class LearntStream(NamedTuple):
                 and learnt.image_transforms in get_args(ImageTransforms)
                 and isinstance(learnt.epochs, int)
                 and learnt.epochs >= 0
+                and isinstance(learnt.tasks_begun, int | None)
             )
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"from: what the checkpoint says of its stream is damaged ({error}).") from error

@@ -218,6 +218,11 @@ class StreamDataModule(LightningDataModule):
         """Whether an evaluation follows a task, counted from 0."""
         return (task + 1) % self.evaluate_every_n_tasks == 0 or task + 1 == self.num_tasks
 
+    def classes_in_training(self, task: int) -> list[int]:
+        """The classes of a task's training samples, among them others than its own where borders are blurry."""
+        labels: list[int] = np.unique(self._splits["train"].labels[self._samples_of_tasks["train"][task]]).tolist()
+        return labels
+
     def num_samples(self, split: str, task: int) -> int:
         """Samples of a task in a split: "train", "test" or "validation"."""
         return len(self._samples_of_tasks[split][task])
@@ -300,7 +305,8 @@ class StreamDataModule(LightningDataModule):
             kept = long_tailed(splits["train"].labels, self.imbalance_ratio, self._draws(1))
             splits["train"] = splits["train"].take(kept)
         if self.label_noise:
-            labels = with_label_noise(splits["train"].labels, groups, self.label_noise, self._draws(2))
+            together = groups if self.scenario in ("CI", "CDI", "CDID") else [[*range(len(data.class_names))]]
+            labels = with_label_noise(splits["train"].labels, together, self.label_noise, self._draws(2))
             splits["train"] = splits["train"]._replace(labels=labels)
         self.class_names = self._own_class_names = data.class_names
         if self._known is not None:
@@ -489,6 +495,7 @@ class StreamDataModule(LightningDataModule):
             self.published_normalization,
             self._splits["train"].reading,
             self._epochs_before() + (self.trainer.current_epoch + 1 if self.trainer else 0),
+            self.num_earlier_tasks + self.task_of_epoch(self.trainer.current_epoch) + 1 if self.trainer else None,
         )
 
     @property

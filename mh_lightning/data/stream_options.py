@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
+from mh_lightning.data.blurry import BlurryBorders
 from mh_lightning.data.transforms import ImageTransforms
 from mh_lightning.errors import UserError, require
 
@@ -28,13 +29,18 @@ def check_options(options: Mapping[str, Any]) -> None:
         UserError: names the option.
     """
     for name in AT_LEAST_ONE:
-        require(f"data.{name}", options[name], at_least=1)
+        require(f"data.{name}", options[name], at_least=1, whole=True)
     require("data.image_transforms", options["image_transforms"], one_of=get_args(ImageTransforms))
     require("data.num_workers", options["num_workers"], at_least=0)
     require("data.split_seed", options["split_seed"], at_least=0, below=2**32)
     require("data.validation_fraction", options["validation_fraction"], at_least=0, below=1)
     require("data.imbalance_ratio", options["imbalance_ratio"], at_least=1, below=math.inf)
     require("data.label_noise", options["label_noise"], at_least=0, below=1)
+    if not isinstance(options["blurry_borders"], BlurryBorders | None):
+        raise UserError(
+            f"data.blurry_borders must be an object such as mh_lightning.data.IBlurry(), got "
+            f"{options['blurry_borders']!r}."
+        )
     if options["blurry_borders"] is not None and options["scenario"] in ("IID", "CDID"):
         raise UserError(
             f"data.blurry_borders: data.scenario={options['scenario']} has no borders to blur; use CI, DI or CDI."

@@ -67,7 +67,7 @@ class ClassifierAlignment:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "samples_per_class", "batch_size"):
-            require(f"model.init_args.alignment.{name}", getattr(self, name), at_least=1)
+            require(f"model.init_args.alignment.{name}", getattr(self, name), at_least=1, whole=True)
         require("model.init_args.alignment.learning_rate", self.learning_rate, above=0, below=math.inf)
         require("model.init_args.alignment.momentum", self.momentum, at_least=0, below=1)
         for name in ("weight_decay", "logit_norm"):

@@ -1,6 +1,6 @@
 """What every method shares, and what one overrides: how a batch is learnt, and what happens between tasks."""
 
-from typing import Any, ClassVar, Literal, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -71,8 +71,6 @@ class ContinualMethod(MethodFrame):
     Raises:
         UserError: if an option cannot be used.
     """
-
-    needs_task_borders: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Note whether a method has hooks for the borders of tasks."""

@@ -75,8 +75,8 @@ class CODAPrompt(PromptMethod):
         **options: Any,
     ) -> None:
         super().__init__(backbone, head, **options)
-        require("model.init_args.components", components, at_least=1)
-        require("model.init_args.length", length, at_least=2)
+        require("model.init_args.components", components, at_least=1, whole=True)
+        require("model.init_args.length", length, at_least=2, whole=True)
         require("model.init_args.orthogonal", orthogonal, at_least=0, below=math.inf)
         if length % 2:
             raise UserError(f"model.init_args.length={length} must be even: half are keys, half are values.")

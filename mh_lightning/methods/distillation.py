@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
+from mh_lightning.backbones.base import mode_of
 from mh_lightning.growth import grown
 from mh_lightning.methods.base import ContinualMethod, Head
+from mh_lightning.methods.quadratic_penalty import TensorsOfParameters
 
 
 def distillation_losses(logits: Tensor, told: Tensor, temperature: float) -> Tensor:
@@ -34,8 +37,8 @@ def distillation_losses(logits: Tensor, told: Tensor, temperature: float) -> Ten
 
 
 class DistillingMethod(ContinualMethod):
-    """A method that keeps a copy of the model, as it was when the last task ended: of the head, and of the backbone
-    where that is trained.
+    """A method that keeps a copy of the model, as it was when the last task ended: of the head, and of what is trained
+    of the backbone.
 
     Args:
         backbone: maps inputs to features.
@@ -55,10 +58,17 @@ class DistillingMethod(ContinualMethod):
         if name != "teacher":
             return super().make_module(name)
         assert self.head is not None
-        taught = {"head": copy.deepcopy(self.head)}
-        if any(parameter.requires_grad for parameter in self.backbone.parameters()):
-            taught["backbone"] = copy.deepcopy(self.backbone)
+        taught: dict[str, nn.Module] = {"head": copy.deepcopy(self.head)}
+        changing = self._changing()
+        if changing:
+            taught["backbone"] = kept = TensorsOfParameters(changing)
+            kept.copy_from(changing)
         return nn.ModuleDict(taught).requires_grad_(False).eval()
+
+    def _changing(self) -> dict[str, Tensor]:
+        """What learning changes of the backbone: trained parameters, and buffers beside them."""
+        trained = {name: one.detach() for name, one in self.backbone.named_parameters() if one.requires_grad}
+        return trained | dict(self.backbone.named_buffers()) if trained else {}
 
     def grow_parts(self) -> None:
         """A teacher has outputs of new classes, too, which nobody asks for."""
@@ -82,8 +92,11 @@ class DistillingMethod(ContinualMethod):
             features: of the model's backbone, (b, n), which are the teacher's where the backbone is frozen.
         """
         assert self.teacher is not None
-        if "backbone" in self.teacher:
-            features = self.features(x, self.teacher["backbone"])  # type: ignore[arg-type]
+        kept = self.teacher["backbone"] if "backbone" in self.teacher else None
+        if isinstance(kept, TensorsOfParameters) and len(x):
+            values = {name: kept[name] for name in self._changing()}
+            with mode_of(self.backbone, training=False):
+                features = functional_call(self.backbone, values, (x,))
         logits: Tensor = self.teacher["head"](features)
         return logits
 

@@ -53,8 +53,8 @@ class DualPrompt(PromptMethod):
         **options: Any,
     ) -> None:
         super().__init__(backbone, head, **options)
-        require("model.init_args.general_length", general_length, at_least=1)
-        require("model.init_args.expert_length", expert_length, at_least=1)
+        require("model.init_args.general_length", general_length, at_least=1, whole=True)
+        require("model.init_args.expert_length", expert_length, at_least=1, whole=True)
         require("model.init_args.pull", pull, at_least=0, below=math.inf)
         self.check_layers("general_layers and expert_layers", [*general_layers, *expert_layers])
         self.general_layers, self.expert_layers = list(general_layers), list(expert_layers)

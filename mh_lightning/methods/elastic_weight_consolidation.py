@@ -52,7 +52,7 @@ class EWC(QuadraticPenaltyMethod):
         if fisher not in ("empirical", "exact"):
             raise UserError(f"model.init_args.fisher must be 'empirical' or 'exact', got {fisher!r}.")
         if fisher_samples is not None:
-            require("model.init_args.fisher_samples", fisher_samples, at_least=1)
+            require("model.init_args.fisher_samples", fisher_samples, at_least=1, whole=True)
         self.penalty, self.decay, self.fisher, self.fisher_samples = penalty, decay, fisher, fisher_samples
         self.strength = penalty
 

@@ -60,7 +60,7 @@ class Ensemble(ContinualMethod):
     """
 
     def __init__(self, backbone: nn.Module, head: Head, members: int = 5, **options: Any) -> None:
-        require("model.init_args.members", members, at_least=1)
+        require("model.init_args.members", members, at_least=1, whole=True)
         super().__init__(backbone, head, **options)
         self.members = members
 

@@ -47,7 +47,7 @@ class FirstTaskAdaptation:
     def __post_init__(self) -> None:
         option = "model.init_args.first_task_adaptation"
         for name in ("epochs", "batch_size"):
-            require(f"{option}.{name}", getattr(self, name), at_least=1)
+            require(f"{option}.{name}", getattr(self, name), at_least=1, whole=True)
         require(f"{option}.learning_rate", self.learning_rate, above=0, below=math.inf)
         require(f"{option}.momentum", self.momentum, at_least=0, below=1)
         require(f"{option}.weight_decay", self.weight_decay, at_least=0, below=math.inf)
@@ -69,7 +69,7 @@ class FirstTaskAdaptation:
                 f"{option}: the backbone is frozen and has nothing to train; give it backbone.peft, such as "
                 "ScaleAndShift, or backbone.frozen=false."
             )
-        if len(method.stream.class_groups[0]) < 2:
+        if len(method.stream.classes_in_training(0)) < 2:
             raise UserError(
                 f"{option}: the first task has one class, from which nothing can be told apart; give a larger "
                 "data.first_task_size or data.increment."
@@ -81,7 +81,7 @@ class FirstTaskAdaptation:
         Raises:
             UserError: if the loss is not finite.
         """
-        classes = sorted(method.stream.class_groups[0])
+        classes = method.stream.classes_in_training(0)
         place = torch.full((method.stream.num_classes,), -1, device=method.device)
         place[classes] = torch.arange(len(classes), device=method.device)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -72,6 +72,7 @@ class MethodFrame(Checkpointed):
     """
 
     answers_from_features: ClassVar[bool] = True
+    needs_task_borders: ClassVar[bool] = False  # see `ContinualMethod`
 
     def __init__(
         self,
@@ -132,6 +133,11 @@ class MethodFrame(Checkpointed):
         self.automatic_optimization = self._steps_by_trainer
         if self.trainer.state.fn == "fit":
             check_borders(self, self.stream.announces_tasks)
+            if self.learnt_stream is not None and self.learnt_stream.was_cut_short and self.needs_task_borders:
+                raise UserError(
+                    f"{type(self).__name__}: the run was cut short after task {self.learnt_stream.tasks_begun} of "
+                    f"{len(self.learnt_stream.class_groups)}, so it cannot go on with others; resume it with ckpt_path."
+                )
             if getattr(self.trainer, "resumes", False) and self._began_with is not None:
                 (self.learnt_stream,) = self._began_with  # a run is resumed with the object that began it
             self._began_with = (self.learnt_stream,)

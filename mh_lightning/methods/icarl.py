@@ -197,8 +197,7 @@ def _chosen(features: Tensor, classes: Tensor, tasks_of_kept: Tensor, each: int)
         kept = (classes[new:] == label).nonzero().flatten()
         tasks = tasks_of_kept[kept]
         earlier = [kept[tasks == task] + new for task in sorted({*tasks.tolist()})]  # each in the order of herding
-        share = each // (len(earlier) + bool(len(own)))
-        for places in earlier:
-            chosen += places[:share].tolist()
-        chosen += own[herd(features[own], each - share * len(earlier))].tolist()
+        groups = [*earlier, own[herd(features[own], each)]] if len(own) else earlier
+        for place, group in enumerate(groups):  # what does not divide goes to the newest
+            chosen += group[: (each + place) // len(groups)].tolist()
     return np.array(chosen, dtype=np.int64)

@@ -60,9 +60,9 @@ class L2P(PromptMethod):
         **options: Any,
     ) -> None:
         super().__init__(backbone, head, **options)
-        require("model.init_args.pool_size", pool_size, at_least=1)
-        require("model.init_args.length", length, at_least=1)
-        require("model.init_args.top_k", top_k, at_least=1, at_most=pool_size)
+        require("model.init_args.pool_size", pool_size, at_least=1, whole=True)
+        require("model.init_args.length", length, at_least=1, whole=True)
+        require("model.init_args.top_k", top_k, at_least=1, at_most=pool_size, whole=True)
         require("model.init_args.pull", pull, at_least=0, below=math.inf)
         self.pool_size, self.length, self.top_k, self.pull = pool_size, length, top_k, pull
 
@@ -77,4 +77,5 @@ class L2P(PromptMethod):
         tokens, prefix = embedded(self.transformer, x), self.transformer.num_prefix_tokens
         tokens = torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix:]], dim=1)
         tokens = self.transformer.norm(self.transformer.blocks(tokens))
-        return tokens[:, prefix : prefix + prompts.shape[1]].mean(dim=1), -self.pull * cosines
+        features = self.transformer.fc_norm(tokens[:, prefix : prefix + prompts.shape[1]].mean(dim=1))
+        return self.normalised(features), -self.pull * cosines

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mh_lightning.backbones import TimmBackbone
 from mh_lightning.backbones.peft.prompts import has_tokens
-from mh_lightning.backbones.vit_tokens import embedded, pooled, with_prefix
+from mh_lightning.backbones.vit_tokens import embedded, pooled, takes_prefixes, with_prefix
 from mh_lightning.compat.lightning_names import expect_unused_parameters
 from mh_lightning.errors import UserError
 from mh_lightning.methods.base import Batch, ContinualMethod, Head
@@ -68,12 +69,15 @@ class PromptMethod(ContinualMethod):
         super().make_parts()
         self.prompts = self.make_prompts(len(self.stream.learnt().class_groups))
 
-    def grow_parts(self) -> None:
-        """A head and prompts for more tasks; those that were learnt stay."""
-        super().grow_parts()
+    def configure_model(self) -> None:
+        """Make the parts, once; a fit that goes on has prompts for more tasks, and those that were learnt stay."""
+        super().configure_model()
+        if not self.goes_on:
+            return
         assert self.prompts is not None
         learnt, self.prompts = self.prompts, self.make_prompts(len(self.stream.learnt().class_groups))
         self.prompts.load_state_dict({**self.prompts.state_dict(), **learnt.state_dict()})
+        self.prompts.to(self.device)
 
     @abstractmethod
     def make_prompts(self, num_tasks: int) -> nn.Module:
@@ -121,7 +125,12 @@ class PromptMethod(ContinualMethod):
         tokens = embedded(self.transformer, x)
         for place, block in enumerate(self.transformer.blocks):
             tokens = with_prefix(block, tokens, *prefixes[place]) if place in prefixes else block(tokens)
-        return pooled(self.transformer, tokens)
+        return self.normalised(pooled(self.transformer, tokens))
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """Features (b, n) as the backbone gives them."""
+        assert isinstance(self.backbone, TimmBackbone)
+        return F.normalize(features, dim=1) if self.backbone.normalize_features else features
 
     def check_layers(self, option: str, layers: list[int]) -> None:
         """See that the transformer has the blocks that are to be prompted.
@@ -130,7 +139,12 @@ class PromptMethod(ContinualMethod):
             UserError: otherwise.
         """
         depth = len(self.transformer.blocks)
-        if len({*layers}) < len(layers) or any(not 0 <= layer < depth for layer in layers):
+        if not all(takes_prefixes(block) for block in self.transformer.blocks):
+            raise UserError(
+                f"model.init_args.backbone: the blocks of this transformer have an attention of their own kind, which "
+                f"{type(self).__name__} cannot prompt; take one such as vit_base_patch16_224."
+            )
+        if not layers or len({*layers}) < len(layers) or any(not 0 <= layer < depth for layer in layers):
             raise UserError(
                 f"model.init_args.{option}={layers}: the transformer has the blocks 0 to {depth - 1}; give some of "
                 "these, each once."

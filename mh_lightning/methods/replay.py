@@ -35,7 +35,7 @@ class ReplayMethod(ContinualMethod):
         **options: Any,
     ) -> None:
         super().__init__(backbone, head, **options)
-        require("model.init_args.replay_batch_size", replay_batch_size, at_least=1)
+        require("model.init_args.replay_batch_size", replay_batch_size, at_least=1, whole=True)
         self.buffer_size, self.replay_batch_size = buffer_size, replay_batch_size
         self.replay_buffer: ReplayBuffer | None = None
 

@@ -39,7 +39,7 @@ class RetrainingMethod(ContinualMethod):
                 f"model.init_args.classes_in_loss={self.classes_in_loss}: {type(self).__name__} learns all classes "
                 "together; leave it out."
             )
-        require("model.init_args.epochs", epochs, at_least=1)
+        require("model.init_args.epochs", epochs, at_least=1, whole=True)
         self.epochs = epochs
         self.automatic_optimization = False
         self._initial_weights: dict[str, Tensor] = {}

@@ -66,9 +66,9 @@ def align(weights: Tensor, old: list[int], new: list[int]) -> None:
 
 class WeightAligning(DistillingMethod, ReplayMethod):
     r"""Learns each batch and what is replayed with it by :math:`(1 - \lambda)` times their cross-entropy and
-    :math:`\lambda` times their distance from the answers before the task, with :math:`\lambda` the part of earlier
-    classes among all so far; when a task ends, the weights of its new classes are scaled to the mean norm of the
-    others.
+    :math:`\lambda` times their distance from the answers before the task, with :math:`\lambda = o / (o + k)` of o
+    earlier classes and the task's k; when a task ends, the weights of its new classes are scaled to the mean norm of
+    the others.
 
     Source: Zhao et al., "Maintaining Discrimination and Fairness in Class Incremental Learning", CVPR 2020. Exemplars
     come from a reservoir here, and are replayed with each batch.
@@ -116,7 +116,7 @@ class WeightAligning(DistillingMethod, ReplayMethod):
         loss = self.mean_loss(seen, classes, rows)
         if self.teacher is not None:
             old = self.classes_until(self.task)
-            distillation = len(old) / len(self.classes_until(self.task + 1))
+            distillation = len(old) / (len(old) + len(self.stream.class_groups[self.task]))
             losses = distillation_losses(logits[:, old], self.told(inputs, features)[:, old], self.temperature)
             loss = (1 - distillation) * loss + distillation * self.mean_over_samples(losses, rows)
         self.remember(batch)

@@ -126,6 +126,16 @@ def test_wrong_labels_stay_in_their_task_and_out_of_validation() -> None:
         assert np.array_equal(plain._splits[split].labels, data._splits[split].labels)
 
 
+@pytest.mark.parametrize("increment", [1, 7])
+def test_wrong_labels_where_tasks_have_all_classes(increment: int) -> None:
+    (x, y), (q, v) = blobs(210, 1), blobs(70, 2)
+    domains = {"domain_train": torch.arange(210) % 2, "domain_test": torch.arange(70) % 2}
+    for scenario in ("DI", "IID"):
+        data = Tensors(x, y, q, v, scenario=scenario, increment=increment, label_noise=0.3, **domains)
+        data.setup("fit")
+        assert (data._splits["train"].labels != y.numpy()).mean() == pytest.approx(0.3, abs=0.03)
+
+
 LEARNS = partial(torch.optim.SGD, lr=0.3)
 LEARN_WITHOUT: list[ContinualMethod] = [
     FineTuning(Identity(FEATURES), mh_lightning.MHLinear, optimizer=LEARNS),
@@ -193,6 +203,7 @@ def test_the_head_in_closed_form_does_not_mind(tmp_path: Path) -> None:
         ({"blurry_borders": IBlurry(), "increment": 7}, "data.blurry_borders needs a stream of two tasks"),
         ({"imbalance_ratio": 0.5}, "data.imbalance_ratio must be at least 1"),
         ({"label_noise": 1.0}, "data.label_noise must lie in"),
+        ({"label_noise": 0.2, "increment": 1}, "a task has one class"),
         (
             {"blurry_borders": SiBlurry(0.0, 1.0), "max_train_samples": 7, "increment": 1},
             "leaves no training sample to task",

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mh_lightning import MHLinear
-from mh_lightning.backbones import Identity
+from mh_lightning.backbones import Identity, LoRA, TimmBackbone
 from mh_lightning.errors import UserError
 from mh_lightning.methods import DER, ERACE, DERPlusPlus, ExperienceReplay, ICaRL, LwF, WeightAligning
 from mh_lightning.methods.dark_experience_replay import LogitsBuffer, distances
-from mh_lightning.methods.icarl import herd
+from mh_lightning.methods.icarl import _chosen, herd
 from mh_lightning.methods.weight_aligning import weights_of_classes
 from tests.methods.test_rivals import FEATURES, accuracies, fit, linear, sgd, stream
 
@@ -309,3 +309,61 @@ def test_weight_aligning_needs_weights_of_classes(tmp_path: Path) -> None:
 def test_refusals(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(Identity(FEATURES), nn.Linear)
+
+
+def domains(**options: Any) -> Any:
+    """The four classes in two domains."""
+    labels = torch.arange(40) // 2 % 4
+    shift = torch.arange(40) % 2
+    x = 2 + 3 * torch.eye(FEATURES)[labels] + shift.unsqueeze(1)
+    return type(stream())(x, labels, x, labels, **{"scenario": "DI", "domain_train": shift, "domain_test": shift,
+                          "increment": 4, "batch_size": 5} | options)  # fmt: skip
+
+
+def test_classes_that_come_again_are_learnt_by_weight_aligning(tmp_path: Path) -> None:
+    heads: list[Tensor] = []
+
+    class Watched(WeightAligning):
+        def on_task_end(self, task: int) -> None:
+            super().on_task_end(task)
+            assert self.head is not None
+            heads.append(self.head.weight.detach().clone())
+
+    fit(Watched(Identity(FEATURES), linear, buffer_size=8, optimizer=sgd), tmp_path, domains())
+    assert (heads[1] - heads[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("places", [4, 6, 7, 9])
+def test_places_of_classes_from_several_tasks(places: int) -> None:
+    features = F.normalize(torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    classes = torch.tensor([0] * 8 + [1] * 4 + [0] * 4 + [1] * 4)  # twelve new, eight kept
+    tasks = torch.tensor([0, 0, 1, 1, 0, 1, 1, 1])
+    each = places // 2
+    chosen = _chosen(features, classes, tasks, each)
+    assert len({*chosen.tolist()}) == len(chosen)
+    for label in (0, 1):
+        own = [place for place in chosen if classes[place] == label]
+        of_task = [-1 if place < 12 else int(tasks[place - 12]) for place in own]
+        parts = [of_task.count(task) for task in (-1, 0, 1)]
+        assert len(own) == each and max(parts) - min(parts) <= 1
+
+
+def test_no_class_loses_all_its_exemplars(tmp_path: Path) -> None:
+    method = ICaRL(Identity(FEATURES), linear, buffer_size=4, replay_batch_size=4, optimizer=sgd)
+    fit(method, tmp_path, domains())
+    assert method.replay_buffer is not None and method.replay_buffer.content()[1].tolist() == [0, 1, 2, 3]
+
+
+def test_a_teacher_keeps_what_is_trained_alone(tmp_path: Path) -> None:
+    body = TimmBackbone("test_resnet", image_size=32, peft=LoRA(rank=2))
+    method = LwF(body, nn.Linear, optimizer=sgd)
+    x = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    data = type(stream())(x, torch.arange(8) % 4, x, torch.arange(8) % 4, increment=2, batch_size=4)
+    fit(method, tmp_path, data)
+    assert method.teacher is not None
+    kept = sum(value.numel() for value in method.teacher["backbone"].state_dict().values())
+    trained = sum(one.numel() for one in body.parameters() if one.requires_grad)
+    buffers = sum(one.numel() for one in body.buffers())
+    assert kept == trained + buffers
+    pictures = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(method.told(pictures, body(pictures)), method.eval()(pictures))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mh_lightning
-from mh_lightning.backbones import Identity, LoRA, TimmBackbone
+from mh_lightning.backbones import Identity, LoRA, TimmBackbone, VisualPrompts
 from mh_lightning.backbones.vit_tokens import embedded, pooled, with_prefix
 from mh_lightning.data import Tensors
 from mh_lightning.data.features import FeatureCache
@@ -244,3 +244,52 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="DualPrompt needs the borders of tasks"):
         mh_lightning.fit(method("DualPrompt"), stream(announces_tasks=False), run_dir=tmp_path, **QUIET)
     mh_lightning.fit(method("L2P", classes_in_loss="all"), stream(announces_tasks=False), run_dir=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("model", ["test_vit", "test_vit2"])  # of which the second averages tokens, and normalises then
+def test_features_are_as_the_backbone_gives_them(name: str, model: str) -> None:
+    kind, own = OPTIONS[name]
+    found = kind(TimmBackbone(model, image_size=32, normalize_features=True), nn.Linear, **own)
+    found.prompts, x = found.make_prompts(1), images()
+    features, _ = found.prompted(x, found.query(x))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(x)))
+    plain = kind(TimmBackbone(model, image_size=32), nn.Linear, **own)
+    plain.prompts = plain.make_prompts(1)
+    features, _ = plain.prompted(x, plain.query(x))
+    if (name, model) != ("L2P", "test_vit"):  # which is a mean of tokens after the LayerNorm
+        torch.testing.assert_close(features.std(dim=1), torch.ones(len(x)), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_more_of_the_same_classes(name: str, tmp_path: Path) -> None:
+    found = method(name)
+    for _ in range(2):
+        mh_lightning.fit(found, stream(), run_dir=tmp_path, **QUIET)
+    assert int(found.tasks_begun) == 4
+
+
+def test_a_run_that_was_cut_short_does_not_go_on(tmp_path: Path) -> None:
+    results = mh_lightning.fit(method("DualPrompt"), stream(), run_dir=tmp_path, **QUIET)
+    for file, begun in (("task_1.ckpt", 1), ("last.ckpt", 2)):
+        loaded = mh_lightning.load(results.folder / "checkpoints" / file).method
+        assert loaded.learnt_stream is not None and loaded.learnt_stream.tasks_begun == begun
+    half = mh_lightning.load(results.folder / "checkpoints" / "task_1.ckpt").method
+    with pytest.raises(UserError, match="DualPrompt: the run was cut short after task 1 of 2"):
+        mh_lightning.fit(half, stream(class_names=["a", "b", "c", "d"]), run_dir=tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "convit_tiny", "eva02_tiny_patch14_224"])
+def test_transformers_of_another_kind(name: str) -> None:
+    with pytest.raises(UserError, match=r"prompts the tokens of a vision transformer|VisualPrompts are tokens"):
+        L2P(TimmBackbone(name), nn.Linear)
+    with pytest.raises(UserError, match="VisualPrompts are tokens"):
+        TimmBackbone(name, peft=VisualPrompts())
+
+
+def test_blocks_of_another_kind() -> None:
+    with pytest.raises(UserError, match="an attention of their own kind"):
+        DualPrompt(TimmBackbone("vit_small_patch16_18x2_224"), nn.Linear)
+    for layers in ((), (0, 0)):
+        with pytest.raises(UserError, match="give some of these, each once"):
+            CODAPrompt(TimmBackbone("test_vit", image_size=32), nn.Linear, layers=layers)

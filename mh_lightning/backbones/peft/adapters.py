@@ -74,7 +74,7 @@ class Adapters(Peft):
         model.requires_grad_(False)
         whole: Any = model
         blocks = [block for block in getattr(whole, "blocks", ()) if isinstance(getattr(block, "mlp", None), nn.Module)]
-        if blocks:
+        if blocks and isinstance(getattr(whole, "embed_dim", None), int):
             for block in blocks:
                 block.mlp = Bottleneck(block.mlp, whole.embed_dim, self.bottleneck, self.scale, maps=False)
             return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mh_lightning.backbones.peft.base import Peft
@@ -87,6 +88,5 @@ class VisualPrompts(Peft):
 
 
 def has_tokens(model: nn.Module) -> bool:
-    """Whether a model is a transformer of timm whose blocks map tokens (b, t, d)."""
-    needed = ("blocks", "embed_dim", "num_prefix_tokens", "patch_embed", "pos_embed")
-    return all(hasattr(model, name) for name in needed)
+    """Whether a model is a `VisionTransformer` of timm, whose blocks map tokens (b, t, d)."""
+    return isinstance(model, VisionTransformer)
