@@ -69,8 +69,8 @@ def sentence_of(error: BaseException) -> str | None:
         )
     if isinstance(error, ValueError) and "Expected more than 1 value per channel" in str(error):
         return (
-            "data.batch_size: a batch holds one sample, from which batch normalisation cannot learn; give another size, or "
-            "backbone.frozen_batch_norm=true."
+            "data.batch_size: a batch holds one sample, from which batch normalisation cannot learn; give another, "
+            "or backbone.frozen_batch_norm=true."
         )
     if isinstance(error, OSError) and error.strerror:
         names = " and ".join(repr(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None)

@@ -302,9 +302,9 @@ def test_models_that_adapters_do_not_suit(name: str) -> None:
 
 
 def test_numbers_that_must_be_whole() -> None:
-    with pytest.raises(UserError, match="epochs must be a whole number, got 1.5"):
+    with pytest.raises(UserError, match=r"epochs must be a whole number, got 1\.5"):
         FirstTaskAdaptation(epochs=1.5)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="batch_size must be a whole number, got 2.5"):
+    with pytest.raises(UserError, match=r"batch_size must be a whole number, got 2\.5"):
         colours(batch_size=2.5)
-    with pytest.raises(UserError, match="data.blurry_borders must be an object such as"):
+    with pytest.raises(UserError, match=r"data\.blurry_borders must be an object such as"):
         colours(blurry_borders="IBlurry")

@@ -105,10 +105,10 @@ class TaskBoundaries(Callback):
         epoch, all_batches = trainer.current_epoch, int(trainer.num_training_batches)
         if batches and batches == all_batches:
             raise UserError(
-                "ckpt_path: the checkpoint was saved after the last batch of an epoch and before the epoch's end, where a "
+                "ckpt_path: the checkpoint was saved after the last batch of an epoch and before its end, where a "
                 "run cannot be taken up; give one of mh_lightning.callbacks.TaskCheckpoints, or another one."
             )
-        if batches not in range(all_batches):
+        if batches not in range(max(all_batches, 1)):
             raise UserError(
                 f"ckpt_path: the checkpoint's batches_done must be among the {all_batches} of an epoch, got {batches}; "
                 "it is damaged."

@@ -92,7 +92,7 @@ class DistillingMethod(ContinualMethod):
             features: of the model's backbone, (b, n), which are the teacher's where the backbone is frozen.
         """
         assert self.teacher is not None
-        kept = self.teacher["backbone"] if "backbone" in self.teacher else None
+        kept = dict(self.teacher.items()).get("backbone")
         if isinstance(kept, TensorsOfParameters) and len(x):
             values = {name: kept[name] for name in self._changing()}
             with mode_of(self.backbone, training=False):
