@@ -100,7 +100,7 @@ CHECKPOINTS = (
     checkpoint("generators hold nothing", put([{}], "generators"), "generators are damaged"),
     checkpoint("a state of no generator", put(torch.ones(3), "generators", 0, "torch"), "generators are damaged"),
     checkpoint("less than no batches", put(-1, "batches_done"), "batches_done must be .*, got -1"),
-    checkpoint("all batches of an epoch", put(2, "batches_done"), "after the last batch of an epoch and before its end"),
+    checkpoint("all batches of an epoch", put(2, "batches_done"), "after the last batch of an epoch and before"),
     checkpoint("more batches than there are", put(10**6, "batches_done"), "batches_done must be .*, got 1000000"),
     checkpoint("configuration is no YAML", put("{", "configuration"), "configuration is damaged"),
     checkpoint("configuration is a number", put(5, "configuration"), "configuration is damaged"),
