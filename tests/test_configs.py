@@ -299,7 +299,7 @@ HEADS_OF = ROOT / "docs" / "heads"
 PUBLISHED = {HEADS_OF / "kernel_memory": "heads", HEADS_OF / "rivals": "heads_rivals",
              HEADS_OF / "bytes": "heads_bytes", HEADS_OF / "planes": "heads_planes",
              HEADS_OF / "bounds": "heads_bounds",
-             ROOT / "docs" / "ocdi": "ocdi", ROOT / "docs" / "frozen": "frozen",
+             ROOT / "docs" / "rivals": "rivals", ROOT / "docs" / "ocdi": "ocdi", ROOT / "docs" / "frozen": "frozen",
              ROOT / "docs" / "ci" / "frozen": "ci_frozen", ROOT / "docs" / "ci" / "tuned": "ci_tuned"}  # fmt: skip
 
 
