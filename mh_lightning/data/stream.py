@@ -299,8 +299,6 @@ class StreamDataModule(LightningDataModule):
             self.class_order_seed,
             self.last_task_size,
         )
-        if self.blurry_borders is not None:
-            groups = self.blurry_borders.class_groups(groups, self._draws(0))
         if self.imbalance_ratio > 1:
             kept = long_tailed(splits["train"].labels, self.imbalance_ratio, self._draws(1))
             splits["train"] = splits["train"].take(kept)
@@ -308,6 +306,8 @@ class StreamDataModule(LightningDataModule):
             together = groups if self.scenario in ("CI", "CDI", "CDID") else [[*range(len(data.class_names))]]
             labels = with_label_noise(splits["train"].labels, together, self.label_noise, self._draws(2))
             splits["train"] = splits["train"]._replace(labels=labels)
+        if self.blurry_borders is not None:
+            groups = self.blurry_borders.class_groups(groups, self._draws(0))
         self.class_names = self._own_class_names = data.class_names
         if self._known is not None:
             self.class_names, numbers = joined_classes(self._known.class_names, data.class_names)

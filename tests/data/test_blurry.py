@@ -227,7 +227,7 @@ def test_from_yaml_and_resumed(tmp_path: Path) -> None:
     options = ["fit", "--config", "streams/modes_ci.yaml", "--config", "methods/er_reservoir.yaml", "--run_dir",
                str(tmp_path), "--pictures", "false", "--trainer.logger", "false", "--data.blurry_borders", "SiBlurry",
                "--data.blurry_borders.minor", "0.3", "--data.label_noise", "0.1",
-               "--data.imbalance_ratio", "5"]  # fmt: skip
+               "--data.imbalance_ratio", "5", "--data.increment", "2"]  # fmt: skip
     main(options)
     run = tmp_path / "modes_ci_er_reservoir" / "version_0"
     whole = json.loads((run / "results.json").read_text())
