@@ -112,14 +112,8 @@ class ICaRL(DistillingMethod, ReplayMethod):
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The binary cross-entropies, summed over the classes so far, of the batch and of exemplars."""
         assert self.replay_buffer is not None and self.head is not None
-        (x, targets, _), rows = batch, self.rows_of(batch)
-        exemplars = self.replay_buffer.draw(self.replay_batch_size)
-        self.replay_buffer.pass_by(rows)
-        inputs, classes = x, targets
-        if exemplars is not None:
-            share = self.share(exemplars)
-            inputs, classes = torch.cat([x, share[0]]), torch.cat([targets, share[1]])
-            rows += len(exemplars[0])
+        inputs, classes, rows = self.joined(batch, self.replay_buffer.draw(self.replay_batch_size))
+        self.replay_buffer.pass_by(self.rows_of(batch))
         features = self.features(inputs)
         logits = self.head(features)
         wanted = F.one_hot(classes, logits.shape[1]).to(logits.dtype)
@@ -128,7 +122,7 @@ class ICaRL(DistillingMethod, ReplayMethod):
             wanted[:, old] = self.told(inputs, features)[:, old].sigmoid().to(wanted.dtype)
         seen = self.classes_until(self.task + 1)
         losses = F.binary_cross_entropy_with_logits(logits[:, seen].float(), wanted[:, seen].float(), reduction="none")
-        return self.mean_over_samples(losses.sum(dim=1), rows), logits[: len(x)]
+        return self.mean_over_samples(losses.sum(dim=1), rows), logits[: len(batch[1])]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (b, C): in training, and before the first task has ended, those of the head."""

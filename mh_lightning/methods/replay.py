@@ -75,6 +75,20 @@ class ReplayMethod(ContinualMethod):
         """The part for this rank, which may be empty, of samples that all ranks have drawn alike."""
         return tuple(part[process_rank() :: world_size()] for part in samples)
 
+    def joined(self, batch: Batch, replayed: Samples | None) -> tuple[Tensor, Tensor, int]:
+        """Inputs and classes of a batch and of what is replayed with it, as far as they are this rank's, the batch's
+        first; and how many samples that are over all ranks.
+
+        Args:
+            batch: this rank's share.
+            replayed: the samples of all ranks.
+        """
+        (x, targets, _), rows = batch, self.rows_of(batch)
+        if replayed is None:
+            return x, targets, rows
+        old_x, old_targets, *_ = self.share(replayed)
+        return torch.cat([x, old_x]), torch.cat([targets, old_targets]), rows + len(replayed[1])
+
     def loss_with_replay(self, batch: Batch, replayed: Samples | None) -> tuple[Tensor, Tensor]:
         """Sum of the mean losses of a batch and of replayed samples, and the batch's logits (b, C).
 

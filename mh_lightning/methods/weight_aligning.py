@@ -103,16 +103,11 @@ class WeightAligning(DistillingMethod, ReplayMethod):
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The losses of the batch and of what is replayed."""
         assert self.replay_buffer is not None and self.head is not None
-        (x, targets, _), rows = batch, self.rows_of(batch)
-        replayed = self.replay_buffer.draw(self.replay_batch_size)
-        inputs, classes = x, targets
-        if replayed is not None:
-            share = self.share(replayed)
-            inputs, classes = torch.cat([x, share[0]]), torch.cat([targets, share[1]])
-            rows += len(replayed[0])
+        inputs, classes, rows = self.joined(batch, self.replay_buffer.draw(self.replay_batch_size))
+        new = len(batch[1])
         features = self.features(inputs)
         logits = self.head(features)
-        seen = torch.cat([self.seen_by_loss(logits[: len(x)], targets), logits[len(x) :]])
+        seen = torch.cat([self.seen_by_loss(logits[:new], batch[1]), logits[new:]])
         loss = self.mean_loss(seen, classes, rows)
         if self.teacher is not None:
             old = self.classes_until(self.task)
@@ -120,7 +115,7 @@ class WeightAligning(DistillingMethod, ReplayMethod):
             losses = distillation_losses(logits[:, old], self.told(inputs, features)[:, old], self.temperature)
             loss = (1 - distillation) * loss + distillation * self.mean_over_samples(losses, rows)
         self.remember(batch)
-        return loss, logits[: len(x)]
+        return loss, logits[:new]
 
     @torch.no_grad()
     def on_task_end(self, task: int) -> None:
