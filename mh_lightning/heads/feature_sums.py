@@ -21,7 +21,7 @@ class FeatureSums(ClosedFormHead):
         num_features: n.
         num_classes: C.
         size: d, of h.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; or "none".
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` over its length; "l2", ``x / ||x||``; or "none".
 
     Attributes:
         gram: sum of h hᵀ, a `PackedGram`, float32.
@@ -89,7 +89,7 @@ class RidgeRegression(FeatureSums):
     Args:
         num_features: n.
         num_classes: C.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; or "l2", x / ||x||.
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` divided by its length; or "l2", ``x / ||x||``.
 
     Example:
         >>> head = RidgeRegression(2, 2)

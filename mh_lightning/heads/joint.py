@@ -25,7 +25,7 @@ class JointHead(ClosedFormHead):
     Args:
         num_features: n.
         num_classes: C.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; or "none".
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` over its length; "l2", ``x / ||x||``; or "none".
         seed: in [0, 2**32), of what is held out; by default torch's initial seed, which that of a run sets.
 
     Attributes:

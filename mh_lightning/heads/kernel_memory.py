@@ -60,7 +60,7 @@ class KernelMemoryUnits(ClosedFormHead):
         linear_penalty: :math:`\rho`, at least 1e-12 and at most 1e12.
         linear_part: whether exact sums of the features are kept; by default, if they take at most half of `max_bytes`.
             Without, the linear part is the constant alone.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; "none", for
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` over its length; "l2", ``x / ||x||``; "none", for
             points in a plane: x minus the mean of the kept samples, over the root of their mean variance. Such points
             are kept in float64.
         seed: in [0, 2**32), of which samples are kept and which are keys; by default torch's initial seed, which that

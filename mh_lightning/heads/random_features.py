@@ -31,7 +31,7 @@ class RandomFeatureHead(FeatureSums):
         kind: of features, "relu" or "fourier".
         width: w of "fourier", above 0. By default what is about the median squared distance between two images'
             features of length 1.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; or "none".
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` over its length; "l2", ``x / ||x||``; or "none".
         seed: in [0, 2**32), of P and b; by default torch's initial seed, which that of a run sets.
 
     Attributes:

@@ -31,7 +31,7 @@ class RegularisedDiscriminant(ClosedFormHead):
         num_classes: C.
         rank: r, at least 1.
         alphas: :math:`\alpha_1, \alpha_2, \alpha_3`, none negative, the last one above 0.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; or "none".
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` over its length; "l2", ``x / ||x||``; or "none".
 
     Attributes:
         means: :math:`\mu_c`, (C, n), float32.

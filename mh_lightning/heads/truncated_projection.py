@@ -29,7 +29,7 @@ class TruncatedProjection(ClosedFormHead):
         num_classes: C.
         num_projections: D, at least 1.
         rank: r, at least 1.
-        normalization: of features x: "sqrt", sign(x) sqrt(|x|) divided by its length; "l2", x / ||x||; or "none".
+        normalization: of features x: "sqrt", ``sign(x) sqrt(|x|)`` over its length; "l2", ``x / ||x||``; or "none".
         seed: in [0, 2**32), of P; by default torch's initial seed, which that of a run sets.
 
     Attributes:

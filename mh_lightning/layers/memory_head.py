@@ -275,7 +275,7 @@ class MHLinear(KeyMemory):
             setattr(self, name, torch.cat([old, torch.full_like(old[:1], start).expand(count, *old.shape[1:])]))
 
     def forward(self, x: Tensor, key_input: Tensor | None = None) -> Tensor:
-        """Map (*, n) to (*, o); see the class. A layer with `key_features` matches `key_input` (*, key_features)."""
+        """Map (..., n) to (..., o); see the class. A layer with `key_features` matches `key_input` (..., f)."""
         if key_input is not None or not self._serves_one(x):
             return self.forward_with_attention(x, key_input)[0]
         if self.normalize_input:
