@@ -1,5 +1,6 @@
 """The site: `python -m sphinx -W docs site` writes it, and runs its notebooks."""
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -63,6 +64,12 @@ def _block(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _keep_symbols(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """An argument that is described by its symbol alone, as "n.", is not an item of a list."""
+    lines[:] = [re.sub(r"^(\s+\w+: \w)\.(?= |$)", r"\1\\.", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Formulas are MathML, which browsers draw without a script and without a network."""
+    app.connect("autodoc-process-docstring", _keep_symbols, priority=400)  # before napoleon
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
